@@ -1,0 +1,28 @@
+"""Model-parallel training by Synergistic Information Distillation on torch.distributed.
+
+cascade = sidpar.Cascade(extractor, refiners, num_classes=10)
+stage = sidpar.Stage(cascade, runtime, extractor="sharded")
+engine = sidpar.SIDEngine(stage, sidpar.Objective(), schedule="fused", microbatches=4)
+result = engine.step(x, y)  # gradients are in stage.parameters()
+"""
+
+from sidpar.cascade import Cascade
+from sidpar.engines import StepResult
+from sidpar.engines.local import LocalEngine
+from sidpar.engines.sid import SIDEngine
+from sidpar.objective import Objective
+from sidpar.runtime import Runtime
+from sidpar.stage import Compute, Stage
+from sidpar.version import __version__
+
+__all__ = [
+    "Cascade",
+    "Compute",
+    "LocalEngine",
+    "Objective",
+    "Runtime",
+    "SIDEngine",
+    "Stage",
+    "StepResult",
+    "__version__",
+]

@@ -1,0 +1,86 @@
+"""The extractor's parameter gradients, summed over ranks in buckets, each as soon as the backward has completed it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sidpar.transport import Pending, Transport
+
+BUCKET_BYTES = 4 * 2**20
+
+
+class GradientBuckets:
+    """Flat buffers that hold the gradients of `parameters`; every `.grad` is a view into one.
+
+    Buckets follow the reverse order of registration, which is about the order in which a backward completes them.
+    They leave strictly in bucket order, also where a later one is complete first, so that all ranks start the same
+    collectives in the same order. The hooks run inside `backward`, on autograd's thread for CUDA, while the main
+    thread waits for it: at no time do two threads issue messages.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], transport: Transport) -> None:
+        self._transport = transport
+        self._buffers: list[Tensor] = []
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
+        self._members: list[int] = []
+        self._missing: list[int] = []
+        self._pending: list[Pending] = []
+        self._armed = False
+        for bucket, members in enumerate(_group(list(reversed(parameters)))):
+            buffer = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
+            start = 0
+            for parameter in members:
+                # The parameter's own strides (channels_last weights), or every accumulation would permute.
+                view = buffer[start : start + parameter.numel()].as_strided(parameter.size(), parameter.stride())
+                start += parameter.numel()
+                self._views.append((parameter, view))
+                parameter.register_post_accumulate_grad_hook(partial(self._completed, bucket))  # type: ignore[no-untyped-call]
+            self._buffers.append(buffer)
+            self._members.append(len(members))
+
+    def reset(self) -> None:
+        """Zero all gradients: the start of a step."""
+        self._armed = False
+        self._pending = []
+        for buffer in self._buffers:
+            buffer.zero_()
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    def arm(self) -> None:
+        """The next backward is the last one of the step: from now on buckets leave when complete."""
+        self._armed = True
+        self._missing = list(self._members)
+
+    def wait(self) -> None:
+        """Send what no backward completed (this rank had no samples, say), and wait for all sums."""
+        while len(self._pending) < len(self._buffers):
+            self._send_next()
+        for pending in self._pending:
+            pending.wait()
+
+    def _completed(self, bucket: int, _: Tensor) -> None:
+        if not self._armed:
+            return
+        self._missing[bucket] -= 1
+        while len(self._pending) < len(self._buffers) and self._missing[len(self._pending)] == 0:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        self._pending.append(self._transport.sum_gradients(self._buffers[len(self._pending)]))
+
+
+def _group(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Runs of parameters of one dtype, each of at most BUCKET_BYTES or one parameter."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        weight = parameter.numel() * parameter.element_size()
+        if not groups or groups[-1][0].dtype != parameter.dtype or size + weight > BUCKET_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += weight
+    return groups

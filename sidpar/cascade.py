@@ -1,0 +1,94 @@
+"""The network: one extractor and L refiners, plain modules that know nothing of ranks (DESIGN sections 2 and 3).
+
+Shapes: images x [B, ...]; features f [B, D] or [B, T, D]; log-belief log p_i [B, C] or [B, T, C].
+A *state* is what a refiner hands to the next: a tuple (log-belief, hidden activations ...).
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+Tensors = Tensor | tuple[Tensor, ...]
+"""What modules take and give: a tensor, or a tuple of tensors, each with the batch as its first dimension."""
+
+TensorTuple = tuple[Tensor, ...]
+
+
+class Cascade(nn.Module):
+    """A shared extractor and a chain of refiners, each of which refines the class belief of the one before.
+
+    Args:
+        extractor: maps a batch to features, a tensor or a tuple of tensors [B, ...].
+        refiners: each maps (features, state) to a state: logits or log-belief [B, C], or a tuple of these and hidden
+            activations. The first one's state is the uniform log-belief log p_0 alone. A tuple of one is handed over
+            as its tensor, so the simplest refiner is `forward(features, log_belief) -> logits`.
+        num_classes: C.
+    """
+
+    def __init__(self, extractor: nn.Module, refiners: Iterable[nn.Module], num_classes: int) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.refiners = nn.ModuleList(refiners)
+        self.num_classes = num_classes
+        if not self.refiners:
+            raise ValueError("a cascade needs at least one refiner, got none")
+        if num_classes < 2:
+            raise ValueError(f"a cascade needs at least 2 classes, got num_classes={num_classes}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inference: the last belief p_L, [B, C]; the prediction is its argmax."""
+        *_, last = self.states(x)
+        return last[0].exp()
+
+    def beliefs(self, x: Tensor) -> Tensor:
+        """All beliefs, `beliefs(x)[i]` = p_i for i = 0..L (p_0 is uniform): [L + 1, B, C]."""
+        return torch.stack([state[0].exp() for state in self.states(x)])
+
+    def states(self, x: Tensor) -> Iterator[TensorTuple]:
+        """The states after 0, 1, ..., L refiners."""
+        features = extract(self.extractor, x)
+        state = initial_state(features, self.num_classes)
+        yield state
+        for refiner in self.refiners:
+            state = refine(refiner, features, state)
+            yield state
+
+
+def extract(extractor: nn.Module, x: Tensor) -> TensorTuple:
+    """Features of x, as a tuple."""
+    return tuple(at_least_fp32(feature) for feature in as_tuple(extractor(x)))
+
+
+def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
+    """log p_0, the uniform belief: [B, T, C] where the first feature is [B, T, D], else [B, C]."""
+    first = features[0]
+    lead = first.shape[:2] if first.dim() == 3 else first.shape[:1]
+    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
+
+
+def refine(refiner: nn.Module, features: TensorTuple, state: TensorTuple) -> TensorTuple:
+    """One refiner: the next state, its log-belief normalised in fp32 or better, also under autocast."""
+    logits, *hidden = as_tuple(refiner(unwrap(features), unwrap(state)))
+    # Outside autocast's reach, since log_softmax of a tensor that is fp32 already stays in fp32. Normalising a
+    # log-belief once more changes nothing, so a refiner may return either.
+    return (at_least_fp32(logits).log_softmax(dim=-1), *(at_least_fp32(tensor) for tensor in hidden))
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """What crosses a seam between modules is fp32 (or fp64 if it was): sums over ranks in bf16 would lose bits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def detach(tensors: TensorTuple) -> TensorTuple:
+    return tuple(tensor.detach() for tensor in tensors)
+
+
+def as_tuple(tensors: Tensors) -> TensorTuple:
+    return tensors if isinstance(tensors, tuple) else (tensors,)
+
+
+def unwrap(tensors: TensorTuple) -> Tensors:
+    return tensors[0] if len(tensors) == 1 else tensors

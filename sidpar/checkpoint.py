@@ -1,0 +1,42 @@
+"""The weights of the whole cascade in one file, under global names: `extractor.…`, `refiners.3.…`."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sidpar.stage import Stage
+from sidpar.transport import Transport
+
+
+def gather_weights(stage: Stage) -> dict[str, Tensor]:
+    """The cascade's whole state on rank 0, on the CPU; an empty dict on the other ranks. All ranks call it."""
+    mine = stage.state_dict()
+    rank = stage.runtime.rank
+    transport = Transport(stage.runtime) if stage.runtime.world_size > 1 else None
+    gathered: dict[str, Tensor] = {}
+    # One name after the other in the same order on all ranks; only the owner and rank 0 exchange a message for it.
+    for name, skeleton in stage.skeleton.state_dict().items():
+        owner = _owner(stage, name)
+        tensor = mine.get(name)
+        if transport is not None and owner != 0 and rank in (0, owner):
+            buffer = torch.empty_like(skeleton, device=stage.runtime.wire_device) if tensor is None else tensor
+            tensor = transport.fetch(buffer, owner)
+        if rank == 0:
+            assert tensor is not None
+            gathered[name] = tensor.detach().cpu().contiguous()
+    return gathered
+
+
+def save_weights(stage: Stage, path: Path) -> None:
+    """Write the whole cascade to `path` from rank 0. All ranks call it."""
+    weights = gather_weights(stage)
+    if stage.runtime.rank == 0:
+        save_file(weights, path)
+
+
+def _owner(stage: Stage, name: str) -> int:
+    """The rank that holds a parameter; rank 0 always holds the extractor."""
+    kind, number, *_ = name.split(".")
+    return stage.placement.owner(int(number)) if kind == "refiners" else 0

@@ -1,0 +1,275 @@
+"""The settings of a run: dataclasses, parsed by jsonargparse from defaults < YAML < dotted flags. No torch.
+
+A wrong key, type or range is refused, and so is a setting that would have no effect. What only the network or the
+world can tell (L >= K, one alpha per refiner, ...) is checked where these are first known, before any message.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from sidpar.placement import ExtractorPlacement
+from sidpar.schedule import ExtractorUpdate, ScheduleName
+
+Method = Literal["sid", "local"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run is recorded."""
+
+    name: str = "sid"
+    """Part of the default run folder's name."""
+    dir: str | None = None
+    """Run folder; by default runs/<name>-<date>-<time>."""
+    seed: int = 0
+    """Of the initial weights, the order of the data, the augmentation and the random masks."""
+    log_every: int = 10
+    """Steps between two training rows in metrics.jsonl."""
+    eval_every: int = 1
+    """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        _at_least("run.seed", self.seed, 0)
+        _at_least("run.log_every", self.log_every, 1)
+        _at_least("run.eval_every", self.eval_every, 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The dataset. `digits` is embedded; the others are read from torchvision's layout under `root`."""
+
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100"] = "digits"
+    """The dataset."""
+    root: str | None = None
+    """Folder with torchvision's layout; by default data."""
+    download: bool = False
+    """Let torchvision download the dataset into `root`."""
+    batch_size: int = 128
+    """Global batch B, over all ranks."""
+    eval_batch_size: int = 512
+    """Global batch of evaluations."""
+    augment: bool = True
+    """The paper's random crops and flips (no flips for digits)."""
+
+    def __post_init__(self) -> None:
+        _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.eval_batch_size", self.eval_batch_size, 1)
+        if self.name == "digits":
+            _without_effect("data", self, ["root", "download"], "data.name=digits is embedded")
+        else:
+            _default(self, root="data")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The cascade."""
+
+    name: Literal["simple_cnn", "wide_mlp"] = "simple_cnn"
+    """The paper's SimpleCNN, or an MLP whose refiners are heavy."""
+    num_refiners: int = 8
+    """L."""
+    width: int | None = None
+    """wide_mlp: features and hidden units of each refiner; by default 1024."""
+    depth: int | None = None
+    """wide_mlp: hidden layers of each refiner; by default 2."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.num_refiners", self.num_refiners, 1)
+        if self.name == "wide_mlp":
+            _default(self, width=1024, depth=2)
+            _at_least("model.width", self.width, 1)
+            _at_least("model.depth", self.depth, 1)
+        else:
+            _without_effect("model", self, ["width", "depth"], f"model.name={self.name} has fixed sizes")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The local losses (DESIGN section 3)."""
+
+    alpha: float | list[float] = 0.5
+    """Weight of the target against the teacher, for all refiners or one per refiner, in (0, 1]."""
+    kl: Literal["forward", "reverse"] = "forward"
+    """Direction of the KL terms: the authors' code (forward) or the paper (reverse)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over classes; reverse needs it."""
+    extractor_update: ExtractorUpdate = "all"
+    """Whose feature gradients train the extractor."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Who does what, and when."""
+
+    extractor: ExtractorPlacement = "sharded"
+    """Where features are computed (DESIGN section 4)."""
+    schedule: ScheduleName = "fused"
+    """Order of the work within a step (DESIGN section 5)."""
+    microbatches: int = 1
+    """M: microbatches per global batch."""
+    placement: Literal["count", "cost"] | list[int] = "count"
+    """Refiners per rank: as even as possible, by cost with the least maximum load, or as listed."""
+    costs: list[float] | None = None
+    """placement=cost: cost of each refiner in any unit; by default measured on rank 0."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """auto: nccl with one GPU per local rank, else gloo."""
+    init_timeout: float = 300.0
+    """Seconds for all ranks to appear and agree."""
+    step_timeout: float = 100.0
+    """Seconds that one message may take."""
+
+    def __post_init__(self) -> None:
+        _at_least("parallel.microbatches", self.microbatches, 1)
+        _positive("parallel.init_timeout", self.init_timeout)
+        _positive("parallel.step_timeout", self.step_timeout)
+        if self.placement != "cost":
+            _without_effect("parallel", self, ["costs"], "only parallel.placement=cost reads it")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How modules are executed."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if there is any."""
+    autocast: Literal["none", "bf16"] = "none"
+    """bf16: matrix products in bfloat16; losses, beliefs and messages stay in fp32."""
+    channels_last: bool = False
+    """NHWC images and convolutions."""
+    compile: bool = False
+    """torch.compile each module."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer of every part, and the learning rate over time."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """The optimizer."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    epochs: int = 100
+    """Passes over the training set; 0 only writes the initial weights."""
+    weight_decay: float = 0.0
+    """Decoupled for adamw, L2 for the others."""
+    momentum: float | None = None
+    """sgd: by default 0.9."""
+    nesterov: bool | None = None
+    """sgd: by default true."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine to 0, or constant."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly."""
+    clip: float | None = None
+    """Largest gradient norm of each part on its own: local learning has no global norm."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr", self.lr)
+        _at_least("optim.epochs", self.epochs, 0)
+        _at_least("optim.weight_decay", self.weight_decay, 0)
+        _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        if self.clip is not None:
+            _positive("optim.clip", self.clip)
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.warmup_epochs:g} is longer than optim.epochs={self.epochs}: shorten it"
+            )
+        if self.name != "sgd":
+            _without_effect("optim", self, ["momentum", "nesterov"], f"optim.name={self.name} has no momentum setting")
+            return
+        _default(self, momentum=0.9, nesterov=self.momentum != 0)
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
+        if self.momentum == 0 and self.nesterov:
+            raise ValueError(
+                "optim.nesterov=true needs optim.momentum > 0, got 0: raise it, or set optim.nesterov=false"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    method: Method = "sid"
+    """sid: one process per rank; local: the one-process oracle."""
+
+    def __post_init__(self) -> None:
+        if self.method == "local":
+            _without_effect(
+                "parallel",
+                self.parallel,
+                [f.name for f in dataclasses.fields(ParallelConfig)],
+                "method=local is one process",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what is written to the run folder and compared between ranks."""
+        return dataclasses.asdict(self)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line: `--config FILE`, then `--group.key VALUE` over it.
+
+    A mistake ends the process with exit code 2 and one line that names the key.
+    """
+    parser = _parser()
+    namespace = parser.parse_args(arguments)
+    try:
+        config = parser.instantiate_classes(namespace)
+        config.pop("config")
+        return Config(**config)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="sidpar.train",
+        usage="torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
+        description="Train a cascade by Synergistic Information Distillation, one process per rank.",
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of differences from the defaults.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is None or not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def _default(settings: Any, **values: Any) -> None:
+    """Fill in settings that were left open, now that they are known to have an effect."""
+    for name, value in values.items():
+        if getattr(settings, name) is None:
+            object.__setattr__(settings, name, value)
+
+
+def _without_effect(group: str, settings: Any, names: Sequence[str], reason: str) -> None:
+    """Refuse settings that differ from their defaults although nothing would read them."""
+    defaults = type(settings).__dataclass_fields__
+    given = [
+        f"{group}.{name}={getattr(settings, name)}"
+        for name in names
+        if getattr(settings, name) != defaults[name].default
+    ]
+    if given:
+        raise ValueError(f"{', '.join(given)} would have no effect, because {reason}: remove it")

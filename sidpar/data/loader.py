@@ -1,0 +1,67 @@
+"""Batches of one epoch: order and augmentation depend on (seed, epoch, step) alone, on any number of ranks."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sidpar.data.augment import channel_statistics, random_crop, random_flip
+from sidpar.data.datasets import Dataset
+from sidpar.seeding import generator
+
+
+class Loader:
+    """Every rank makes the same whole batches from images that lie on its device as uint8.
+
+    Args:
+        batch_size: B; the last batch of an epoch is smaller where B does not divide the dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        augment: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        mean, deviation = channel_statistics(dataset.train.images)
+        self._mean, self._deviation = mean.to(device), deviation.to(device)
+        self._train, self._test = dataset.train.to(device), dataset.test.to(device)
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._augment, self._flips = augment, dataset.flips
+        self._seed = seed
+
+    @property
+    def sample(self) -> Tensor:
+        """One training image, [1, channels, H, W] in fp32, as a module will see it."""
+        return self._normalise(self._train.images[:1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self._train) / self._batch_size)
+
+    def train_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x [B, channels, H, W] in fp32, y [B]) of every step of an epoch, in the epoch's order."""
+        order = torch.randperm(len(self._train), generator=generator(self._seed, "order", epoch))
+        for step, rows in enumerate(torch.split(order.to(self._train.labels.device), self._batch_size)):
+            images = self._train.images[rows]
+            if self._augment:
+                randomness = generator(self._seed, "augmentation", epoch, step)
+                images = random_crop(images, randomness)
+                if self._flips:
+                    images = random_flip(images, randomness)
+            yield self._normalise(images), self._train.labels[rows]
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set in order, without augmentation."""
+        images = torch.split(self._test.images, self._eval_batch_size)
+        labels = torch.split(self._test.labels, self._eval_batch_size)
+        for x, y in zip(images, labels, strict=True):
+            yield self._normalise(x), y
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return ((images.float() - self._mean) / self._deviation).contiguous()

@@ -1,0 +1,258 @@
+"""One batch on one rank: the tensors that are alive, and what each verb of a schedule does with them.
+
+Letters as in the schedule: i refiner, m microbatch. State i is what refiner i receives.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sidpar.batching import BatchLayout
+from sidpar.buckets import GradientBuckets
+from sidpar.cascade import TensorTuple, detach, initial_state
+from sidpar.device import seed_generator
+from sidpar.engines import StepResult
+from sidpar.objective import Objective
+from sidpar.schedule import Action, Do, RankView
+from sidpar.seeding import mask_seed
+from sidpar.stage import Stage
+from sidpar.transport import Pending, Transport
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an engine keeps from batch to batch. No transport and no buckets in a world of one."""
+
+    stage: Stage
+    objective: Objective
+    alphas: list[float]
+    view: RankView
+    transport: Transport | None
+    buckets: GradientBuckets | None
+    seed: int
+
+
+class Execution:
+    """Executes a schedule's actions for one batch. Tensors are dropped as soon as their last reader is done."""
+
+    def __init__(self, resources: Resources, x: Tensor, y: Tensor, layout: BatchLayout, step: int) -> None:
+        self._resources = resources
+        self._stage = resources.stage
+        self._view = resources.view
+        self._rank = resources.view.rank
+        self._device = resources.stage.runtime.device
+        self._specs = resources.stage.skeleton.specs(x)
+        self._x, self._y, self._layout, self._step = x, y, layout, step
+        self._rows = [slice(rows.start, rows.stop) for rows in layout.microbatches]
+        # Keys are m; None is the whole batch (or this rank's shard of it).
+        self._extracted: dict[int | None, TensorTuple] = {}  # the extractor's output, with its graph
+        self._shard: TensorTuple = ()  # the same without a graph, to be gathered
+        self._features: dict[int, TensorTuple] = {}  # leaves, so that feature gradients collect in .grad
+        self._feature_gradients: dict[int | None, TensorTuple] = {}
+        self._states: dict[tuple[int, int], TensorTuple] = {}
+        self._log_beliefs: dict[tuple[int, int], Tensor] = {}
+        self._losses: dict[tuple[int, int], Tensor] = {}
+        self._pending: dict[tuple[Do, int | None], Pending] = {}
+
+    def do(self, action: Action) -> None:
+        """One action of the schedule."""
+        m, i = action.microbatch, action.refiner
+        match action.do:
+            case Do.EXTRACT:
+                self._extract(m, graph=action.graph)
+            case Do.GATHER_FEATURES:
+                self._start(action, self._transport.gather_features(self._shard, self._layout))
+            case Do.BROADCAST_FEATURES:
+                features = detach(self._features[_known(m)]) if self._rank == 0 else None
+                size = len(self._layout.microbatches[_known(m)])
+                self._start(action, self._transport.broadcast_features(features, self._specs.features, size))
+            case Do.AWAIT_FEATURES:
+                self._await_features(m)
+            case Do.POST_STATE:
+                specs = self._specs.states[self._view.refiners.start]
+                size = len(self._layout.microbatches[_known(m)])
+                self._start(action, self._transport.receive_state(specs, size))
+            case Do.AWAIT_STATE:
+                self._keep_state(self._view.refiners.start, _known(m), self._finish(Do.POST_STATE, m))
+            case Do.FORWARD:
+                self._forward(_known(i), _known(m), graph=action.graph)
+            case Do.SEND_STATE:
+                state = self._states.pop((self._view.refiners.stop, _known(m)))
+                self._start(action, self._transport.send_state(state))
+            case Do.BACKWARD:
+                self._backward(_known(i), _known(m))
+            case Do.REDUCE_FEATURE_GRADIENT:
+                self._start(action, self._reduce_feature_gradient(_known(m)))
+            case Do.AWAIT_FEATURE_GRADIENT:
+                self._await_feature_gradient(m)
+            case Do.EXTRACTOR_BACKWARD:
+                self._extractor_backward(m)
+            case Do.REDUCE_PARAMETER_GRADIENTS:
+                self._buckets.arm()
+            case Do.AWAIT_PARAMETER_GRADIENTS:
+                self._buckets.wait()
+            case Do.AWAIT_SENT:
+                self._finish_all(Do.SEND_STATE)
+
+    def result(self) -> StepResult:
+        """The beliefs of this rank's refiners and their teacher, in batch order."""
+        refiners = self._view.refiners
+        log_beliefs = [
+            torch.cat([self._log_beliefs[i, m] for m in range(len(self._rows))])
+            for i in range(refiners.start, refiners.stop + 1)
+        ]
+        alphas = self._resources.alphas[refiners.start : refiners.stop]
+        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, self._y)
+
+    # Features
+
+    def _extract(self, m: int | None, *, graph: bool) -> None:
+        self._seed("extractor", m)
+        if m is None:
+            self._extract_shard(graph=graph)
+            return
+        features = self._stage.extract(self._x[self._rows[m]], graph=graph)
+        if graph:
+            self._extracted[m] = features
+        self._features[m] = self._leaves(features)
+
+    def _extract_shard(self, *, graph: bool) -> None:
+        """This rank's share of every microbatch in one forward; it may be empty."""
+        rows = self._layout.shard(self._rank)
+        if not rows:
+            self._shard = tuple(spec.zeros(0, self._device) for spec in self._specs.features)
+            return
+        whole = len(rows) == len(self._x)
+        x = self._x if whole else self._x[_shard_index(self._layout, self._rank, self._device)]
+        features = self._stage.extract(x, graph=graph)
+        if graph:
+            self._extracted[None] = features
+        self._shard = detach(features)
+        if whole and not self._view.shares_features:
+            self._cut_features(self._shard)
+
+    def _await_features(self, m: int | None) -> None:
+        if self._view.placement.extractor == "sharded":
+            self._cut_features(self._finish(Do.GATHER_FEATURES, None))
+        elif m is None:  # rank 0 had them all along, and only waits for its broadcasts to be over
+            self._finish_all(Do.BROADCAST_FEATURES)
+        else:
+            self._features[m] = self._leaves(self._finish(Do.BROADCAST_FEATURES, m))
+
+    def _cut_features(self, features: TensorTuple) -> None:
+        for m, rows in enumerate(self._rows):
+            self._features.setdefault(m, self._leaves(tuple(feature[rows] for feature in features)))
+
+    def _leaves(self, features: TensorTuple) -> TensorTuple:
+        trained = self._view.trains_extractor
+        return tuple(f.detach().requires_grad_(trained and f.is_floating_point()) for f in features)
+
+    # Refiners
+
+    def _forward(self, i: int, m: int, *, graph: bool) -> None:
+        if (i, m) not in self._states:  # only the first refiner of the cascade receives its state from nobody
+            self._keep_state(i, m, initial_state(self._features[m], self._stage.num_classes))
+        features, state = self._features[m], self._states[i, m]
+        objective, num_refiners = self._resources.objective, self._view.placement.num_refiners
+        if not objective.trains_extractor_through(i, num_refiners):
+            features = detach(features)
+        self._seed(f"refiners.{i}", m)
+        following = self._stage.refine(i, features, state, graph=graph)
+        if graph:
+            y = self._y[self._rows[m]]
+            target = objective.target(y, self._stage.num_classes, following[0].dtype)
+            loss = objective.local_loss(self._resources.alphas[i], following[0], state[0], target)
+            self._losses[i, m] = loss.sum() / self._y.numel()  # the mean over the global batch, once all m are summed
+        self._keep_state(i + 1, m, detach(following))
+
+    def _backward(self, i: int, m: int) -> None:
+        loss = self._losses.pop((i, m))
+        if loss.requires_grad:  # not for a refiner without parameters on features that are not trained
+            loss.backward()  # type: ignore[no-untyped-call]
+        del self._states[i, m]
+
+    def _keep_state(self, i: int, m: int, state: TensorTuple) -> None:
+        """State i, unless the teacher chain of `two_phase` has already cached it."""
+        if (i, m) in self._log_beliefs:
+            return
+        self._log_beliefs[i, m] = state[0]
+        last = i == self._view.placement.num_refiners
+        if not last:
+            self._states[i, m] = state
+
+    # Gradients of the features and of the extractor
+
+    def _reduce_feature_gradient(self, m: int) -> Pending:
+        gradient = self._local_feature_gradient(m)
+        if self._view.placement.extractor == "sharded":
+            return self._transport.scatter_feature_gradient(gradient, self._layout, m)
+        return self._transport.reduce_feature_gradient(gradient)
+
+    def _local_feature_gradient(self, m: int) -> TensorTuple:
+        """The sum over this rank's refiners: [b, ...] per differentiable feature. Microbatch m's features are done."""
+        leaves = [leaf for leaf in self._features.pop(m) if leaf.requires_grad]
+        return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+
+    def _await_feature_gradient(self, m: int | None) -> None:
+        if self._view.placement.extractor == "root" and self._rank == 0:
+            self._feature_gradients[m] = self._finish(Do.REDUCE_FEATURE_GRADIENT, m)
+        elif self._view.placement.extractor == "root":
+            self._finish_all(Do.REDUCE_FEATURE_GRADIENT)
+        else:
+            parts = [self._finish(Do.REDUCE_FEATURE_GRADIENT, m) for m in range(len(self._rows))]
+            self._feature_gradients[None] = _concatenate(parts)
+
+    def _extractor_backward(self, m: int | None) -> None:
+        if m not in self._extracted:  # an empty shard
+            return
+        if m in self._feature_gradients:
+            gradient = self._feature_gradients.pop(m)
+        elif m is None:
+            gradient = _concatenate([self._local_feature_gradient(n) for n in range(len(self._rows))])
+        else:
+            gradient = self._local_feature_gradient(m)
+        outputs = [feature for feature in self._extracted.pop(m) if feature.is_floating_point()]
+        attached = [(o, g) for o, g in zip(outputs, gradient, strict=True) if o.requires_grad]
+        torch.autograd.backward([o for o, _ in attached], [g for _, g in attached])
+
+    # Messages
+
+    def _start(self, action: Action, pending: Pending) -> None:
+        self._pending[action.do, action.microbatch] = pending
+
+    def _finish(self, started: Do, m: int | None) -> TensorTuple:
+        return self._pending.pop((started, m)).wait()
+
+    def _finish_all(self, started: Do) -> None:
+        for do, m in [key for key in self._pending if key[0] is started]:
+            self._finish(do, m)
+
+    @property
+    def _transport(self) -> Transport:
+        assert self._resources.transport is not None, "a schedule for one rank holds no messages"
+        return self._resources.transport
+
+    @property
+    def _buckets(self) -> GradientBuckets:
+        assert self._resources.buckets is not None, "only ranks that hold the extractor reduce its gradients"
+        return self._resources.buckets
+
+    def _seed(self, part: str, m: int | None) -> None:
+        if self._stage.training:
+            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, m or 0))
+
+
+@lru_cache(maxsize=64)
+def _shard_index(layout: BatchLayout, rank: int, device: torch.device) -> Tensor:
+    return torch.tensor(layout.shard(rank), device=device)
+
+
+def _concatenate(parts: list[TensorTuple]) -> TensorTuple:
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def _known(number: int | None) -> int:
+    assert number is not None, "this action needs its microbatch and refiner"
+    return number

@@ -1,0 +1,63 @@
+"""The record of a run on disk. Rank 0 writes it; the printed lines are derived from it."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidpar.config import Config
+from sidpar.runtime import Runtime
+
+SUMMARY, METRICS, CONFIG, WEIGHTS = "summary.json", "metrics.jsonl", "config.yaml", "weights.safetensors"
+
+
+def create_run_folder(config: Config, runtime: Runtime) -> Path:
+    """Make the folder on rank 0, and agree on its name. Raises ValueError on every rank if it holds another run."""
+    name = config.run.dir or f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    problem = _make(Path(name), config) if runtime.rank == 0 else None
+    name, problem = runtime.from_root("run folder", [name, problem])
+    if problem is not None:
+        raise ValueError(problem)
+    return Path(name)
+
+
+def _make(path: Path, config: Config) -> str | None:
+    taken = [name for name in (CONFIG, METRICS, SUMMARY, WEIGHTS) if (path / name).exists()]
+    if taken:
+        return f"run.dir={path} already holds a run ({', '.join(taken)}): choose another folder, or remove it"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    except OSError as error:
+        return f"run.dir={path} cannot be written: {error}"
+    return None
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Last of all files, and whole or not at all: its presence says that the run is complete."""
+    temporary = folder / f".{SUMMARY}"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, folder / SUMMARY)
+
+
+def source_commit() -> str | None:
+    """The commit of sidpar's source tree, with `+` where it has uncommitted changes; None outside of a checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain") else commit or None

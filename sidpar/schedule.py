@@ -1,0 +1,275 @@
+"""What each rank does in one step, and in which order: pure data (DESIGN section 5).
+
+A schedule maps (placement, rank, M microbatches) to a list of `Action`s. The engine executes that list, the cost
+model times it, the profiler draws it and the tests check it; nothing else knows the order.
+
+Letters: i refiner, r rank, K ranks, m microbatch, M microbatches. `fused`, K = 3, M = 2, one refiner per rank
+(F = forward, B = backward with twice its length; a belief leaves at the end of its F, before the B):
+
+    rank 0   F0 B0 B0 F1 B1 B1
+    rank 1      F0 B0 B0 F1 B1 B1
+    rank 2         F0 B0 B0 F1 B1 B1
+
+`two_phase`, the same network: the gradient-free chain T, then all local forward-backwards at once:
+
+    rank 0   T0 T1 F0 B0 B0 F1 B1 B1
+    rank 1      T0 T1 F0 B0 B0 F1 B1 B1
+    rank 2         T0 T1 F0 B0 B0 F1 B1 B1
+
+Rules that hold for every schedule, because a message that waits for the wrong thing is a deadlock on NCCL:
+
+1. On each rank, the messages to one peer, and the collectives, are started in an order that is the same on both sides.
+2. Every message is started (`POST_STATE`, `SEND_STATE`, `BROADCAST_FEATURES`, ...) without waiting; only an
+   `AWAIT_…` waits. A receive is posted one microbatch ahead of its use.
+3. A belief is sent before the backward of its microbatch starts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from sidpar.placement import Placement
+
+ScheduleName = Literal["two_phase", "fused"]
+ExtractorUpdate = Literal["all", "final", "frozen"]
+
+
+class Do(Enum):
+    """The verbs. `start` begins a message and returns; `await` blocks until it is there."""
+
+    EXTRACT = "extract features"
+    BROADCAST_FEATURES = "start the broadcast of features"
+    GATHER_FEATURES = "start the all-gather of features"
+    AWAIT_FEATURES = "await features"
+    POST_STATE = "post the receive of the state"
+    AWAIT_STATE = "await the state"
+    FORWARD = "forward"
+    SEND_STATE = "send the state"
+    BACKWARD = "backward"
+    REDUCE_FEATURE_GRADIENT = "start the reduction of the feature gradient"
+    AWAIT_FEATURE_GRADIENT = "await the feature gradient"
+    EXTRACTOR_BACKWARD = "extractor backward"
+    REDUCE_PARAMETER_GRADIENTS = "reduce the extractor's parameter gradients"
+    AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
+    AWAIT_SENT = "await the states sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records."""
+
+    do: Do
+    microbatch: int | None = None
+    refiner: int | None = None
+    peer: int | None = None
+    graph: bool = False
+
+    def __str__(self) -> str:
+        words = [self.do.value]
+        if self.refiner is not None:
+            words.append(f"of refiner {self.refiner}")
+        if self.microbatch is not None:
+            words.append(f"of microbatch {self.microbatch}")
+        if self.peer is not None:
+            words.append(f"{'to' if self.do is Do.SEND_STATE else 'from'} rank {self.peer}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """What a schedule is a function of: the placement seen from one rank, M, and what the objective trains."""
+
+    placement: Placement
+    rank: int
+    microbatches: int
+    extractor_update: ExtractorUpdate = "all"
+
+    @property
+    def refiners(self) -> range:
+        return self.placement.refiners(self.rank)
+
+    @property
+    def previous(self) -> int | None:
+        return self.rank - 1 if self.rank > 0 else None
+
+    @property
+    def next(self) -> int | None:
+        return self.rank + 1 if self.rank + 1 < self.placement.num_ranks else None
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether features, and so their gradients, travel between ranks."""
+        return self.placement.num_ranks > 1 and self.placement.extractor != "replicated"
+
+    @property
+    def trains_extractor(self) -> bool:
+        return self.extractor_update != "frozen"
+
+    @property
+    def runs_extractor_backward(self) -> bool:
+        """Whether this rank's extractor forward needs a graph."""
+        if not self.trains_extractor or not self.placement.holds_extractor(self.rank):
+            return False
+        if self.placement.extractor == "replicated" and self.extractor_update == "final":
+            return self.placement.num_refiners - 1 in self.refiners
+        return True
+
+    @property
+    def reduces_parameters(self) -> bool:
+        """Whether several ranks hold the extractor, so that its parameter gradients are summed over them."""
+        return self.trains_extractor and self.placement.num_ranks > 1 and self.placement.extractor != "root"
+
+
+def fused(view: RankView) -> Iterator[Action]:
+    """One forward per refiner, kept as teacher of the next and as student; its backward follows at once.
+
+    Only one microbatch of one rank's refiners has saved activations at any time.
+    """
+    graph = view.runs_extractor_backward
+    yield from _open(view, graph=graph)
+    for m in range(view.microbatches):
+        yield from _receive(view, m)
+        for i in view.refiners:
+            yield Action(Do.FORWARD, m, i, graph=True)
+        yield from _send(view, m)
+        for i in view.refiners:
+            yield Action(Do.BACKWARD, m, i)
+        yield from _return_feature_gradient(view, m)
+        yield from _extract_ahead(view, m, graph=graph)
+    yield from _finish_extractor(view)
+    yield from _close(view)
+
+
+def two_phase(view: RankView) -> Iterator[Action]:
+    """The paper's Algorithm 1, a gradient-free chain that caches the teacher beliefs, then its Algorithm 2: features
+    recomputed with a graph, and every refiner's forward and backward, one refiner's activations at a time."""
+    yield from _chain(view)
+    whole_batch = view.placement.extractor == "sharded"
+    if view.runs_extractor_backward and whole_batch:
+        yield Action(Do.EXTRACT, graph=True)
+    for m in range(view.microbatches):
+        if view.runs_extractor_backward and not whole_batch:
+            yield Action(Do.EXTRACT, m, graph=True)
+        for i in view.refiners:
+            yield Action(Do.FORWARD, m, i, graph=True)
+            yield Action(Do.BACKWARD, m, i)
+        yield from _return_feature_gradient(view, m)
+    yield from _finish_extractor(view)
+    yield from _close(view)
+
+
+def inference(view: RankView) -> Iterator[Action]:
+    """The plain chain of forwards: evaluation through the placed cascade."""
+    yield from _chain(view)
+    yield from _close(view)
+
+
+SCHEDULES: dict[ScheduleName, Callable[[RankView], Iterator[Action]]] = {
+    "two_phase": two_phase,
+    "fused": fused,
+}
+
+
+def _chain(view: RankView) -> Iterator[Action]:
+    """Every refiner's forward without a graph, belief by belief."""
+    yield from _open(view, graph=False)
+    for m in range(view.microbatches):
+        yield from _receive(view, m)
+        for i in view.refiners:
+            yield Action(Do.FORWARD, m, i)
+        yield from _send(view, m)
+        yield from _extract_ahead(view, m, graph=False)
+
+
+def _open(view: RankView, *, graph: bool) -> Iterator[Action]:
+    """The first receive, and the features that must exist before the chain starts."""
+    if view.previous is not None:
+        yield Action(Do.POST_STATE, 0, peer=view.previous)
+    match view.placement.extractor:
+        case "sharded":
+            # One forward over this rank's share of all microbatches: many small ones would waste the device.
+            yield Action(Do.EXTRACT, graph=graph)
+            if view.shares_features:
+                yield Action(Do.GATHER_FEATURES)
+                yield Action(Do.AWAIT_FEATURES)
+        case "root":
+            # All broadcasts come before the first reduction: one in between would queue behind a reduction that waits
+            # for the last rank. Per microbatch, so that the other ranks start before the last one is extracted.
+            for m in range(view.microbatches):
+                if view.rank == 0:
+                    yield Action(Do.EXTRACT, m, graph=graph)
+                if view.shares_features:
+                    yield Action(Do.BROADCAST_FEATURES, m)
+        case "replicated":
+            for m in range(min(_lookahead(view), view.microbatches)):
+                yield Action(Do.EXTRACT, m, graph=graph)
+
+
+def _lookahead(view: RankView) -> int:
+    """How many microbatches a replicated extractor is ahead of the refiners: rank r waits r hops for its first
+    teacher belief, and extracts r microbatches more meanwhile. This hides the hops behind the extractor's work."""
+    return 1 + view.rank
+
+
+def _extract_ahead(view: RankView, m: int, *, graph: bool) -> Iterator[Action]:
+    ahead = m + _lookahead(view)
+    if view.placement.extractor == "replicated" and ahead < view.microbatches:
+        yield Action(Do.EXTRACT, ahead, graph=graph)
+
+
+def _receive(view: RankView, m: int) -> Iterator[Action]:
+    if view.placement.extractor == "root" and view.rank > 0:
+        yield Action(Do.AWAIT_FEATURES, m)
+    if view.previous is not None:
+        yield Action(Do.AWAIT_STATE, m, peer=view.previous)
+        if m + 1 < view.microbatches:
+            yield Action(Do.POST_STATE, m + 1, peer=view.previous)
+
+
+def _send(view: RankView, m: int) -> Iterator[Action]:
+    if view.next is not None:
+        yield Action(Do.SEND_STATE, m, peer=view.next)
+
+
+def _return_feature_gradient(view: RankView, m: int) -> Iterator[Action]:
+    """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
+    if view.shares_features and view.trains_extractor:
+        yield Action(Do.REDUCE_FEATURE_GRADIENT, m)
+    elif view.placement.extractor == "replicated" and view.runs_extractor_backward:
+        if view.reduces_parameters and m == view.microbatches - 1:
+            # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
+            yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
+        yield Action(Do.EXTRACTOR_BACKWARD, m)
+
+
+def _finish_extractor(view: RankView) -> Iterator[Action]:
+    """What is left of the extractor's gradient once all local backwards are done."""
+    if not view.trains_extractor:
+        return
+    match view.placement.extractor:
+        case "sharded":
+            if view.shares_features:
+                yield Action(Do.AWAIT_FEATURE_GRADIENT)
+            if view.reduces_parameters:
+                yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
+            yield Action(Do.EXTRACTOR_BACKWARD)
+        case "root" if view.rank == 0:
+            for m in range(view.microbatches):
+                if view.shares_features:
+                    yield Action(Do.AWAIT_FEATURE_GRADIENT, m)
+                yield Action(Do.EXTRACTOR_BACKWARD, m)
+        case "root":
+            yield Action(Do.AWAIT_FEATURE_GRADIENT)
+        case "replicated" if not view.runs_extractor_backward:
+            yield Action(Do.REDUCE_PARAMETER_GRADIENTS)  # nothing to add here, but the sum needs every rank
+    if view.reduces_parameters:
+        yield Action(Do.AWAIT_PARAMETER_GRADIENTS)
+
+
+def _close(view: RankView) -> Iterator[Action]:
+    """Wait for what was sent, so that no message outlives its step."""
+    if view.placement.extractor == "root" and view.shares_features and view.rank == 0:
+        yield Action(Do.AWAIT_FEATURES)
+    if view.next is not None:
+        yield Action(Do.AWAIT_SENT)

@@ -1,0 +1,104 @@
+"""What crosses each seam of a cascade, found without computing and without a message.
+
+A copy of the cascade on torch's `meta` device, which has shapes but no data, is run once per kind of input. So both
+sides of every message know its shape and dtype beforehand, and a module that does not fit is refused at once.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidpar.cascade import Cascade, TensorTuple, extract, initial_state, refine
+
+_BATCH = 3  # an arbitrary batch size, to check that modules keep it as the first dimension
+
+
+class Spec(NamedTuple):
+    """A tensor's shape without the batch dimension, and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self, batch: int, device: torch.device) -> Tensor:
+        return torch.empty((batch, *self.shape), dtype=self.dtype, device=device)
+
+    def zeros(self, batch: int, device: torch.device) -> Tensor:
+        return torch.zeros((batch, *self.shape), dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
+class CascadeSpecs:
+    """`states[i]` is what refiner i receives, for i = 0..L (L: the cascade's output)."""
+
+    features: tuple[Spec, ...]
+    states: tuple[tuple[Spec, ...], ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for the comparison between ranks."""
+        return {"features": str(self.features)} | {f"state {i}": str(state) for i, state in enumerate(self.states)}
+
+
+class Skeleton:
+    """The cascade's shapes, kept on every rank although a rank holds only its share of the modules."""
+
+    def __init__(self, cascade: Cascade) -> None:
+        self._cascade = copy.deepcopy(cascade).to("meta").eval()
+        self._cache: dict[Spec, CascadeSpecs] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole cascade's names, shapes and dtypes, as meta tensors."""
+        return dict(self._cascade.state_dict())
+
+    @property
+    def extractor_is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self._cascade.extractor.parameters())
+
+    def specs(self, x: Tensor) -> CascadeSpecs:
+        """The specs for inputs like x [B, ...]. Raises ValueError naming the module that does not fit."""
+        key = Spec(tuple(x.shape[1:]), x.dtype)
+        if key not in self._cache:
+            self._cache[key] = self._infer(key)
+        return self._cache[key]
+
+    @torch.no_grad()
+    def _infer(self, sample: Spec) -> CascadeSpecs:
+        cascade = self._cascade
+        shape = list(sample.shape)
+        try:
+            features = extract(cascade.extractor, sample.empty(_BATCH, torch.device("meta")))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"the extractor does not take inputs of shape [B, *{shape}]: {error}") from error
+        _check_batch("the extractor", features)
+        state = initial_state(features, cascade.num_classes)
+        states = [_specs(state)]
+        for i, refiner in enumerate(cascade.refiners):
+            try:
+                state = refine(refiner, features, state)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise ValueError(
+                    f"refiner {i} does not take features {_specs(features)} and state {states[-1]}: {error}"
+                ) from error
+            _check_batch(f"refiner {i}", state)
+            if _specs(state)[0].shape != states[0][0].shape:
+                raise ValueError(
+                    f"refiner {i} returns a belief of shape [B, *{list(_specs(state)[0].shape)}], but the cascade has "
+                    f"num_classes={cascade.num_classes}, so it must be [B, *{list(states[0][0].shape)}]"
+                )
+            states.append(_specs(state))
+        return CascadeSpecs(_specs(features), tuple(states))
+
+
+def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:
+    return tuple(Spec(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)
+
+
+def _check_batch(what: str, tensors: TensorTuple) -> None:
+    for tensor in tensors:
+        if tensor.dim() == 0 or tensor.shape[0] != _BATCH:
+            raise ValueError(
+                f"{what} turns a batch of {_BATCH} into a tensor of shape {list(tensor.shape)}: "
+                "the first dimension must stay the batch"
+            )

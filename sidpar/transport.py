@@ -1,0 +1,161 @@
+"""Every message of a step: one function each, with its peer, shape, dtype and order.
+
+Nothing here waits: each function starts a message and returns a `Pending`, whose `wait` gives the result. Order, not
+tags, matches messages (NCCL ignores tags): a schedule starts the messages of one group in the same order on both
+sides. Tensors travel in the dtype of the features or the state, at least fp32. Multi-tensor features and states are
+one message per tensor, in tuple order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sidpar.batching import BatchLayout
+from sidpar.cascade import TensorTuple
+from sidpar.runtime import Groups, Runtime
+from sidpar.specs import Spec
+
+
+@dataclass
+class Pending:
+    """A started message. `tensors` are the buffers it reads or writes: they must live until `wait` returns."""
+
+    works: list[dist.Work]
+    tensors: TensorTuple
+    finish: Callable[[TensorTuple], TensorTuple] = tuple
+
+    def wait(self) -> TensorTuple:
+        for work in self.works:
+            work.wait()
+        return self.finish(self.tensors)
+
+
+class Transport:
+    """The messages of one rank. K is the number of ranks."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        assert runtime.groups is not None, "a world of one process sends no messages"
+        self._groups: Groups = runtime.groups
+        self._rank = runtime.rank
+        self._world_size = runtime.world_size
+        self._device = runtime.device
+        self._wire = runtime.wire_device
+
+    def send_state(self, state: TensorTuple) -> Pending:
+        """The state of one microbatch to rank r+1: [b, C] and hidden activations."""
+        buffers = tuple(tensor.to(self._wire).contiguous() for tensor in state)
+        group = self._groups.chain[self._rank % 2]
+        return Pending([_work(dist.isend(t, group=group, group_dst=self._rank + 1)) for t in buffers], buffers)
+
+    def receive_state(self, specs: tuple[Spec, ...], batch: int) -> Pending:
+        """The state of one microbatch of `batch` rows from rank r-1."""
+        buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
+        group = self._groups.chain[(self._rank - 1) % 2]
+        works = [_work(dist.irecv(t, group=group, group_src=self._rank - 1)) for t in buffers]
+        return Pending(works, buffers, self._to_device)
+
+    def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
+        """Features [b, ...] of one microbatch from rank 0 to all; `features` is None on the others."""
+        buffers = (
+            tuple(spec.empty(batch, self._wire) for spec in specs)
+            if features is None
+            else tuple(tensor.to(self._wire).contiguous() for tensor in features)
+        )
+        works = [_work(dist.broadcast(t, group_src=0, group=self._groups.collectives, async_op=True)) for t in buffers]
+        return Pending(works, buffers, self._to_device)
+
+    def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
+        """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
+        inputs = tuple(_padded(tensor.to(self._wire), layout.padded_shard) for tensor in shard)
+        outputs = tuple(t.new_empty((self._world_size * layout.padded_shard, *t.shape[1:])) for t in inputs)
+        works = [
+            _work(dist.all_gather_into_tensor(out, t, group=self._groups.collectives, async_op=True))
+            for out, t in zip(outputs, inputs, strict=True)
+        ]
+
+        def in_batch_order(tensors: TensorTuple) -> TensorTuple:
+            rows = _gathered_index(layout, self._wire)
+            return self._to_device(tuple(tensor.index_select(0, rows) for tensor in tensors[: len(outputs)]))
+
+        return Pending(works, outputs + inputs, in_batch_order)
+
+    def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
+        """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
+        buffers = tuple(tensor.to(self._wire, copy=True).contiguous() for tensor in gradient)
+        works = [_work(dist.reduce(t, group_dst=0, group=self._groups.collectives, async_op=True)) for t in buffers]
+        return Pending(works, buffers, self._to_device)
+
+    def scatter_feature_gradient(self, gradient: TensorTuple, layout: BatchLayout, m: int) -> Pending:
+        """Feature gradients [b, ...] of microbatch m, summed over ranks, to each rank the rows that it extracted."""
+        size = layout.padded_part(m)
+        own = len(layout.parts[m][self._rank])
+        inputs = tuple(self._spread(tensor.to(self._wire), layout, m) for tensor in gradient)
+        outputs = tuple(t.new_empty((size, *t.shape[1:])) for t in inputs)
+        works = [
+            _work(dist.reduce_scatter_tensor(out, t, group=self._groups.collectives, async_op=True))
+            for out, t in zip(outputs, inputs, strict=True)
+        ]
+        return Pending(
+            works,
+            outputs + inputs,
+            lambda tensors: self._to_device(tuple(t[:own] for t in tensors[: len(outputs)])),
+        )
+
+    def sum_gradients(self, bucket: Tensor) -> Pending:
+        """A flat bucket of parameter gradients, summed over ranks in place."""
+        buffer = bucket.to(self._wire)
+        work = _work(dist.all_reduce(buffer, group=self._groups.collectives, async_op=True))
+
+        def write_back(tensors: TensorTuple) -> TensorTuple:
+            if tensors[0] is not bucket:
+                bucket.copy_(tensors[0])
+            return (bucket,)
+
+        return Pending([work], (buffer,), write_back)
+
+    def fetch(self, tensor: Tensor, owner: int) -> Tensor:
+        """A tensor from `owner` to rank 0, blocking; called by these two ranks alone. `tensor` is rank 0's buffer."""
+        if owner == 0:
+            return tensor
+        buffer = tensor.detach().to(self._wire).contiguous()
+        if self._rank == owner:
+            dist.send(buffer, group_dst=0, group=self._groups.collectives)
+        else:
+            dist.recv(buffer, group_src=owner, group=self._groups.collectives)
+        return buffer
+
+    def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:
+        """Rows of a microbatch to where reduce-scatter expects them: equal parts, the last ones padded with zeros."""
+        if len(layout.microbatches[m]) % self._world_size == 0:
+            return gradient.contiguous()
+        spread = gradient.new_zeros((self._world_size * layout.padded_part(m), *gradient.shape[1:]))
+        spread[_scattered_index(layout, m, gradient.device)] = gradient
+        return spread
+
+    def _to_device(self, tensors: TensorTuple) -> TensorTuple:
+        return tuple(tensor.to(self._device) for tensor in tensors)
+
+
+@lru_cache(maxsize=64)
+def _gathered_index(layout: BatchLayout, device: torch.device) -> Tensor:
+    return torch.tensor(layout.gathered_rows, device=device)
+
+
+@lru_cache(maxsize=256)
+def _scattered_index(layout: BatchLayout, m: int, device: torch.device) -> Tensor:
+    return torch.tensor(layout.scattered_rows(m), device=device)
+
+
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    if tensor.shape[0] == rows:
+        return tensor.contiguous()
+    return torch.cat([tensor, tensor.new_zeros((rows - tensor.shape[0], *tensor.shape[1:]))])
+
+
+def _work(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "an asynchronous call returns its Work on every rank of the group"
+    return work

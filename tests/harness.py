@@ -1,0 +1,128 @@
+"""The one way tests start ranks: K real processes that talk over gloo, or the command line under torchrun.
+
+Rendezvous is a file, not a port, so that tests never collide; timeouts are short; every rank's traceback is shown.
+Processes are forked from a server that has already imported torch, so that a group of ranks starts in a tenth of a
+second.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sidpar.runtime import Runtime
+
+ROOT = Path(__file__).parent.parent
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "sidpar.trainer", "tests.harness"])
+
+
+class RankError(AssertionError):
+    """Some rank failed; the message holds every traceback, and `errors` maps ranks to theirs."""
+
+    def __init__(self, errors: dict[int, str]) -> None:
+        self.errors = errors
+        super().__init__("\n".join(f"--- rank {rank} ---\n{text}" for rank, text in sorted(errors.items())))
+
+
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 120.0,
+    step_timeout: float = 30.0,
+) -> list[Any]:
+    """`function(runtime, *args)` on every rank of a gloo world; the results in rank order. Raises RankError."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = _context.Queue()
+        arguments = (results, function, args, world_size, f"{folder}/store", step_timeout)
+        processes = [_context.Process(target=_rank_main, args=(rank, *arguments)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+        try:
+            return _collect(results, processes, timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _rank_main(
+    rank: int,
+    results: Any,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    world_size: int,
+    path: str,
+    step_timeout: float,
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        store = dist.FileStore(path, world_size)
+        runtime = Runtime.start(
+            backend="gloo",
+            device="cpu",
+            init_timeout=step_timeout,
+            step_timeout=step_timeout,
+            rendezvous=(store, rank, world_size),
+        )
+        with runtime:
+            results.put((rank, True, function(runtime, *args)))
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+    results.close()
+    results.join_thread()
+
+
+def _collect(results: Any, processes: list[Any], timeout: float) -> list[Any]:
+    deadline = time.monotonic() + timeout
+    values: dict[int, Any] = {}
+    errors: dict[int, str] = {}
+    while len(values) + len(errors) < len(processes):
+        try:
+            rank, ok, value = results.get(timeout=0.2)
+            (values if ok else errors)[rank] = value
+            if not ok:  # the others have a little time to show how they noticed
+                deadline = min(deadline, time.monotonic() + 3)
+        except Empty:
+            for rank, process in enumerate(processes):
+                if process.exitcode not in (None, 0) and rank not in values | errors:
+                    errors[rank] = f"the process ended with exit code {process.exitcode}"
+            if time.monotonic() > deadline:
+                missing = set(range(len(processes))) - set(values) - set(errors)
+                errors |= dict.fromkeys(missing, f"no answer within {timeout} s")
+    if errors:
+        raise RankError(errors)
+    return [values[rank] for rank in range(len(processes))]
+
+
+def torchrun(world_size: int, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """`torchrun --standalone --nproc_per_node=K` of a module or script, as a user would start it."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={world_size}",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
