@@ -6,8 +6,10 @@ belief p_i into p_{i+1}.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal, get_args
+
+import numpy as np
 
 ExtractorPlacement = Literal["replicated", "root", "sharded"]
 
@@ -84,44 +86,27 @@ def place_by_cost(costs: Sequence[float], num_ranks: int, base_loads: Sequence[f
     """The contiguous placement whose busiest rank has the least possible load.
 
     `costs[i]` is the cost of refiner i; `base_loads[r]` is what rank r does besides (a `root` extractor, say).
-    Exact: best[k][n] = min over j of max(best[k-1][j], load of refiners j..n-1 on rank k), found by bisection,
-    because the first term rises and the second falls with j; O(K L log L).
+    Exact, by dynamic programming over (rank, refiners placed so far): O(K L^2), vectorised over L^2.
     """
     _check_enough(len(costs), num_ranks)
-    if any(cost < 0 or cost != cost for cost in costs):
+    if any(not cost >= 0 for cost in costs):
         raise ValueError(f"costs must be numbers >= 0, got {list(costs)}")
     base = list(base_loads or [0.0] * num_ranks)
-    total = [0.0, *accumulate(costs)]
-    num_refiners = len(costs)
-
-    best = [base[0] + total[n] for n in range(num_refiners + 1)]
-    cuts: list[list[int]] = []  # cuts[k-1][n]: where rank k starts when the first n refiners are on ranks 0..k
+    total = np.concatenate([[0.0], np.cumsum(costs)])
+    places = np.arange(len(total))
+    # load[j, n]: refiners j..n-1 on one rank, which needs at least one.
+    load = np.where(places[:, None] < places, total - total[:, None], np.inf)
+    best = base[0] + load[0]  # best[n]: least maximum load of the ranks so far when they hold the first n refiners
+    starts = []
     for rank in range(1, num_ranks):
-        row, cut_row = [float("inf")] * (num_refiners + 1), [0] * (num_refiners + 1)
-        for n in range(rank + 1, num_refiners + 1):
-            low, high = (
-                rank,
-                n - 1,
-            )  # ranks before this one hold at least `rank` refiners, this one at least 1
-            while low < high:
-                middle = (low + high) // 2
-                if best[middle] >= base[rank] + total[n] - total[middle]:
-                    high = middle
-                else:
-                    low = middle + 1
-            start = min(
-                (j for j in (low - 1, low) if j >= rank),
-                key=lambda j: max(best[j], base[rank] + total[n] - total[j]),
-            )
-            row[n], cut_row[n] = max(best[start], base[rank] + total[n] - total[start]), start
-        best = row
-        cuts.append(cut_row)
+        candidates = np.maximum(best[:, None], base[rank] + load)
+        starts.append(candidates.argmin(0))
+        best = candidates.min(0)
 
-    counts, end = [], num_refiners
-    for cut_row in reversed(cuts):
-        counts.append(end - cut_row[end])
-        end = cut_row[end]
-    return (end, *reversed(counts))
+    ends = [len(costs)]
+    for start in reversed(starts):
+        ends.append(int(start[ends[-1]]))
+    return tuple(end - begin for begin, end in pairwise([0, *reversed(ends)]))
 
 
 def _check_enough(num_refiners: int, num_ranks: int) -> None:

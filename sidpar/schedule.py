@@ -135,9 +135,9 @@ def fused(view: RankView) -> Iterator[Action]:
         yield from _send(view, m)
         for i in view.refiners:
             yield Action(Do.BACKWARD, m, i)
-        yield from _return_feature_gradient(view, m)
+        yield from _return_feature_gradient(view, m, lag=_lag(view))
         yield from _extract_ahead(view, m, graph=graph)
-    yield from _finish_extractor(view)
+    yield from _finish_extractor(view, lag=_lag(view))
     yield from _close(view)
 
 
@@ -154,8 +154,8 @@ def two_phase(view: RankView) -> Iterator[Action]:
         for i in view.refiners:
             yield Action(Do.FORWARD, m, i, graph=True)
             yield Action(Do.BACKWARD, m, i)
-        yield from _return_feature_gradient(view, m)
-    yield from _finish_extractor(view)
+        yield from _return_feature_gradient(view, m, lag=0)
+    yield from _finish_extractor(view, lag=0)
     yield from _close(view)
 
 
@@ -208,8 +208,15 @@ def _open(view: RankView, *, graph: bool) -> Iterator[Action]:
 
 def _lookahead(view: RankView) -> int:
     """How many microbatches a replicated extractor is ahead of the refiners: rank r waits r hops for its first
-    teacher belief, and extracts r microbatches more meanwhile. This hides the hops behind the extractor's work."""
+    teacher belief, and extracts r microbatches more meanwhile. With `_lag`, this hides the chain's hops behind the
+    extractor's work, at the price of K microbatches of extractor activations on each rank."""
     return 1 + view.rank
+
+
+def _lag(view: RankView) -> int:
+    """How many microbatches a replicated extractor's backward is behind the refiners': rank r has K-1-r hops behind
+    it that the last belief must still take, and does that many extractor backwards meanwhile."""
+    return view.placement.num_ranks - 1 - view.rank
 
 
 def _extract_ahead(view: RankView, m: int, *, graph: bool) -> Iterator[Action]:
@@ -232,18 +239,24 @@ def _send(view: RankView, m: int) -> Iterator[Action]:
         yield Action(Do.SEND_STATE, m, peer=view.next)
 
 
-def _return_feature_gradient(view: RankView, m: int) -> Iterator[Action]:
+def _return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
     """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
     if view.shares_features and view.trains_extractor:
         yield Action(Do.REDUCE_FEATURE_GRADIENT, m)
-    elif view.placement.extractor == "replicated" and view.runs_extractor_backward:
-        if view.reduces_parameters and m == view.microbatches - 1:
-            # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
-            yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
-        yield Action(Do.EXTRACTOR_BACKWARD, m)
+    elif view.placement.extractor == "replicated" and m >= lag:
+        yield from _replicated_backward(view, m - lag)
 
 
-def _finish_extractor(view: RankView) -> Iterator[Action]:
+def _replicated_backward(view: RankView, m: int) -> Iterator[Action]:
+    if not view.runs_extractor_backward:
+        return
+    if view.reduces_parameters and m == view.microbatches - 1:
+        # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
+        yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
+    yield Action(Do.EXTRACTOR_BACKWARD, m)
+
+
+def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
     """What is left of the extractor's gradient once all local backwards are done."""
     if not view.trains_extractor:
         return
@@ -261,7 +274,10 @@ def _finish_extractor(view: RankView) -> Iterator[Action]:
                 yield Action(Do.EXTRACTOR_BACKWARD, m)
         case "root":
             yield Action(Do.AWAIT_FEATURE_GRADIENT)
-        case "replicated" if not view.runs_extractor_backward:
+        case "replicated" if view.runs_extractor_backward:
+            for m in range(max(0, view.microbatches - lag), view.microbatches):
+                yield from _replicated_backward(view, m)
+        case "replicated":
             yield Action(Do.REDUCE_PARAMETER_GRADIENTS)  # nothing to add here, but the sum needs every rank
     if view.reduces_parameters:
         yield Action(Do.AWAIT_PARAMETER_GRADIENTS)

@@ -1,0 +1,104 @@
+"""Small networks in float64 that exercise every shape an engine must carry."""
+
+import torch
+from torch import Tensor, nn
+
+from sidpar.cascade import Cascade
+from sidpar.models import ConcatRefiner, assemble
+
+CLASSES = 3
+INPUTS = 5
+
+
+def plain(num_refiners: int) -> Cascade:
+    """Features [B, 4], a belief, nothing else."""
+    return assemble(
+        lambda: nn.Sequential(nn.Linear(INPUTS, 6), nn.Tanh(), nn.Linear(6, 4)),
+        lambda: ConcatRefiner(4, [7], CLASSES),
+        CLASSES,
+        num_refiners,
+        seed=1,
+    ).double()
+
+
+class TwoFeatures(nn.Module):
+    """A tuple of two trained features, and one of integers that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(INPUTS, 4), nn.Linear(INPUTS, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.first(x), self.second(x).tanh(), (x > 0).long()
+
+
+class HiddenRefiner(nn.Module):
+    """Hands on a belief and a hidden activation [B, 6], as a stage of a backbone does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(4 + 2 + 6 + CLASSES, 6), nn.Linear(6, CLASSES)
+
+    def forward(
+        self, features: tuple[Tensor, Tensor, Tensor], state: Tensor | tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        first, second, positive = features
+        log_belief, hidden = state if isinstance(state, tuple) else (state, first.new_zeros(len(first), 6))
+        gate = positive.to(first.dtype).mean(1, keepdim=True)
+        hidden = self.enter(torch.cat([first * gate, second, hidden, log_belief.exp()], 1)).tanh()
+        return self.head(hidden), hidden
+
+
+def with_hidden_state(num_refiners: int) -> Cascade:
+    """Tuples for features and state."""
+    return assemble(TwoFeatures, HiddenRefiner, CLASSES, num_refiners, seed=2).double()
+
+
+class TokenExtractor(nn.Module):
+    """x [B, 5] to features [B, T = 5, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded: Tensor = self.embed(x.unsqueeze(-1)).tanh()
+        return embedded
+
+
+def tokens(num_refiners: int) -> Cascade:
+    """A belief for each token: features [B, T, D], beliefs [B, T, C], labels [B, T]."""
+    return assemble(TokenExtractor, lambda: ConcatRefiner(4, [7], CLASSES), CLASSES, num_refiners, seed=3).double()
+
+
+class NoisyRefiner(nn.Module):
+    """Dropout and batch norm: random masks and batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4 + CLASSES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, CLASSES)
+        )
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        logits: Tensor = self.layers(torch.cat([log_belief.exp(), features], 1))
+        return logits
+
+
+def noisy(num_refiners: int) -> Cascade:
+    """Dropout and batch norm in the extractor and in the refiners."""
+    return assemble(
+        lambda: nn.Sequential(nn.Linear(INPUTS, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 4)),
+        NoisyRefiner,
+        CLASSES,
+        num_refiners,
+        seed=4,
+    ).double()
+
+
+def batch(size: int, tokens_per_sample: int | None = None) -> tuple[Tensor, Tensor]:
+    """x [B, 5] and labels [B] or [B, T]; the same on every rank that calls it."""
+    generator = torch.Generator().manual_seed(size)
+    shape = (size,) if tokens_per_sample is None else (size, tokens_per_sample)
+    x = torch.randn(size, INPUTS, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, CLASSES, shape, generator=generator)

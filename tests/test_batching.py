@@ -1,0 +1,43 @@
+"""Microbatches and shards cover a batch exactly once, also a ragged one."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidpar.batching import BatchLayout
+
+LAYOUTS = st.builds(BatchLayout, st.integers(1, 60), st.integers(1, 9), st.integers(1, 7))
+
+
+@given(LAYOUTS)
+def test_microbatches_cover_the_batch(layout: BatchLayout) -> None:
+    assert [row for rows in layout.microbatches for row in rows] == list(range(layout.batch_size))
+    assert len(layout.microbatches) == min(layout.requested_microbatches, layout.batch_size)
+    assert all(len(rows) > 0 for rows in layout.microbatches)
+
+
+@given(LAYOUTS)
+def test_shards_cover_the_batch(layout: BatchLayout) -> None:
+    shards = [layout.shard(r) for r in range(layout.num_ranks)]
+    assert sorted(row for shard in shards for row in shard) == list(range(layout.batch_size))
+
+
+@given(LAYOUTS)
+def test_gathered_rows_undo_the_sharding(layout: BatchLayout) -> None:
+    gathered: list[int | None] = []
+    for r in range(layout.num_ranks):
+        shard = layout.shard(r)
+        gathered += shard + [None] * (layout.padded_shard - len(shard))
+    assert [gathered[place] for place in layout.gathered_rows] == list(range(layout.batch_size))
+
+
+@given(LAYOUTS)
+def test_scattered_rows_reach_their_owner(layout: BatchLayout) -> None:
+    """What reduce-scatter gives rank r of microbatch m is what r has at `part_in_shard` of its shard."""
+    for m, rows in enumerate(layout.microbatches):
+        size = layout.padded_part(m)
+        spread: list[int | None] = [None] * (size * layout.num_ranks)
+        for row, place in zip(rows, layout.scattered_rows(m), strict=True):
+            spread[place] = row
+        for r in range(layout.num_ranks):
+            received = spread[r * size : (r + 1) * size][: len(layout.parts[m][r])]
+            assert received == layout.shard(r)[layout.part_in_shard(m, r)]
