@@ -102,3 +102,16 @@ def batch(size: int, tokens_per_sample: int | None = None) -> tuple[Tensor, Tens
     shape = (size,) if tokens_per_sample is None else (size, tokens_per_sample)
     x = torch.randn(size, INPUTS, generator=generator, dtype=torch.float64)
     return x, torch.randint(0, CLASSES, shape, generator=generator)
+
+
+def convolutional() -> Cascade:
+    """Images [B, 2, 4, 4] through convolutions; five refiners."""
+    return assemble(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(128, 4)
+        ),
+        lambda: ConcatRefiner(4, [7], CLASSES),
+        CLASSES,
+        5,
+        seed=6,
+    ).double()

@@ -1,0 +1,263 @@
+"""The oracle against independent derivations, and the invariants of every engine."""
+
+import math
+import weakref
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar.cascade import Cascade
+from sidpar.models import simple_cnn
+from tests import networks
+from tests.harness import RankError, run_ranks
+from tests.test_parity import gradients, oracle
+
+
+def authors_algorithm(cascade: Cascade, x: Tensor, y: Tensor, alpha: float) -> None:
+    """The released code's training step: features once, all losses summed, one backward, forward KL, one-hot."""
+    features = cascade.extractor(x)
+    one_hot = F.one_hot(y, cascade.num_classes).to(features.dtype)
+    belief = torch.full_like(one_hot, 1 / cascade.num_classes)
+    total = features.new_zeros(())
+    for refiner in cascade.refiners:
+        log_p = F.log_softmax(refiner(features, belief.log()), dim=1)
+        target_term = F.kl_div(log_p, one_hot, reduction="batchmean")
+        consistency = F.kl_div(log_p, belief, reduction="batchmean")
+        total = total + alpha * target_term + (1 - alpha) * consistency
+        belief = log_p.exp().detach()
+    total.backward()
+
+
+@pytest.mark.parametrize("schedule", ["fused", "two_phase"])
+def test_the_authors_algorithm_is_the_same_function(schedule: Any) -> None:
+    x, y = networks.batch(9)
+    theirs = networks.plain(4)
+    authors_algorithm(theirs, x, y, alpha=0.5)
+    ours = Stage(networks.plain(4), Runtime.single("cpu"))
+    for engine in (
+        LocalEngine(ours, Objective(0.5)),
+        SIDEngine(ours, Objective(0.5), schedule=schedule, microbatches=2),
+    ):
+        engine.step(x, y)
+        for name, parameter in theirs.named_parameters():
+            assert parameter.grad is not None
+            assert (gradients(ours)[name] - parameter.grad).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize(("kl", "smoothing"), [("forward", 0.0), ("reverse", 0.1)])
+def test_the_oracle_agrees_with_finite_differences(kl: Any, smoothing: float) -> None:
+    """Invariant 2. A refiner's parameter moves its own loss; an extractor's the sum of all, with teachers held fixed."""
+    objective = Objective([0.3, 0.6, 0.8], kl, smoothing)
+    x, y = networks.batch(4)
+    cascade = networks.plain(3)
+    teachers = [state[0].detach() for state in cascade.states(x)][:-1]
+    target = objective.target(y, networks.CLASSES, torch.float64)
+    found = oracle(lambda: networks.plain(3), objective, x, y).gradients
+
+    def losses() -> list[float]:
+        features = cascade.extractor(x)
+        return [
+            objective.local_loss(a, r(features, t).log_softmax(-1), t, target).mean().item()
+            for a, r, t in zip(objective.alphas(3), cascade.refiners, teachers, strict=True)
+        ]
+
+    step = 1e-6
+    for name, parameter in cascade.named_parameters():
+        kind, number, *_ = name.split(".")
+        for k in range(0, parameter.numel(), 3):
+            with torch.no_grad():
+                parameter.view(-1)[k] += step
+                up = losses()
+                parameter.view(-1)[k] -= 2 * step
+                down = losses()
+                parameter.view(-1)[k] += step
+            slopes = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
+            expected = slopes[int(number)] if kind == "refiners" else math.fsum(slopes)
+            assert found[name].view(-1)[k].item() == pytest.approx(expected, abs=1e-7), f"{name}[{k}]"
+
+
+def perturbed_later_refiner(runtime: Runtime) -> None:
+    """Invariant 4, on ranks: other weights in the last refiner change no gradient before it, not by a bit."""
+    x, y = networks.batch(6)
+    for extractor, schedule in product(("replicated", "root", "sharded"), ("fused", "two_phase")):
+        found = []
+        for perturb in (False, True):
+            cascade = networks.plain(4)
+            if perturb:
+                for parameter in cascade.refiners[3].parameters():
+                    parameter.data.mul_(-2)
+            stage = Stage(cascade, runtime, extractor=extractor)  # type: ignore[arg-type]
+            SIDEngine(stage, Objective(), schedule=schedule, microbatches=2).step(x, y)  # type: ignore[arg-type]
+            found.append(gradients(stage))
+        for name, gradient in found[0].items():
+            if name.startswith("refiners") and not name.startswith("refiners.3"):
+                assert torch.equal(gradient, found[1][name]), name
+
+
+def test_no_gradient_depends_on_a_later_refiner() -> None:
+    run_ranks(perturbed_later_refiner, 2)
+
+
+class SavedTensors:
+    """Counts bytes of the tensors that autograd keeps for backward, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def __enter__(self) -> "SavedTensors":
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda box: box.tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: Tensor) -> Any:
+        class Box:
+            pass
+
+        box: Any = Box()
+        box.tensor = tensor
+        size = tensor.numel() * tensor.element_size()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(box, self._release, size)
+        return box
+
+    def _release(self, size: int) -> None:
+        self.now -= size
+
+
+def peak_of(stage: Stage, schedule: Any, microbatches: int, batch_size: int) -> int:
+    """The most bytes saved at any time of a step. The extractor is frozen, so they are the refiners' alone."""
+    engine = SIDEngine(stage, Objective(extractor_update="frozen"), schedule=schedule, microbatches=microbatches)
+    x, y = networks.batch(batch_size)
+    engine.step(x, y)
+    with SavedTensors() as saved:
+        engine.step(x, y)
+    assert saved.now == 0, "nothing outlives the step"
+    return saved.peak
+
+
+def saved_activations(runtime: Runtime) -> None:
+    own = len(Stage(networks.plain(6), runtime).own_refiners)
+    one = peak_of(Stage(networks.plain(6), runtime), "fused", 1, 4)
+    assert one > 0
+    assert peak_of(Stage(networks.plain(6), runtime), "fused", 4, 16) == one, "one microbatch of this rank's refiners"
+    assert peak_of(Stage(networks.plain(6), runtime), "fused", 1, 16) > 3 * one
+    # Refiner 0 receives the same shapes as all others, so each refiner saves the same.
+    assert peak_of(Stage(networks.plain(6), runtime), "two_phase", 4, 16) * own == one, "one microbatch of one refiner"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_only_one_microbatch_is_alive(ranks: int) -> None:
+    """Invariant 5, by saved-tensor hooks."""
+    run_ranks(saved_activations, ranks)
+
+
+def test_a_step_leaves_the_users_random_numbers_alone() -> None:
+    x, y = networks.batch(4)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    for make in (LocalEngine, SIDEngine):
+        engine = make(Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root"), Objective())
+        torch.manual_seed(3)
+        engine.step(x, y)
+        assert torch.equal(torch.rand(2), expected)
+
+
+def test_masks_change_from_step_to_step() -> None:
+    x, y = networks.batch(8)
+    stage = Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root")
+    engine = SIDEngine(stage, Objective(), seed=1)
+    found = []
+    for _ in range(2):
+        engine.step(x, y)
+        found.append(gradients(stage)["refiners.1.layers.4.weight"].clone())
+    assert not torch.equal(*found)
+
+
+def test_step_replaces_gradients() -> None:
+    """Not accumulated: two steps on one batch give the gradient of one."""
+    x, y = networks.batch(4)
+    stage = Stage(networks.plain(2), Runtime.single("cpu"))
+    engine = SIDEngine(stage, Objective())
+    engine.step(x, y)
+    once = {name: gradient.clone() for name, gradient in gradients(stage).items()}
+    engine.step(x, y)
+    assert all(torch.equal(once[name], gradient) for name, gradient in gradients(stage).items())
+
+
+def test_refiners_without_parameters() -> None:
+    """Nothing to train, nothing to reduce: a step still runs."""
+
+    class Sharpen(nn.Module):
+        def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+            return 2 * log_belief + features
+
+    stage = Stage(Cascade(nn.Flatten(), [Sharpen(), Sharpen()], 3), Runtime.single("cpu"))
+    result = SIDEngine(stage, Objective()).step(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert result.measures().shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("compute", "tolerance"), [({"autocast": "bf16"}, 0.3), ({"channels_last": True}, 1e-3), ({"compile": True}, 1e-3)]
+)
+def test_compute_options_change_rounding_only(compute: dict[str, Any], tolerance: float) -> None:
+    from_seed = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 3, 8, 8, generator=from_seed), torch.arange(8)
+    found = []
+    for options in ({}, compute):
+        stage = Stage(simple_cnn((3, 8, 8), 10, 2), Runtime.single("cpu"), compute=Compute(**options))
+        SIDEngine(stage, Objective()).step(x, y)
+        found.append(gradients(stage))
+    for name, gradient in found[0].items():
+        assert gradient.dtype == found[1][name].dtype == torch.float32
+        assert (gradient - found[1][name]).norm() <= tolerance * gradient.norm() + 1e-6, name
+
+
+def test_messages() -> None:
+    stage = Stage(networks.plain(2), Runtime.single("cpu"))
+    with pytest.raises(ValueError, match="schedule 'gpipe' is unknown; choose one of"):
+        SIDEngine(stage, Objective(), schedule="gpipe")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="microbatches must be at least 1, got 0"):
+        SIDEngine(stage, Objective(), microbatches=0)
+    engine = SIDEngine(stage, Objective())
+    x, y = networks.batch(4)
+    with pytest.raises(ValueError, match="4 inputs, 3 labels"):
+        engine.step(x, y[:3])
+    with pytest.raises(ValueError, match="labels must be int64, got torch.float32"):
+        engine.step(x, y.float())
+    with pytest.raises(ValueError, match=r"labels must lie in 0..2, got \d..9"):
+        engine.step(x, torch.tensor([9, 1, 1, 1]))
+    with pytest.raises(ValueError, match=r"the extractor does not take inputs of shape \[B, \*\[4\]\]"):
+        engine.step(x[:, :4], y)
+
+
+def local_on_ranks(runtime: Runtime) -> None:
+    LocalEngine(Stage(networks.plain(2), runtime), Objective())
+
+
+def different_batches(runtime: Runtime) -> None:
+    """Rank 1 brings another batch size, as a loader with its own sampler would."""
+    stage = Stage(networks.plain(2), runtime)
+    x, y = networks.batch(4 + runtime.rank)
+    SIDEngine(stage, Objective()).step(x, y)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (local_on_ranks, "the local engine is one process, but the world has 2 ranks"),
+        (different_batches, "the ranks disagree on the shapes; start them all alike. x: rank 0 has '[4, 5]"),
+    ],
+)
+def test_messages_are_the_same_on_every_rank(function: Any, message: str) -> None:
+    with pytest.raises(RankError) as error:
+        run_ranks(function, 2)
+    assert all(message in error.value.errors[rank] for rank in (0, 1))

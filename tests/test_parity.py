@@ -1,0 +1,159 @@
+"""Invariant 1: the gradient of every parameter on every rank equals the local oracle's, in float64 within 1e-10.
+
+Compared parameter by parameter, because a sum over all of them would not see two refiners' gradients swapped. Each
+spawn of ranks runs a whole grid; a failure names its case.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar.cascade import Cascade
+from tests import networks
+from tests.harness import run_ranks
+
+TOLERANCE = 1e-10
+EXTRACTORS = ("replicated", "root", "sharded")
+SCHEDULES = ("fused", "two_phase")
+
+
+class Reference(NamedTuple):
+    """What the oracle found: gradients by global name, and every refiner's measures in training and evaluation."""
+
+    gradients: dict[str, Tensor]
+    training: Tensor
+    evaluation: Tensor
+    buffers: dict[str, Tensor]
+
+
+def oracle(build: Callable[[], Cascade], objective: Objective, x: Tensor, y: Tensor) -> Reference:
+    stage = Stage(build(), Runtime.single("cpu"))
+    engine = LocalEngine(stage, objective, seed=5)
+    evaluation = engine.evaluate(x, y).measures()
+    training = engine.step(x, y).measures()
+    return Reference(gradients(stage), training, evaluation, dict(stage.named_buffers()))
+
+
+def gradients(stage: Stage) -> dict[str, Tensor]:
+    """By global name; a parameter that no loss reaches has the gradient zero."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in stage.named_parameters()
+    }
+
+
+def check(case: str, stage: Stage, engine: SIDEngine, reference: Reference, x: Tensor, y: Tensor) -> None:
+    """One step and one evaluation of this rank's stage against the oracle."""
+    own = slice(stage.own_refiners.start, stage.own_refiners.stop)
+    evaluation = engine.evaluate(x, y).measures()
+    training = engine.step(x, y).measures()
+    found = gradients(stage)
+    assert found, case
+    for name, gradient in found.items():
+        difference = (gradient - reference.gradients[name]).abs().max().item()
+        assert difference < TOLERANCE, f"{case}: the gradient of {name} is off by {difference}"
+    for name, buffer in stage.named_buffers():
+        assert torch.allclose(buffer.double(), reference.buffers[name].double()), f"{case}: {name}"
+    assert torch.allclose(training, reference.training[own]), f"{case}: measures in training"
+    assert torch.allclose(evaluation, reference.evaluation[own]), f"{case}: measures in evaluation"
+
+
+def objectives(num_refiners: int) -> Iterator[Objective]:
+    """Both directions, one alpha and a list of them, all updates of the extractor."""
+    several = [0.2 + 0.7 * i / num_refiners for i in range(num_refiners)]
+    for alpha, update in product((0.3, several), ("all", "final", "frozen")):
+        yield Objective(alpha, "forward", 0.0, update)  # type: ignore[arg-type]
+        yield Objective(alpha, "reverse", 0.1, update)  # type: ignore[arg-type]
+
+
+def grid(runtime: Runtime) -> int:
+    """All cases of the plain network on this world; the number of cases."""
+    ranks, cases = runtime.world_size, 0
+    for num_refiners, size in product((ranks, ranks + 1, 2 * ranks + 1), (2, 7, 12)):
+        x, y = networks.batch(size)
+        for objective in objectives(num_refiners):
+            reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
+            for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+                stage = Stage(networks.plain(num_refiners), runtime, extractor=extractor)  # type: ignore[arg-type]
+                engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+                case = f"L={num_refiners} B={size} M={microbatches} {extractor} {schedule} {objective}"
+                check(case, stage, engine, reference, x, y)
+                cases += 1
+    return cases
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_gradients_equal_the_oracle(ranks: int) -> None:
+    """Localises errors in schedule, transport and reduction: same modules, same maths, only the placement differs."""
+    assert run_ranks(grid, ranks, timeout=400) == [3 * 3 * 12 * 3 * 2 * 2] * ranks
+
+
+def structures(runtime: Runtime) -> None:
+    """Tuples of features, hidden activations in the state, beliefs per token; uneven placements given by hand."""
+    counts = [3] + [1] * (runtime.world_size - 1)
+    builds: list[tuple[str, Callable[[int], Cascade], int | None]] = [
+        ("hidden", networks.with_hidden_state, None),
+        ("tokens", networks.tokens, networks.INPUTS),
+    ]
+    for (name, build, tokens), update in product(builds, ("all", "final", "frozen")):
+        x, y = networks.batch(7, tokens)
+        objective = Objective(0.4, extractor_update=update)  # type: ignore[arg-type]
+        reference = oracle(lambda b=build: b(sum(counts)), objective, x, y)  # type: ignore[misc]
+        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+            stage = Stage(build(sum(counts)), runtime, extractor=extractor, counts=counts)  # type: ignore[arg-type]
+            engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+            check(f"{name} {extractor} {schedule} M={microbatches} {update}", stage, engine, reference, x, y)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_structure_of_features_and_state(ranks: int) -> None:
+    run_ranks(structures, ranks)
+
+
+def randomness(runtime: Runtime) -> None:
+    """Masks depend on (seed, part, step), so even dropout and batch norm agree when M = 1; statistics count once."""
+    x, y = networks.batch(8)
+    for update in ("all", "frozen"):
+        objective = Objective(0.4, extractor_update=update)  # type: ignore[arg-type]
+        reference = oracle(lambda: networks.noisy(5), objective, x, y)
+        for extractor, schedule in product(("replicated", "root"), SCHEDULES):
+            stage = Stage(networks.noisy(5), runtime, extractor=extractor)  # type: ignore[arg-type]
+            engine = SIDEngine(stage, objective, schedule=schedule, seed=5)  # type: ignore[arg-type]
+            check(f"{extractor} {schedule} {update}", stage, engine, reference, x, y)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_random_masks_and_statistics_do_not_depend_on_ranks(ranks: int) -> None:
+    run_ranks(randomness, ranks)
+
+
+def bucketed_and_channels_last(runtime: Runtime) -> None:
+    """A convolutional extractor in NHWC, its gradients in several buckets, over several steps of one engine."""
+    from_nchw = torch.randn(6, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    reference = oracle(networks.convolutional, Objective(), from_nchw, y)
+    for extractor, channels_last in product(("replicated", "sharded"), (False, True)):
+        stage = Stage(
+            networks.convolutional(),
+            runtime,
+            extractor=extractor,  # type: ignore[arg-type]
+            compute=Compute(channels_last=channels_last),
+        )
+        engine = SIDEngine(stage, Objective(), microbatches=2)
+        for _ in range(3):
+            check(f"{extractor} channels_last={channels_last}", stage, engine, reference, from_nchw, y)
+
+
+def test_buckets_and_memory_formats() -> None:
+    run_ranks(small_buckets, 2)
+
+
+def small_buckets(runtime: Runtime) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sidpar.buckets.BUCKET_BYTES", 256)
+        bucketed_and_channels_last(runtime)
