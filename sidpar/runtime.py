@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
@@ -87,6 +87,17 @@ class Runtime:
             torch.cuda.set_device(chosen_device)  # before any group exists, or contexts open on GPU 0
         if rendezvous is None:
             store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
+        alone = cls(
+            rank,
+            world_size,
+            chosen_device,
+            chosen_backend,
+            store=PrefixStore("sidpar", store),
+            init_timeout=init_timeout,
+            step_timeout=step_timeout,
+        )
+        # Nodes with different numbers of GPUs may choose differently, and would wait for each other for ever.
+        alone.agree("backend", {"backend": chosen_backend})
         timeout = timedelta(seconds=step_timeout)
         dist.init_process_group(
             chosen_backend,
@@ -96,20 +107,7 @@ class Runtime:
             timeout=timeout,
             device_id=chosen_device if chosen_backend == "nccl" else None,
         )
-        groups = Groups(
-            collectives=_new_group(timeout),
-            chain=(_new_group(timeout), _new_group(timeout)),
-        )
-        return cls(
-            rank,
-            world_size,
-            chosen_device,
-            chosen_backend,
-            groups,
-            PrefixStore("sidpar", store),
-            init_timeout,
-            step_timeout,
-        )
+        return replace(alone, groups=Groups(_new_group(timeout), (_new_group(timeout), _new_group(timeout))))
 
     def __enter__(self) -> Self:
         return self

@@ -116,7 +116,7 @@ def torchrun(world_size: int, *arguments: str, timeout: float = 300.0) -> subpro
         "--standalone",
         f"--nproc_per_node={world_size}",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *arguments],
         cwd=ROOT,

@@ -51,7 +51,7 @@ def test_the_authors_algorithm_is_the_same_function(schedule: Any) -> None:
 
 @pytest.mark.parametrize(("kl", "smoothing"), [("forward", 0.0), ("reverse", 0.1)])
 def test_the_oracle_agrees_with_finite_differences(kl: Any, smoothing: float) -> None:
-    """Invariant 2. A refiner's parameter moves its own loss; an extractor's the sum of all, with teachers held fixed."""
+    """Invariant 2. A refiner's parameter moves its own loss, an extractor's the sum of all; teachers are held fixed."""
     objective = Objective([0.3, 0.6, 0.8], kl, smoothing)
     x, y = networks.batch(4)
     cascade = networks.plain(3)

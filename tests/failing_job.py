@@ -1,0 +1,48 @@
+"""Started by test_runtime.py under torchrun: rank 1 fails in its third step, as the first argument says."""
+
+import os
+import signal
+import sys
+import time
+
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar.models import ConcatRefiner
+from tests import networks
+
+FAILURE, EXTRACTOR, STEP_TIMEOUT = sys.argv[1], sys.argv[2], float(sys.argv[3])
+
+
+class FailingRefiner(ConcatRefiner):
+    """A refiner that works twice."""
+
+    calls = 0
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        if not features.is_meta:  # shape inference does not count
+            self.calls += 1
+        if self.calls == 3:
+            print(f"failing at {time.time()}", flush=True)
+            if FAILURE == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if FAILURE == "silence":
+                time.sleep(1000)
+            raise RuntimeError("this refiner is broken")
+        return super().forward(features, log_belief)
+
+
+@record
+def main() -> None:
+    with Runtime.start(backend="gloo", device="cpu", step_timeout=STEP_TIMEOUT) as runtime:
+        cascade = networks.plain(3)
+        cascade.refiners[1] = FailingRefiner(4, [7], networks.CLASSES).double()
+        engine = SIDEngine(Stage(cascade, runtime, extractor=EXTRACTOR), Objective())  # type: ignore[arg-type]
+        x, y = networks.batch(6)
+        for _ in range(10):
+            engine.step(x, y)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Defaults < YAML < flags, and one clear line for everything that is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidpar.config import Config, parse
+from tests.harness import ROOT
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("optim:\n  lr: 0.5\n  epochs: 7\nmethod: local\n")
+    config = parse(["--config", str(file), "--optim.epochs", "9"])
+    assert (config.optim.lr, config.optim.epochs, config.method) == (0.5, 9, "local")
+    assert config.data == Config().data
+
+
+def test_a_resolved_configuration_reads_back(tmp_path: Path) -> None:
+    for flags in (["--optim.name", "sgd"], ["--model.name", "wide_mlp"], ["--parallel.placement", "[1, 7]"]):
+        config = parse(flags)
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config.to_dict()))
+        assert parse(["--config", str(file)]) == config
+
+
+def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
+    sgd = parse(["--optim.name", "sgd"]).optim
+    assert (sgd.momentum, sgd.nesterov) == (0.9, True)
+    assert parse(["--optim.name", "sgd", "--optim.momentum", "0"]).optim.nesterov is False
+    assert parse([]).optim.momentum is None
+    assert parse(["--model.name", "wide_mlp"]).model.width == 1024
+    assert parse(["--data.name", "cifar10"]).data.root == "data"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    parse(["--config", str(path)])
+
+
+def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Largest gradient norm of each part on its own" in text, "fields are explained by their docstrings"
+    with pytest.raises(SystemExit):
+        parse(["--optim.lr", "0.25", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--optim.lrr 1", "unrecognized arguments: --optim.lrr 1"),
+        ("--optim.lr fast", 'Parser key "optim.lr"'),
+        ("--optim.lr -1", "optim.lr must be a positive number, got -1.0"),
+        ("--optim.lr nan", "optim.lr must be a positive number, got nan"),
+        ("--optim.epochs -1", "optim.epochs must be at least 0, got -1"),
+        ("--optim.epochs 1.5", 'Parser key "optim.epochs"'),
+        ("--optim.weight_decay -0.1", "optim.weight_decay must be at least 0, got -0.1"),
+        ("--optim.clip 0", "optim.clip must be a positive number, got 0.0"),
+        ("--optim.warmup_epochs 3 --optim.epochs 2", "optim.warmup_epochs=3 is longer than optim.epochs=2"),
+        ("--optim.name lion", 'Parser key "optim.name"'),
+        ("--optim.momentum 0.8", "optim.momentum=0.8 would have no effect, because optim.name=adam has no momentum"),
+        ("--optim.name sgd --optim.momentum 1", "optim.momentum must lie in [0, 1), got 1.0"),
+        ("--optim.name sgd --optim.momentum 0 --optim.nesterov true", "optim.nesterov=true needs optim.momentum > 0"),
+        ("--run.seed -1", "run.seed must be at least 0, got -1"),
+        ("--run.log_every 0", "run.log_every must be at least 1, got 0"),
+        ("--run.eval_every 0", "run.eval_every must be at least 1, got 0"),
+        ("--data.name mnist", 'Parser key "data.name"'),
+        ("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
+        ("--data.eval_batch_size 0", "data.eval_batch_size must be at least 1, got 0"),
+        ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is embedded: remove it"),
+        ("--data.download true", "data.download=True would have no effect"),
+        ("--model.num_refiners 0", "model.num_refiners must be at least 1, got 0"),
+        ("--model.width 10", "model.width=10 would have no effect, because model.name=simple_cnn has fixed sizes"),
+        ("--model.name wide_mlp --model.width 0", "model.width must be at least 1, got 0"),
+        ("--parallel.microbatches 0", "parallel.microbatches must be at least 1, got 0"),
+        ("--parallel.step_timeout 0", "parallel.step_timeout must be a positive number, got 0.0"),
+        ("--parallel.extractor somewhere", 'Parser key "parallel.extractor"'),
+        (
+            "--parallel.costs [1,2]",
+            "parallel.costs=[1.0, 2.0] would have no effect, because only parallel",
+        ),
+        (
+            "--method local --parallel.microbatches 2",
+            "parallel.microbatches=2 would have no effect, because method",
+        ),
+        ("--method magic", 'Parser key "method"'),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_messages(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(flags.split())
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("optim:\n  learning_rate: 0.5\n")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file)])
+    assert "learning_rate" in capsys.readouterr().err

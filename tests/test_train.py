@@ -1,0 +1,163 @@
+"""The main job through its command line: what it leaves on disk, on any number of ranks, and how it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sidpar.config import parse
+from sidpar.models import simple_cnn
+from sidpar.run_folder import source_commit
+from tests.harness import ROOT, torchrun
+
+SMALL = ["--data.batch_size", "200", "--model.num_refiners", "4", "--run.log_every", "4"]
+
+
+def train(ranks: int, folder: Path, *flags: str, config: str = "configs/digits.yaml") -> Path:
+    done = torchrun(ranks, "-m", "sidpar.train", "--config", config, "--run.dir", str(folder), *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"run folder: {folder}" in done.stdout
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Two epochs on digits with 1, 2 and 4 ranks."""
+    base = tmp_path_factory.mktemp("runs")
+    return {ranks: train(ranks, base / str(ranks), "--optim.epochs", "2") for ranks in (1, 2, 4)}
+
+
+def test_weights_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> None:
+    """Invariant 3, after two epochs, to rounding."""
+    alone = load_file(runs[1] / "weights.safetensors")
+    for ranks in (2, 4):
+        placed = load_file(runs[ranks] / "weights.safetensors")
+        assert placed.keys() == alone.keys()
+        for name, tensor in alone.items():
+            assert (tensor - placed[name]).abs().max() < 1e-4, name
+    initial = simple_cnn((1, 8, 8), 10, 8, seed=0).state_dict()
+    assert any((alone[name] - initial[name]).abs().max() > 1e-2 for name in alone), "training moved them"
+
+
+def test_initial_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    initial = simple_cnn((1, 8, 8), 10, 8, seed=0).state_dict()
+    for ranks in (1, 3):
+        folder = train(ranks, tmp_path / str(ranks), "--optim.epochs", "0", "--optim.warmup_epochs", "0")
+        found = load_file(folder / "weights.safetensors")
+        assert found.keys() == initial.keys()
+        assert all(torch.equal(tensor, initial[name]) for name, tensor in found.items())
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 0
+
+
+def test_run_folder(runs: dict[int, Path]) -> None:
+    folder = runs[4]
+    config = parse(["--config", "configs/digits.yaml", "--optim.epochs", "2", "--run.dir", str(folder)])
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == config.to_dict()
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["epochs"], summary["world_size"]) == (24, 2, 4)
+    assert len(summary["refiner_test_accuracy"]) == 8
+    assert summary["test_accuracy"] == summary["refiner_test_accuracy"][-1]
+    assert len(summary["peak_memory_bytes"]) == 4
+    assert min(summary["peak_memory_bytes"]) > 2**20
+    assert summary["torch"] == torch.__version__
+    assert summary["commit"] == source_commit()
+    assert summary["wall_seconds"] > 0
+    assert summary["images_per_second"] == pytest.approx(2 * 1437 / summary["wall_seconds"])
+
+    train_rows, test_rows = ([row for row in rows(folder) if row["kind"] == kind] for kind in ("train", "test"))
+    assert [row["step"] for row in train_rows] == [10, 20]
+    assert [(row["epoch"], row["step"]) for row in test_rows] == [(1, 12), (2, 24)]
+    for row in train_rows + test_rows:
+        for column in ("loss", "kl", "accuracy", "premise_failures", "descent_failures", "epsilon"):
+            assert len(row[column]) == 8
+        assert row["bound_slack"] >= -1e-9, "Proposition 4"
+    assert all(row["images_per_second"] > 0 and len(row["memory_bytes"]) == 4 for row in train_rows)
+    assert test_rows[-1]["accuracy"] == summary["refiner_test_accuracy"]
+
+
+def test_metrics_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> None:
+    for alone, placed in zip(rows(runs[1]), rows(runs[4]), strict=True):
+        assert alone["kl"] == pytest.approx(placed["kl"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--parallel.extractor", "root", "--parallel.schedule", "two_phase", "--parallel.microbatches", "3"],
+        ["--parallel.extractor", "replicated", "--parallel.placement", "[3,1]", "--optim.clip", "0.5"],
+        ["--parallel.placement", "cost", "--compute.autocast", "bf16", "--compute.channels_last", "true"],
+        ["--parallel.placement", "cost", "--parallel.costs", "[1,1,1,9]", "--optim.name", "sgd"],
+        [
+            *["--model.name", "wide_mlp", "--model.width", "32", "--objective.kl", "reverse"],
+            *["--objective.label_smoothing", "0.1", "--objective.alpha", "[1,0.7,0.5,0.3]"],
+        ],
+    ],
+    ids=["root", "replicated", "measured", "costs", "wide_mlp"],
+)
+def test_options_train(flags: list[str], tmp_path: Path) -> None:
+    folder = train(2, tmp_path / "run", *SMALL, "--optim.epochs", "3", *flags)
+    losses = [row["loss"][-1] for row in rows(folder) if row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    if "[1,1,1,9]" in flags:
+        assert json.loads((folder / "summary.json").read_text())["refiners_per_rank"] == [3, 1]
+
+
+def test_the_local_oracle_trains_to_the_same_weights(tmp_path: Path) -> None:
+    """The trainer does not ask which method runs."""
+    oracle = train(1, tmp_path / "local", *SMALL, "--optim.epochs", "1", "--method", "local")
+    placed = train(2, tmp_path / "sid", *SMALL, "--optim.epochs", "1")
+    found = load_file(placed / "weights.safetensors")
+    for name, tensor in load_file(oracle / "weights.safetensors").items():
+        assert (tensor - found[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.num_refiners", "1"], "1 refiners cannot be placed on 2 ranks"),
+        (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
+        (["--objective.kl", "reverse"], "set objective.label_smoothing > 0"),
+        (["--objective.alpha", "[0.5,0.5]"], "objective.alpha lists 2 numbers, but the cascade has 8 refiners"),
+        (
+            ["--parallel.placement", "[1,2]"],
+            "placement [1, 2] has 2 ranks and 3 refiners, but 8 refiners",
+        ),
+        (["--parallel.placement", "cost", "--parallel.costs", "[1]"], "parallel.costs lists 1 numbers"),
+        (
+            ["--data.name", "cifar10", "--data.root", "/nowhere"],
+            "cifar10 is not in torchvision's layout under",
+        ),
+        (["--method", "local"], "the local engine is one process, but the world has 2 ranks"),
+        (["--parallel.backend", "nccl", "--compute.device", "cpu"], "backend=nccl needs one GPU per local rank"),
+    ],
+)
+def test_messages_appear_on_every_rank(flags: list[str], message: str, tmp_path: Path) -> None:
+    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", f"{tmp_path}/run", *flags)
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 2, done.stderr
+    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious\n")
+    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.count("already holds a run (metrics.jsonl): choose another folder, or remove it") == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_configs_are_differences_from_the_defaults() -> None:
+    for path in (ROOT / "configs").glob("*.yaml"):
+        defaults = parse([]).to_dict()
+        for group, settings in yaml.safe_load(path.read_text()).items():
+            for key, value in settings.items():
+                assert defaults[group][key] != value, f"{path.name}: {group}.{key} is the default"
