@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the report as JSON")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--max-ratio", type=float, help="fail if a ratio of medians is above this")
     arguments = parser.parse_args()
     cases = [("simple_cnn", 8, 128, False), ("simple_cnn", 8, 128, True), ("wide_mlp", 8, 128, False)]
     rows = [compare(*case, arguments.steps, arguments.warmup) for case in cases]
@@ -116,6 +117,8 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
+    if arguments.max_ratio is not None and max(row["ratio"] for row in rows) > arguments.max_ratio:
+        raise SystemExit(f"a ratio is above {arguments.max_ratio}")
 
 
 if __name__ == "__main__":

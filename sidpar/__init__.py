@@ -7,12 +7,14 @@ result = engine.step(x, y)  # gradients are in stage.parameters()
 """
 
 from sidpar.cascade import Cascade
+from sidpar.compute import Compute
 from sidpar.engines import StepResult
 from sidpar.engines.local import LocalEngine
 from sidpar.engines.sid import SIDEngine
+from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.runtime import Runtime
-from sidpar.stage import Compute, Stage
+from sidpar.stage import Stage
 from sidpar.version import __version__
 
 __all__ = [
@@ -24,5 +26,6 @@ __all__ = [
     "SIDEngine",
     "Stage",
     "StepResult",
+    "UsageError",
     "__version__",
 ]

@@ -1,15 +1,20 @@
 """Measures what each part of a cascade costs, so that a placement can share the work evenly."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from sidpar import device
-from sidpar.cascade import Cascade, TensorTuple, detach, extract, initial_state, refine
+from sidpar.cascade import Cascade, TensorTuple, detach, initial_state
+from sidpar.compute import Compute
+from sidpar.runtime import Runtime
+from sidpar.stage import Stage
 
 _REPEATS = 5
 
@@ -22,23 +27,20 @@ class Costs:
     refiners: list[float]
 
 
-def measure_costs(cascade: Cascade, x: Tensor) -> Costs:
-    """Forward and backward time of the extractor and of each refiner on a batch x, on x's device.
+def measure_costs(cascade: Cascade, x: Tensor, compute: Compute) -> Costs:
+    """Forward and backward time of the extractor and of each refiner on a batch x, on x's device, as `compute` says.
 
-    Medians of a few runs after one that is not counted. Leaves weights, buffers and gradients as they were.
+    Medians of a few runs after one that is not counted. Works on a copy of the cascade.
     """
-    was_training = cascade.training
-    cascade.to(x.device).eval()  # running statistics stay as they are
-    features = detach(extract(cascade.extractor, x))
-    extractor = _seconds(lambda: extract(cascade.extractor, x), x.device)
+    runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
+    stage = Stage(copy.deepcopy(cascade), runtime, compute=compute)
+    features = detach(stage.extract(x, graph=False))
     state = initial_state(features, cascade.num_classes)
     refiners = []
-    for refiner in cascade.refiners:
-        refiners.append(_seconds(lambda r=refiner, s=state: refine(r, features, s), x.device))  # type: ignore[misc]
-        state = detach(refine(refiner, features, state))
-    cascade.zero_grad()
-    cascade.train(was_training)
-    return Costs(extractor, refiners)
+    for i in stage.own_refiners:
+        refiners.append(_seconds(partial(stage.refine, i, features, state, graph=True), x.device))
+        state = detach(stage.refine(i, features, state, graph=False))
+    return Costs(_seconds(partial(stage.extract, x, graph=True), x.device), refiners)
 
 
 def _seconds(forward: Callable[[], TensorTuple], place: torch.device) -> float:

@@ -7,7 +7,7 @@ that the feature gradient of one microbatch can be scattered to its owners while
 from dataclasses import dataclass
 from functools import cached_property
 
-from sidpar.placement import even_split, offsets
+from sidpar.placement import consecutive, even_split
 
 
 @dataclass(frozen=True)
@@ -21,28 +21,25 @@ class BatchLayout:
     @cached_property
     def microbatches(self) -> list[range]:
         """Rows of each microbatch. A batch smaller than M has one row per microbatch, and fewer microbatches."""
-        return offsets(even_split(self.batch_size, min(self.requested_microbatches, self.batch_size)))
+        return consecutive(even_split(self.batch_size, min(self.requested_microbatches, self.batch_size)))
 
     @cached_property
     def parts(self) -> list[list[range]]:
         """`parts[m][r]`: the rows of microbatch m, counted within it, that rank r extracts."""
-        return [offsets(even_split(len(rows), self.num_ranks)) for rows in self.microbatches]
+        return [consecutive(even_split(len(rows), self.num_ranks)) for rows in self.microbatches]
 
-    def shard(self, rank: int) -> list[int]:
-        """The rows of the batch that `rank` extracts, in the order in which it does."""
+    @cached_property
+    def shards(self) -> list[list[int]]:
+        """`shards[r]`: the rows of the batch that rank r extracts, in the order in which it does."""
         return [
-            rows.start + row for rows, part in zip(self.microbatches, self.parts, strict=True) for row in part[rank]
+            [rows.start + row for rows, part in zip(self.microbatches, self.parts, strict=True) for row in part[rank]]
+            for rank in range(self.num_ranks)
         ]
-
-    def part_in_shard(self, m: int, rank: int) -> slice:
-        """Where rank's part of microbatch m lies in its shard."""
-        start = sum(len(part[rank]) for part in self.parts[:m])
-        return slice(start, start + len(self.parts[m][rank]))
 
     @cached_property
     def padded_shard(self) -> int:
         """Rows of the largest shard: collectives move equal sizes, so smaller shards are padded to it."""
-        return max(len(self.shard(rank)) for rank in range(self.num_ranks))
+        return max(len(shard) for shard in self.shards)
 
     def padded_part(self, m: int) -> int:
         return len(self.parts[m][0])
@@ -52,8 +49,8 @@ class BatchLayout:
         """`gathered_rows[b]`: where row b of the batch lies in the all-gathered, padded shards."""
         position = {
             row: rank * self.padded_shard + place
-            for rank in range(self.num_ranks)
-            for place, row in enumerate(self.shard(rank))
+            for rank, shard in enumerate(self.shards)
+            for place, row in enumerate(shard)
         }
         return [position[row] for row in range(self.batch_size)]
 

@@ -27,7 +27,7 @@ class GradientBuckets:
         self._members: list[int] = []
         self._missing: list[int] = []
         self._pending: list[Pending] = []
-        self._armed = False
+        self._released = False
         for bucket, members in enumerate(_group(list(reversed(parameters)))):
             buffer = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
             start = 0
@@ -42,16 +42,16 @@ class GradientBuckets:
 
     def reset(self) -> None:
         """Zero all gradients: the start of a step."""
-        self._armed = False
+        self._released = False
         self._pending = []
         for buffer in self._buffers:
             buffer.zero_()
         for parameter, view in self._views:
             parameter.grad = view
 
-    def arm(self) -> None:
+    def release(self) -> None:
         """The next backward is the last one of the step: from now on buckets leave when complete."""
-        self._armed = True
+        self._released = True
         self._missing = list(self._members)
 
     def wait(self) -> None:
@@ -62,7 +62,7 @@ class GradientBuckets:
             pending.wait()
 
     def _completed(self, bucket: int, _: Tensor) -> None:
-        if not self._armed:
+        if not self._released:
             return
         self._missing[bucket] -= 1
         while len(self._pending) < len(self._buffers) and self._missing[len(self._pending)] == 0:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from sidpar.errors import UsageError
+
 Tensors = Tensor | tuple[Tensor, ...]
 """What modules take and give: a tensor, or a tuple of tensors, each with the batch as its first dimension."""
 
@@ -33,9 +35,9 @@ class Cascade(nn.Module):
         self.refiners = nn.ModuleList(refiners)
         self.num_classes = num_classes
         if not self.refiners:
-            raise ValueError("a cascade needs at least one refiner, got none")
+            raise UsageError("a cascade needs at least one refiner, got none")
         if num_classes < 2:
-            raise ValueError(f"a cascade needs at least 2 classes, got num_classes={num_classes}")
+            raise UsageError(f"a cascade needs at least 2 classes, got num_classes={num_classes}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Inference: the last belief p_L, [B, C]; the prediction is its argmax."""
@@ -86,8 +88,8 @@ def detach(tensors: TensorTuple) -> TensorTuple:
     return tuple(tensor.detach() for tensor in tensors)
 
 
-def as_tuple(tensors: Tensors) -> TensorTuple:
-    return tensors if isinstance(tensors, tuple) else (tensors,)
+def as_tuple(tensors: Tensors | list[Tensor]) -> TensorTuple:
+    return tuple(tensors) if isinstance(tensors, tuple | list) else (tensors,)
 
 
 def unwrap(tensors: TensorTuple) -> Tensors:

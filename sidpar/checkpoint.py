@@ -22,10 +22,11 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
         tensor = mine.get(name)
         if transport is not None and owner != 0 and rank in (0, owner):
             buffer = torch.empty_like(skeleton, device=stage.runtime.wire_device) if tensor is None else tensor
-            tensor = transport.fetch(buffer, owner)
+            with stage.runtime.during(f"fetch {name} from rank {owner} to rank 0"):
+                tensor = transport.fetch(buffer, owner)
         if rank == 0:
             assert tensor is not None
-            gathered[name] = tensor.detach().cpu().contiguous()
+            gathered[name] = tensor.detach().cpu().clone().contiguous()  # tensors tied to each other become two
     return gathered
 
 

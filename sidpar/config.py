@@ -9,12 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from sidpar.placement import ExtractorPlacement
-from sidpar.schedule import ExtractorUpdate, ScheduleName
-
-Method = Literal["sid", "local"]
+from sidpar.choices import (
+    Backend,
+    DatasetName,
+    DeviceKind,
+    ExtractorPlacement,
+    Method,
+    ModelName,
+    OptimizerName,
+    RateSchedule,
+    ScheduleName,
+)
+from sidpar.compute import Compute
+from sidpar.errors import UsageError
+from sidpar.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class RunConfig:
 class DataConfig:
     """The dataset. `digits` is embedded; the others are read from torchvision's layout under `root`."""
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100"] = "digits"
+    name: DatasetName = "digits"
     """The dataset."""
     root: str | None = None
     """Folder with torchvision's layout; by default data."""
@@ -68,7 +79,7 @@ class DataConfig:
 class ModelConfig:
     """The cascade."""
 
-    name: Literal["simple_cnn", "wide_mlp"] = "simple_cnn"
+    name: ModelName = "simple_cnn"
     """The paper's SimpleCNN, or an MLP whose refiners are heavy."""
     num_refiners: int = 8
     """L."""
@@ -88,20 +99,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The local losses (DESIGN section 3)."""
-
-    alpha: float | list[float] = 0.5
-    """Weight of the target against the teacher, for all refiners or one per refiner, in (0, 1]."""
-    kl: Literal["forward", "reverse"] = "forward"
-    """Direction of the KL terms: the authors' code (forward) or the paper (reverse)."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over classes; reverse needs it."""
-    extractor_update: ExtractorUpdate = "all"
-    """Whose feature gradients train the extractor."""
-
-
-@dataclass(frozen=True)
 class ParallelConfig:
     """Who does what, and when."""
 
@@ -115,7 +112,11 @@ class ParallelConfig:
     """Refiners per rank: as even as possible, by cost with the least maximum load, or as listed."""
     costs: list[float] | None = None
     """placement=cost: cost of each refiner in any unit; by default measured on rank 0."""
-    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    extractor_cost: float | None = None
+    """placement=cost with given costs, extractor=root: cost of the extractor in the same unit; by default 0."""
+    device: DeviceKind = "auto"
+    """auto: CUDA if there is any."""
+    backend: Backend = "auto"
     """auto: nccl with one GPU per local rank, else gloo."""
     init_timeout: float = 300.0
     """Seconds for all ranks to appear and agree."""
@@ -128,27 +129,17 @@ class ParallelConfig:
         _positive("parallel.step_timeout", self.step_timeout)
         if self.placement != "cost":
             _without_effect("parallel", self, ["costs"], "only parallel.placement=cost reads it")
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """How modules are executed."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA if there is any."""
-    autocast: Literal["none", "bf16"] = "none"
-    """bf16: matrix products in bfloat16; losses, beliefs and messages stay in fp32."""
-    channels_last: bool = False
-    """NHWC images and convolutions."""
-    compile: bool = False
-    """torch.compile each module."""
+        if self.costs is None or self.extractor != "root":
+            _without_effect(
+                "parallel", self, ["extractor_cost"], "only given parallel.costs with parallel.extractor=root read it"
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The optimizer of every part, and the learning rate over time."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: OptimizerName = "adam"
     """The optimizer."""
     lr: float = 1e-3
     """Peak learning rate."""
@@ -160,7 +151,7 @@ class OptimConfig:
     """sgd: by default 0.9."""
     nesterov: bool | None = None
     """sgd: by default true."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: RateSchedule = "cosine"
     """After the warm-up: cosine to 0, or constant."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises linearly."""
@@ -175,7 +166,7 @@ class OptimConfig:
         if self.clip is not None:
             _positive("optim.clip", self.clip)
         if self.warmup_epochs > self.epochs:
-            raise ValueError(
+            raise UsageError(
                 f"optim.warmup_epochs={self.warmup_epochs:g} is longer than optim.epochs={self.epochs}: shorten it"
             )
         if self.name != "sgd":
@@ -183,9 +174,9 @@ class OptimConfig:
             return
         _default(self, momentum=0.9, nesterov=self.momentum != 0)
         if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
+            raise UsageError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
         if self.momentum == 0 and self.nesterov:
-            raise ValueError(
+            raise UsageError(
                 "optim.nesterov=true needs optim.momentum > 0, got 0: raise it, or set optim.nesterov=false"
             )
 
@@ -197,9 +188,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=Objective)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: Compute = field(default_factory=Compute)
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: Method = "sid"
     """sid: one process per rank; local: the one-process oracle."""
@@ -209,9 +200,11 @@ class Config:
             _without_effect(
                 "parallel",
                 self.parallel,
-                [f.name for f in dataclasses.fields(ParallelConfig)],
+                [f.name for f in dataclasses.fields(ParallelConfig) if f.name != "device"],
                 "method=local is one process",
             )
+        if self.model.name == "wide_mlp":
+            _without_effect("compute", self.compute, ["channels_last"], "model.name=wide_mlp has no convolutions")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what is written to the run folder and compared between ranks."""
@@ -221,16 +214,27 @@ class Config:
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The configuration of a command line: `--config FILE`, then `--group.key VALUE` over it.
 
-    A mistake ends the process with exit code 2 and one line that names the key.
+    A mistake ends the process with exit code 2 and one line that names the key. `--print_config` prints the resolved
+    configuration, as the run folder would keep it, and ends the process.
     """
     parser = _parser()
     namespace = parser.parse_args(arguments)
     try:
-        config = parser.instantiate_classes(namespace)
-        config.pop("config")
-        return Config(**config)
-    except ValueError as error:
+        settings = parser.instantiate(namespace)
+        print_only = settings.pop("print_config")
+        settings.pop("config")
+        config = Config(**settings)
+    except UsageError as error:
         parser.error(str(error))
+    if print_only:
+        print(to_yaml(config), end="")
+        parser.exit()
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a file that `--config` reads back."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def _parser() -> ArgumentParser:
@@ -240,20 +244,22 @@ def _parser() -> ArgumentParser:
         usage="torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
         description="Train a cascade by Synergistic Information Distillation, one process per rank.",
         default_env=False,
+        print_config=None,  # jsonargparse's own would print settings that are neither resolved nor validated
     )
     parser.add_argument("--config", action="config", help="YAML file of differences from the defaults.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
     parser.add_class_arguments(Config)
     return parser
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is None or not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise UsageError(f"{name} must be at least {least}, got {value}")
 
 
 def _positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, got {value}")
+        raise UsageError(f"{name} must be a positive number, got {value}")
 
 
 def _default(settings: Any, **values: Any) -> None:
@@ -272,4 +278,4 @@ def _without_effect(group: str, settings: Any, names: Sequence[str], reason: str
         if getattr(settings, name) != defaults[name].default
     ]
     if given:
-        raise ValueError(f"{', '.join(given)} would have no effect, because {reason}: remove it")
+        raise UsageError(f"{', '.join(given)} would have no effect, because {reason}: remove it")

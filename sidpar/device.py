@@ -1,4 +1,4 @@
-"""The only place where CPU and CUDA differ: memory, generators, names."""
+"""Where CPU and CUDA differ: memory, generators, names. Besides, only `runtime.py` chooses a device and sets it."""
 
 import platform
 import resource

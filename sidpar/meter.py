@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from sidpar import device
-from sidpar.engines import StepResult
-from sidpar.objective import Objective
+from sidpar.engines import Engine, StepResult
 from sidpar.runtime import Runtime
 from sidpar.theory import MEASURES, error_bound, initial_divergence
 
@@ -16,10 +15,11 @@ from sidpar.theory import MEASURES, error_bound, initial_divergence
 class Meter:
     """Sums `theory.MEASURES` over batches on each rank; `read` adds them over ranks, the only message it sends."""
 
-    def __init__(self, runtime: Runtime, objective: Objective, num_refiners: int, num_classes: int) -> None:
-        self._runtime = runtime
-        self._alphas = objective.alphas(num_refiners)
-        self._initial = initial_divergence(objective, num_classes)
+    def __init__(self, engine: Engine) -> None:
+        stage = engine.stage
+        self._runtime = stage.runtime
+        self._alphas = engine.objective.alphas(stage.placement.num_refiners)
+        self._initial = initial_divergence(engine.objective, stage.num_classes)
         self._reset()
 
     def _reset(self) -> None:
@@ -37,7 +37,7 @@ class Meter:
         `premise_failures` and `descent_failures` are shares of samples (Proposition 2); `epsilon` and `bound_slack`
         belong to Proposition 4: KL[p_L, p_y] is `bound_slack` below its bound.
         """
-        means = (self._runtime.sum(self._table) / self._samples).T.tolist()
+        means = (self._runtime.sum("metrics", self._table) / self._samples).T.tolist()
         columns = dict(zip(MEASURES, means, strict=True))
         excess = columns.pop("excess")
         columns["accuracy"] = columns.pop("correct")
@@ -87,5 +87,5 @@ def per_rank(runtime: Runtime, value: int) -> list[int]:
     """Every rank's number, on every rank."""
     table = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
     table[runtime.rank] = value
-    numbers: Sequence[int] = runtime.sum(table).tolist()
+    numbers: Sequence[int] = runtime.sum("one number per rank", table).tolist()
     return list(numbers)

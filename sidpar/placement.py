@@ -7,11 +7,12 @@ belief p_i into p_{i+1}.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
-ExtractorPlacement = Literal["replicated", "root", "sharded"]
+from sidpar.choices import ExtractorPlacement
+from sidpar.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.extractor not in get_args(ExtractorPlacement):
-            raise ValueError(
+            raise UsageError(
                 f"extractor placement {self.extractor!r} is unknown; choose one of {get_args(ExtractorPlacement)}"
             )
         if not self.counts or min(self.counts) < 1:
-            raise ValueError(f"every rank needs at least one refiner, but the placement is {list(self.counts)}")
+            raise UsageError(f"every rank needs at least one refiner, but the placement is {list(self.counts)}")
 
     @property
     def num_ranks(self) -> int:
@@ -59,7 +60,7 @@ def even_split(total: int, parts: int) -> list[int]:
     return [share + (part < rest) for part in range(parts)]
 
 
-def offsets(sizes: Sequence[int]) -> list[range]:
+def consecutive(sizes: Sequence[int]) -> list[range]:
     """The consecutive ranges that shares of these sizes cover."""
     ends = list(accumulate(sizes))
     return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
@@ -75,7 +76,7 @@ def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> 
     """The user's own counts, checked against the cascade and the world."""
     _check_enough(num_refiners, num_ranks)
     if len(counts) != num_ranks or sum(counts) != num_refiners or min(counts) < 1:
-        raise ValueError(
+        raise UsageError(
             f"placement {list(counts)} has {len(counts)} ranks and {sum(counts)} refiners, but {num_refiners} refiners "
             f"go on {num_ranks} ranks: give {num_ranks} numbers of at least 1 that add up to {num_refiners}"
         )
@@ -90,7 +91,7 @@ def place_by_cost(costs: Sequence[float], num_ranks: int, base_loads: Sequence[f
     """
     _check_enough(len(costs), num_ranks)
     if any(not cost >= 0 for cost in costs):
-        raise ValueError(f"costs must be numbers >= 0, got {list(costs)}")
+        raise UsageError(f"costs must be numbers >= 0, got {list(costs)}")
     base = list(base_loads or [0.0] * num_ranks)
     total = np.concatenate([[0.0], np.cumsum(costs)])
     places = np.arange(len(total))
@@ -111,7 +112,7 @@ def place_by_cost(costs: Sequence[float], num_ranks: int, base_loads: Sequence[f
 
 def _check_enough(num_refiners: int, num_ranks: int) -> None:
     if num_refiners < num_ranks:
-        raise ValueError(
+        raise UsageError(
             f"{num_refiners} refiners cannot be placed on {num_ranks} ranks, each of which needs at least one: "
             f"start at most {num_refiners} ranks, or set model.num_refiners to at least {num_ranks}"
         )

@@ -1,27 +1,27 @@
 """The record of a run on disk. Rank 0 writes it; the printed lines are derived from it."""
 
 import json
+import math
 import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sidpar.config import Config
+from sidpar.config import Config, to_yaml
+from sidpar.errors import UsageError
 from sidpar.runtime import Runtime
 
 SUMMARY, METRICS, CONFIG, WEIGHTS = "summary.json", "metrics.jsonl", "config.yaml", "weights.safetensors"
 
 
 def create_run_folder(config: Config, runtime: Runtime) -> Path:
-    """Make the folder on rank 0, and agree on its name. Raises ValueError on every rank if it holds another run."""
+    """Make the folder on rank 0, and agree on its name. Raises UsageError on every rank if it holds another run."""
     name = config.run.dir or f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     problem = _make(Path(name), config) if runtime.rank == 0 else None
     name, problem = runtime.from_root("run folder", [name, problem])
     if problem is not None:
-        raise ValueError(problem)
+        raise UsageError(problem)
     return Path(name)
 
 
@@ -31,7 +31,7 @@ def _make(path: Path, config: Config) -> str | None:
         return f"run.dir={path} already holds a run ({', '.join(taken)}): choose another folder, or remove it"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        (path / CONFIG).write_text(to_yaml(config))
     except OSError as error:
         return f"run.dir={path} cannot be written: {error}"
     return None
@@ -39,13 +39,24 @@ def _make(path: Path, config: Config) -> str | None:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(_plain(row)) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a run that diverged shows null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Last of all files, and whole or not at all: its presence says that the run is complete."""
     temporary = folder / f".{SUMMARY}"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.write_text(json.dumps(_plain(summary), indent=2) + "\n")
     os.replace(temporary, folder / SUMMARY)
 
 

@@ -2,20 +2,26 @@
 
 import json
 import os
-from collections.abc import Mapping
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
-from types import TracebackType
-from typing import Any, Literal, Self
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
-Backend = Literal["auto", "nccl", "gloo"]
-DeviceKind = Literal["auto", "cpu", "cuda"]
+from sidpar.choices import Backend, DeviceKind
+from sidpar.errors import UsageError
+from sidpar.version import __version__
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,15 @@ class Groups:
     """One process group per kind of traffic, so that none queues behind another.
 
     NCCL runs the messages of one group in order, on one stream. A receive that is posted ahead would hold up every
-    later send of the same group, so neighbouring edges of the belief chain use different groups: rank r receives on
-    `chain[(r - 1) % 2]` and sends on `chain[r % 2]`.
+    later send of the same group, so neighbouring edges of the belief chain use different groups.
     """
 
     collectives: dist.ProcessGroup
     chain: tuple[dist.ProcessGroup, dist.ProcessGroup]
+
+    def edge(self, rank: int, peer: int) -> dist.ProcessGroup:
+        """The group of the messages between two neighbours."""
+        return self.chain[min(rank, peer) % 2]
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,13 @@ class Runtime:
     world_size: int
     device: torch.device
     backend: str
+    local_rank: int = 0
     groups: Groups | None = None
     store: Store | None = None
     init_timeout: float = 300.0
     step_timeout: float = 100.0
     _sequence: "count[int]" = field(default_factory=count, repr=False)
+    _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
     def single(cls, device: DeviceKind = "auto") -> Self:
@@ -75,39 +86,41 @@ class Runtime:
             rendezvous: (store, rank, world size) instead of the environment's.
         """
         environment = _environment()
+        if backend == "nccl" and _choose_device(device, 0).type != "cuda":
+            raise UsageError("backend=nccl moves tensors between GPUs, but these ranks compute on the CPU: use gloo")
         if rendezvous is None and environment.world_size == 1:
             return cls.single(device)
-        local_rank, local_world_size = environment.local_rank, environment.local_world_size
-        if rendezvous is not None:
-            store, rank, world_size = rendezvous
-            local_rank, local_world_size = rank, world_size
-        chosen_device = _choose_device(device, local_rank)
-        chosen_backend = _choose_backend(backend, chosen_device, local_world_size)
-        if chosen_device.type == "cuda":
-            torch.cuda.set_device(chosen_device)  # before any group exists, or contexts open on GPU 0
         if rendezvous is None:
             store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
-        alone = cls(
-            rank,
-            world_size,
-            chosen_device,
-            chosen_backend,
-            store=PrefixStore("sidpar", store),
-            init_timeout=init_timeout,
-            step_timeout=step_timeout,
-        )
-        # Nodes with different numbers of GPUs may choose differently, and would wait for each other for ever.
-        alone.agree("backend", {"backend": chosen_backend})
+            local_rank = environment.local_rank
+        else:
+            store, rank, world_size = rendezvous
+            local_rank = rank
+        store = PrefixStore(f"sidpar/{next(_starts)}", store)
+        chosen = _choose_device(device, local_rank)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
+        alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
+
+        # Before anything else: nodes with other software or other devices would wait for each other for ever.
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
+        alone.agree("versions and devices", versions | {"device": chosen.type, "backend": backend})
+        name = _choose_backend(backend, alone.exchange("GPUs", _gpu_identity(chosen)))
         timeout = timedelta(seconds=step_timeout)
         dist.init_process_group(
-            chosen_backend,
-            store=PrefixStore("default", store),
+            name,
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=world_size,
             timeout=timeout,
-            device_id=chosen_device if chosen_backend == "nccl" else None,
+            device_id=chosen if name == "nccl" else None,
         )
-        return replace(alone, groups=Groups(_new_group(timeout), (_new_group(timeout), _new_group(timeout))))
+        groups = Groups(_new_group(timeout), (_new_group(timeout), _new_group(timeout)))
+        runtime = replace(alone, backend=name, groups=groups)
+        runtime._explain_sigterm()
+        with runtime.during("first message to every neighbour"):
+            runtime._connect(groups)
+        return runtime
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +134,7 @@ class Runtime:
     def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
         """Fail on every rank, with the same error, unless all ranks call this with the same values.
 
-        Goes through the store, so it works before the first message. Raises ValueError naming what differs.
+        Goes through the store, so it works before the first message. Raises UsageError naming what differs.
         """
         everyone = self.exchange(what, dict(mine), timeout)
         differences = [
@@ -130,7 +143,7 @@ class Runtime:
             if any(values.get(key) != everyone[0].get(key) for values in everyone)
         ]
         if differences:
-            raise ValueError(f"the ranks disagree on the {what}; start them all alike. " + "; ".join(differences))
+            raise UsageError(f"the ranks disagree on the {what}; start them all alike. " + "; ".join(differences))
 
     def exchange(self, what: str, mine: Any, timeout: float | None = None) -> list[Any]:
         """Every rank's value (plain data), in rank order, through the store; all ranks call it in the same order.
@@ -147,9 +160,9 @@ class Runtime:
         for rank in range(self.world_size):
             try:
                 self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
-            except dist.DistError as error:
+            except RuntimeError as error:  # DistError, or what a file store raises
                 raise RuntimeError(
-                    f"rank {self.rank} waited {patience:g} s for rank {rank} to tell its {what}, in vain"
+                    f"rank {self.rank} waited up to {patience:g} s for rank {rank} to tell its {what}, in vain"
                 ) from error
             values.append(json.loads(self.store.get(f"{key}/{rank}")))
         return values
@@ -158,13 +171,54 @@ class Runtime:
         """Rank 0's value on every rank."""
         return self.exchange(what, mine if self.rank == 0 else None)[0]
 
-    def sum(self, table: torch.Tensor) -> torch.Tensor:
+    def sum(self, what: str, table: torch.Tensor) -> torch.Tensor:
         """The sum of a small table over all ranks, on every rank: metrics."""
         if self.groups is None:
             return table
         total = table.to(self.wire_device, copy=True)
-        dist.all_reduce(total, group=self.groups.collectives)
+        with self.during(f"sum {what} over all ranks"):
+            dist.all_reduce(total, group=self.groups.collectives)
         return total
+
+    @contextmanager
+    def during(self, action: object, step: int | None = None) -> Iterator[None]:
+        """Add this rank and what it was doing to any error that passes."""
+        self._doing[:] = [action, step]
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"rank {self.rank} failed {self._place()}")
+            raise
+
+    def _place(self) -> str:
+        action, step = self._doing
+        return f"in the action: {action}" if step is None else f"in step {step}, in the action: {action}"
+
+    def _explain_sigterm(self) -> None:
+        """When another rank fails, the launcher ends this one by SIGTERM, often before it has noticed anything. Say
+        what it was doing then: a rank that hangs, or waits for one that was killed, has no other way to be named."""
+
+        def handle(number: int, _: FrameType | None) -> None:
+            print(f"rank {self.rank} was ended {self._place()}", file=sys.stderr, flush=True)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, handle)
+
+    def _connect(self, groups: Groups) -> None:
+        """Send a first message along every connection, in an order in which nobody waits for two at once.
+
+        NCCL makes connections at first use and blocks the host until the peer comes, also in an `irecv` that is meant
+        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested.
+        """
+        token = torch.zeros(1, device=self.wire_device)
+        dist.all_reduce(token, group=groups.collectives)
+        for parity in (0, 1):
+            if self.rank % 2 == parity and self.rank + 1 < self.world_size:
+                dist.send(token, group=groups.edge(self.rank, self.rank + 1), group_dst=self.rank + 1)
+            if self.rank % 2 != parity and self.rank > 0:
+                dist.recv(token, group=groups.edge(self.rank, self.rank - 1), group_src=self.rank - 1)
 
     @property
     def wire_device(self) -> torch.device:
@@ -172,40 +226,44 @@ class Runtime:
         return self.device if self.backend == "nccl" else torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class _Environment:
+_starts = count()  # every start of this process in a namespace of its own, also on the same store
+
+
+class _Environment(NamedTuple):
     world_size: int
     local_rank: int
-    local_world_size: int
 
 
 def _environment() -> _Environment:
     """What torchrun sets; all absent means one process."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    return _Environment(
-        world_size=world_size,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
-    )
+    return _Environment(int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no CUDA device here: use device=cpu, or run on a GPU machine")
+        raise UsageError("device=cuda, but torch sees no CUDA device here: use device=cpu, or run on a GPU machine")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def _choose_backend(backend: Backend, device: torch.device, local_world_size: int) -> str:
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    if backend == "nccl" and gpus < local_world_size:
-        raise ValueError(
-            f"backend=nccl needs one GPU per local rank, but there are {local_world_size} local ranks and {gpus} "
-            f"usable GPUs: start {gpus or 'no'} ranks per node, or use backend=gloo"
+def _gpu_identity(device: torch.device) -> str | None:
+    """What tells this rank's GPU from all others; a device index does not, where each task sees only its own GPU."""
+    if device.type != "cuda":
+        return None
+    return f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _choose_backend(backend: Backend, gpus: list[str | None]) -> str:
+    """`gpus` is the identity of every rank's GPU. NCCL needs one GPU per rank."""
+    shared = sorted({gpu for gpu in gpus if gpu is not None and gpus.count(gpu) > 1})
+    if backend == "nccl" and shared:
+        raise UsageError(
+            f"backend=nccl needs one GPU per rank, but the {len(gpus)} ranks share {len(set(gpus))} GPUs ({shared[0]}, "
+            "for one): start fewer ranks per node, or use backend=gloo"
         )
     if backend == "auto":
-        return "nccl" if gpus and gpus >= local_world_size else "gloo"
+        return "gloo" if shared or None in gpus else "nccl"
     return backend
 
 

@@ -19,40 +19,42 @@ Letters: i refiner, r rank, K ranks, m microbatch, M microbatches. `fused`, K = 
 Rules that hold for every schedule, because a message that waits for the wrong thing is a deadlock on NCCL:
 
 1. On each rank, the messages to one peer, and the collectives, are started in an order that is the same on both sides.
-2. Every message is started (`POST_STATE`, `SEND_STATE`, `BROADCAST_FEATURES`, ...) without waiting; only an
-   `AWAIT_…` waits. A receive is posted one microbatch ahead of its use.
+2. Every message is started (`POST_STATE`, `SEND_STATE`, `START_…`) without waiting; only an `AWAIT_…` waits. A receive
+   is posted one microbatch ahead of its use.
 3. A belief is sent before the backward of its microbatch starts.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
 
+from sidpar.choices import ExtractorUpdate, ScheduleName
 from sidpar.placement import Placement
-
-ScheduleName = Literal["two_phase", "fused"]
-ExtractorUpdate = Literal["all", "final", "frozen"]
 
 
 class Do(Enum):
-    """The verbs. `start` begins a message and returns; `await` blocks until it is there."""
+    """The verbs, each with one meaning. `START_…` begins a message and returns; `AWAIT_…` blocks until it is there."""
 
     EXTRACT = "extract features"
-    BROADCAST_FEATURES = "start the broadcast of features"
-    GATHER_FEATURES = "start the all-gather of features"
-    AWAIT_FEATURES = "await features"
+    START_GATHER = "start the all-gather of features"
+    AWAIT_GATHER = "await the all-gather of features"
+    START_BROADCAST = "start the broadcast of features"
+    AWAIT_BROADCAST = "await the broadcast of features"
+    AWAIT_BROADCASTS_SENT = "await the end of all broadcasts of features"
     POST_STATE = "post the receive of the state"
     AWAIT_STATE = "await the state"
     FORWARD = "forward"
     SEND_STATE = "send the state"
+    AWAIT_STATES_SENT = "await the end of all sends of states"
     BACKWARD = "backward"
-    REDUCE_FEATURE_GRADIENT = "start the reduction of the feature gradient"
-    AWAIT_FEATURE_GRADIENT = "await the feature gradient"
+    START_SCATTER = "start the reduce-scatter of the feature gradient"
+    AWAIT_SCATTERS = "await all reduce-scatters of feature gradients"
+    START_REDUCE = "start the reduction of the feature gradient"
+    AWAIT_REDUCE = "await the reduction of the feature gradient"
+    AWAIT_REDUCES_SENT = "await the end of all reductions of feature gradients"
     EXTRACTOR_BACKWARD = "extractor backward"
-    REDUCE_PARAMETER_GRADIENTS = "reduce the extractor's parameter gradients"
+    RELEASE_PARAMETER_GRADIENTS = "let the extractor's parameter gradients leave as the next backward completes them"
     AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
-    AWAIT_SENT = "await the states sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,12 @@ class RankView:
 
     @property
     def runs_extractor_backward(self) -> bool:
-        """Whether this rank's extractor forward needs a graph."""
-        if not self.trains_extractor or not self.placement.holds_extractor(self.rank):
-            return False
-        if self.placement.extractor == "replicated" and self.extractor_update == "final":
-            return self.placement.num_refiners - 1 in self.refiners
-        return True
+        """Whether this rank's extractor forward needs a graph.
+
+        With `final`, ranks of a replicated extractor whose refiners send it no gradient still run its backward, on
+        zeros: the last rank takes as long anyway, and all replicas see the same passes (batch norm counts them).
+        """
+        return self.trains_extractor and self.placement.holds_extractor(self.rank)
 
     @property
     def reduces_parameters(self) -> bool:
@@ -183,16 +185,14 @@ def _chain(view: RankView) -> Iterator[Action]:
 
 
 def _open(view: RankView, *, graph: bool) -> Iterator[Action]:
-    """The first receive, and the features that must exist before the chain starts."""
-    if view.previous is not None:
-        yield Action(Do.POST_STATE, 0, peer=view.previous)
+    """The features that must exist before the chain starts, and the first receive."""
     match view.placement.extractor:
         case "sharded":
             # One forward over this rank's share of all microbatches: many small ones would waste the device.
             yield Action(Do.EXTRACT, graph=graph)
             if view.shares_features:
-                yield Action(Do.GATHER_FEATURES)
-                yield Action(Do.AWAIT_FEATURES)
+                yield Action(Do.START_GATHER)
+                yield Action(Do.AWAIT_GATHER)
         case "root":
             # All broadcasts come before the first reduction: one in between would queue behind a reduction that waits
             # for the last rank. Per microbatch, so that the other ranks start before the last one is extracted.
@@ -200,10 +200,14 @@ def _open(view: RankView, *, graph: bool) -> Iterator[Action]:
                 if view.rank == 0:
                     yield Action(Do.EXTRACT, m, graph=graph)
                 if view.shares_features:
-                    yield Action(Do.BROADCAST_FEATURES, m)
+                    yield Action(Do.START_BROADCAST, m)
         case "replicated":
             for m in range(min(_lookahead(view), view.microbatches)):
                 yield Action(Do.EXTRACT, m, graph=graph)
+    if view.previous is not None:
+        # Not before the collectives above: a receive that waits on the device must never stand between this rank and
+        # a collective that its sender needs, or whatever makes the device wait for all streams closes the circle.
+        yield Action(Do.POST_STATE, 0, peer=view.previous)
 
 
 def _lookahead(view: RankView) -> int:
@@ -227,7 +231,7 @@ def _extract_ahead(view: RankView, m: int, *, graph: bool) -> Iterator[Action]:
 
 def _receive(view: RankView, m: int) -> Iterator[Action]:
     if view.placement.extractor == "root" and view.rank > 0:
-        yield Action(Do.AWAIT_FEATURES, m)
+        yield Action(Do.AWAIT_BROADCAST, m)
     if view.previous is not None:
         yield Action(Do.AWAIT_STATE, m, peer=view.previous)
         if m + 1 < view.microbatches:
@@ -242,17 +246,15 @@ def _send(view: RankView, m: int) -> Iterator[Action]:
 def _return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
     """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
     if view.shares_features and view.trains_extractor:
-        yield Action(Do.REDUCE_FEATURE_GRADIENT, m)
-    elif view.placement.extractor == "replicated" and m >= lag:
+        yield Action(Do.START_SCATTER if view.placement.extractor == "sharded" else Do.START_REDUCE, m)
+    elif view.trains_extractor and view.placement.extractor == "replicated" and m >= lag:
         yield from _replicated_backward(view, m - lag)
 
 
 def _replicated_backward(view: RankView, m: int) -> Iterator[Action]:
-    if not view.runs_extractor_backward:
-        return
     if view.reduces_parameters and m == view.microbatches - 1:
         # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
-        yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
+        yield Action(Do.RELEASE_PARAMETER_GRADIENTS)
     yield Action(Do.EXTRACTOR_BACKWARD, m)
 
 
@@ -263,22 +265,20 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
     match view.placement.extractor:
         case "sharded":
             if view.shares_features:
-                yield Action(Do.AWAIT_FEATURE_GRADIENT)
+                yield Action(Do.AWAIT_SCATTERS)
             if view.reduces_parameters:
-                yield Action(Do.REDUCE_PARAMETER_GRADIENTS)
+                yield Action(Do.RELEASE_PARAMETER_GRADIENTS)
             yield Action(Do.EXTRACTOR_BACKWARD)
         case "root" if view.rank == 0:
             for m in range(view.microbatches):
                 if view.shares_features:
-                    yield Action(Do.AWAIT_FEATURE_GRADIENT, m)
+                    yield Action(Do.AWAIT_REDUCE, m)
                 yield Action(Do.EXTRACTOR_BACKWARD, m)
         case "root":
-            yield Action(Do.AWAIT_FEATURE_GRADIENT)
-        case "replicated" if view.runs_extractor_backward:
+            yield Action(Do.AWAIT_REDUCES_SENT)
+        case "replicated":
             for m in range(max(0, view.microbatches - lag), view.microbatches):
                 yield from _replicated_backward(view, m)
-        case "replicated":
-            yield Action(Do.REDUCE_PARAMETER_GRADIENTS)  # nothing to add here, but the sum needs every rank
     if view.reduces_parameters:
         yield Action(Do.AWAIT_PARAMETER_GRADIENTS)
 
@@ -286,6 +286,6 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
 def _close(view: RankView) -> Iterator[Action]:
     """Wait for what was sent, so that no message outlives its step."""
     if view.placement.extractor == "root" and view.shares_features and view.rank == 0:
-        yield Action(Do.AWAIT_FEATURES)
+        yield Action(Do.AWAIT_BROADCASTS_SENT)
     if view.next is not None:
-        yield Action(Do.AWAIT_SENT)
+        yield Action(Do.AWAIT_STATES_SENT)

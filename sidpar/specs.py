@@ -5,13 +5,15 @@ sides of every message know its shape and dtype beforehand, and a module that do
 """
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidpar.cascade import Cascade, TensorTuple, extract, initial_state, refine
+from sidpar.errors import UsageError
 
 _BATCH = 3  # an arbitrary batch size, to check that modules keep it as the first dimension
 
@@ -45,8 +47,17 @@ class Skeleton:
     """The cascade's shapes, kept on every rank although a rank holds only its share of the modules."""
 
     def __init__(self, cascade: Cascade) -> None:
-        self._cascade = copy.deepcopy(cascade).to("meta").eval()
+        # Tensors named in the memo are not copied but replaced, so no second cascade is ever in memory.
+        memo: dict[int, object] = {id(b): b.to("meta") for b in cascade.buffers()}
+        memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in cascade.parameters()}
+        try:
+            self._cascade = copy.deepcopy(cascade, memo)
+        except Exception as error:
+            raise UsageError(
+                f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor buffer"
+            ) from error
         self._cache: dict[Spec, CascadeSpecs] = {}
+        self.fingerprint = _fingerprint(cascade)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole cascade's names, shapes and dtypes, as meta tensors."""
@@ -57,7 +68,7 @@ class Skeleton:
         return any(parameter.requires_grad for parameter in self._cascade.extractor.parameters())
 
     def specs(self, x: Tensor) -> CascadeSpecs:
-        """The specs for inputs like x [B, ...]. Raises ValueError naming the module that does not fit."""
+        """The specs for inputs like x [B, ...]. Raises UsageError naming the module that does not fit."""
         key = Spec(tuple(x.shape[1:]), x.dtype)
         if key not in self._cache:
             self._cache[key] = self._infer(key)
@@ -69,26 +80,37 @@ class Skeleton:
         shape = list(sample.shape)
         try:
             features = extract(cascade.extractor, sample.empty(_BATCH, torch.device("meta")))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"the extractor does not take inputs of shape [B, *{shape}]: {error}") from error
+        except Exception as error:
+            raise UsageError(
+                f"the extractor does not take inputs of shape [B, *{shape}], tried on torch's meta device: {error}"
+            ) from error
         _check_batch("the extractor", features)
         state = initial_state(features, cascade.num_classes)
         states = [_specs(state)]
         for i, refiner in enumerate(cascade.refiners):
             try:
                 state = refine(refiner, features, state)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise ValueError(
+            except Exception as error:
+                raise UsageError(
                     f"refiner {i} does not take features {_specs(features)} and state {states[-1]}: {error}"
                 ) from error
             _check_batch(f"refiner {i}", state)
             if _specs(state)[0].shape != states[0][0].shape:
-                raise ValueError(
+                raise UsageError(
                     f"refiner {i} returns a belief of shape [B, *{list(_specs(state)[0].shape)}], but the cascade has "
                     f"num_classes={cascade.num_classes}, so it must be [B, *{list(states[0][0].shape)}]"
                 )
             states.append(_specs(state))
         return CascadeSpecs(_specs(features), tuple(states))
+
+
+def _fingerprint(cascade: Cascade) -> str:
+    """A digest of the weights: ranks that start from different ones would train different networks."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in cascade.state_dict().items():
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 256)]  # enough to tell seeds apart, at any size
+        digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
+    return digest.hexdigest()
 
 
 def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:
@@ -98,7 +120,7 @@ def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:
 def _check_batch(what: str, tensors: TensorTuple) -> None:
     for tensor in tensors:
         if tensor.dim() == 0 or tensor.shape[0] != _BATCH:
-            raise ValueError(
+            raise UsageError(
                 f"{what} turns a batch of {_BATCH} into a tensor of shape {list(tensor.shape)}: "
                 "the first dimension must stay the batch"
             )

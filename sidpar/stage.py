@@ -1,36 +1,24 @@
 """What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade import Cascade, TensorTuple, extract, refine
-from sidpar.placement import ExtractorPlacement, Placement, place_as_given, place_by_count
+from sidpar.choices import ExtractorPlacement
+from sidpar.compute import Compute
+from sidpar.device import preserved_generator, seed_generator
+from sidpar.errors import UsageError
+from sidpar.placement import Placement, place_as_given, place_by_count
 from sidpar.runtime import Runtime
-from sidpar.specs import Skeleton
+from sidpar.specs import CascadeSpecs, Skeleton
 
-Autocast = Literal["none", "bf16"]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How modules are executed; results agree up to rounding.
-
-    Args:
-        autocast: `bf16` runs matrix products in bfloat16. Losses, beliefs and messages stay in fp32.
-        channels_last: the extractor's weights and images in NHWC order, faster for convolutions.
-        compile: torch.compile each module on its own.
-    """
-
-    autocast: Autocast = "none"
-    channels_last: bool = False
-    compile: bool = False
+_PROBE_ROWS = 32
 
 
 class Stage(nn.Module):
@@ -59,18 +47,15 @@ class Stage(nn.Module):
             else place_as_given(counts, num_refiners, num_ranks)
         )
         self.placement = Placement(given, extractor)
-        if extractor == "sharded" and num_ranks > 1:
-            _refuse_batch_dependence(cascade.extractor, num_ranks)
+        if num_ranks > 1:
+            _refuse_shared_parameters(cascade)
         self.runtime = runtime
         self.compute = compute
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
+        self._checked: list[CascadeSpecs] = []
         self.extractor = cascade.extractor if self.placement.holds_extractor(runtime.rank) else None
         self.refiners = nn.ModuleDict({str(i): cascade.refiners[i] for i in self.own_refiners})
-        self._norms = {
-            id(part): [m for m in part.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-            for part in self.parts().values()
-        }
         self.to(runtime.device)
         if compute.channels_last and self.extractor is not None:
             self.extractor.to(memory_format=torch.channels_last)
@@ -88,6 +73,36 @@ class Stage(nn.Module):
         extractor = {} if self.extractor is None else {"extractor": self.extractor}
         return extractor | {f"refiners.{i}": module for i, module in self.refiners.items()}
 
+    def freeze_extractor(self) -> None:
+        """Put an extractor that is not trained in evaluation mode: no random masks, its own statistics."""
+        if self.extractor is not None:
+            self.extractor.eval()
+
+    def trainable_flags(self) -> list[bool]:
+        """`requires_grad` of every parameter, in order."""
+        return [parameter.requires_grad for parameter in self.parameters()]
+
+    def check(self, x: Tensor) -> CascadeSpecs:
+        """What crosses the seams for inputs like x [B, ...]. Raises UsageError if the cascade cannot take them, or if
+        a sharded extractor would compute something else than one that sees the whole batch. Cached per shape."""
+        specs = self.skeleton.specs(x)
+        if self.placement.extractor == "sharded" and self.runtime.world_size > 1 and specs not in self._checked:
+            assert self.extractor is not None, "every rank holds a sharded extractor"
+            if _depends_on_the_batch(self.extractor, x.to(self.runtime.device)):
+                suspects = [
+                    f"extractor.{name} ({type(module).__name__})"
+                    for name, module in self.extractor.named_modules()
+                    if isinstance(module, _NormBase | _DropoutNd)
+                ]
+                raise UsageError(
+                    "in training, the extractor's features of a sample depend on the rest of the batch or on random "
+                    f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
+                    f"1/{self.runtime.world_size} of the batch on each rank and would train on other ones: use "
+                    "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
+                )
+            self._checked.append(specs)
+        return specs
+
     def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
         """Features of x [b, ...], recorded by autograd if `graph`."""
         assert self.extractor is not None, "only a rank that holds the extractor extracts"
@@ -103,33 +118,64 @@ class Stage(nn.Module):
             return refine(refiner, features, state)
 
     @contextmanager
-    def _execution(self, module: nn.Module, graph: bool) -> Iterator[None]:
-        # Running statistics of batch norm are updated by passes that record a graph, and by no other: a teacher pass
-        # before the student's would count the batch twice.
-        norms = [] if graph or not module.training else self._norms[id(module)]
-        for norm in norms:
-            norm.track_running_stats = False
+    def inference_mode(self) -> Iterator[None]:
+        """Evaluation mode within; afterwards every module is in the mode in which it was, one by one."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
-            with (
-                torch.set_grad_enabled(graph),
-                torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16"),
-            ):
-                yield
+            yield
         finally:
-            for norm in norms:
-                norm.track_running_stats = True
+            for module, training in modes:
+                module.training = training
+
+    @contextmanager
+    def _execution(self, module: nn.Module, graph: bool) -> Iterator[None]:
+        # Running statistics count the passes that record a graph, and no other: a teacher pass before the student's
+        # would count the batch twice.
+        kept = [] if graph or not module.training else [(buffer, buffer.clone()) for buffer in module.buffers()]
+        with (
+            torch.set_grad_enabled(graph),
+            torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16"),
+        ):
+            yield
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
-def _refuse_batch_dependence(extractor: nn.Module, num_ranks: int) -> None:
-    for name, module in extractor.named_modules():
-        if isinstance(module, _BatchNorm):
-            raise ValueError(
-                f"extractor.{name} is a {type(module).__name__}, and a sharded extractor sees only 1/{num_ranks} of "
-                "the batch on each rank, so its statistics would differ: use extractor=replicated or root, or a norm "
-                "that does not depend on the batch, such as GroupNorm"
-            )
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            raise ValueError(
-                f"extractor.{name} is a {type(module).__name__}, and in a sharded extractor its mask would depend on "
-                f"the number of ranks ({num_ranks}): use extractor=replicated or root, or set p=0"
-            )
+def _refuse_shared_parameters(cascade: Cascade) -> None:
+    """A parameter of two parts would be two parameters once these are on different ranks."""
+    parts = {"extractor": cascade.extractor} | {f"refiners.{i}": part for i, part in enumerate(cascade.refiners)}
+    owners: dict[int, str] = {}
+    for name, part in parts.items():
+        for parameter_name, parameter in part.named_parameters():
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                raise UsageError(
+                    f"{name}.{parameter_name} is also a parameter of {owner}; parts that may lie on different ranks "
+                    "cannot share parameters: give each its own, or train in one process"
+                )
+
+
+def _depends_on_the_batch(extractor: nn.Module, x: Tensor) -> bool:
+    """Whether a training pass over x treats a sample differently according to its company or to random numbers.
+
+    Found by trying, so it also sees what no list of module types would: functional dropout, a user's own layers.
+    """
+    probe = copy.deepcopy(extractor)
+    buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+    rows = x[:_PROBE_ROWS]
+    with torch.no_grad(), preserved_generator(x.device):
+        try:
+            seed_generator(x.device, 0)
+            together = extract(probe, rows)
+            seed_generator(x.device, 1)
+            halves = [extract(probe, half) for half in rows.tensor_split(2) if len(half)]
+        except ValueError:  # batch norm refuses a single value per channel
+            return True
+    apart = [torch.cat(parts) for parts in zip(*halves, strict=True)]
+    same_features = all(
+        torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-3 * one.double().abs().max().item())
+        for one, other in zip(together, apart, strict=True)
+    )
+    same_buffers = all(torch.equal(buffer, buffers[name]) for name, buffer in probe.named_buffers())
+    return not (same_features and same_buffers)

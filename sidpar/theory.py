@@ -5,12 +5,15 @@ Propositions 2 and 4 use only KL >= 0 and KL[p, p] = 0, so they hold in both.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidpar.objective import KL, Objective, kl_to, kl_to_log
+from sidpar.choices import KL
+from sidpar.losses import kl_to, kl_to_log, target_of
+from sidpar.objective import Objective
 
 
 def local_minimiser(log_teacher: Tensor, target: Tensor, alpha: float, kl: KL) -> Tensor:
@@ -65,7 +68,7 @@ def error_bound(initial: float, excess: Sequence[float], alphas: Sequence[float]
 
 def initial_divergence(objective: Objective, num_classes: int) -> float:
     """KL[p_0, p_y]: the same for every label, since p_0 is uniform."""
-    target = objective.target(torch.zeros(1, dtype=torch.int64), num_classes, torch.float64)
+    target = target_of(objective, torch.zeros(1, dtype=torch.int64), num_classes, torch.float64)
     log_p0 = torch.full_like(target, 1 / num_classes).log()
     return float(kl_to(log_p0, target, objective.kl))
 
@@ -85,9 +88,8 @@ def measure(objective: Objective, alphas: Sequence[float], log_beliefs: Tensor, 
         y: labels [...].
     """
     teachers, beliefs = log_beliefs[:-1], log_beliefs[1:]
-    target = objective.target(y, beliefs.shape[-1], beliefs.dtype).expand_as(beliefs)
-    per_refiner = (-1,) + (1,) * y.dim()
-    alpha = torch.tensor(alphas, dtype=beliefs.dtype, device=beliefs.device).view(per_refiner)
+    target = target_of(objective, y, beliefs.shape[-1], beliefs.dtype).expand_as(beliefs)
+    alpha = _column(tuple(alphas), y.dim(), beliefs.dtype, beliefs.device)
     to_target = kl_to(beliefs, target, objective.kl)
     excess, change, step = descent(beliefs, teachers, target, alpha, objective.kl)
     columns = (
@@ -99,3 +101,9 @@ def measure(objective: Objective, alphas: Sequence[float], log_beliefs: Tensor, 
         excess,
     )
     return torch.stack([column.flatten(1).sum(1, dtype=torch.float64) for column in columns], dim=1)
+
+
+@lru_cache(maxsize=16)
+def _column(alphas: tuple[float, ...], sample_dims: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """alpha_i along the first dimension; cached, because a copy from the host would wait for the device."""
+    return torch.tensor(alphas, dtype=dtype, device=device).view(-1, *[1] * sample_dims)

@@ -1,6 +1,5 @@
 """`python -m sidpar.train`: from a configuration to a run folder. Start it with torchrun for more than one rank."""
 
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,13 +19,12 @@ from sidpar.device import describe
 from sidpar.engines import Engine
 from sidpar.engines.local import LocalEngine
 from sidpar.engines.sid import SIDEngine
-from sidpar.objective import Objective
+from sidpar.errors import UsageError
 from sidpar.placement import place_by_cost
 from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
 from sidpar.runtime import Runtime
-from sidpar.stage import Compute, Stage
+from sidpar.stage import Stage
 from sidpar.trainer import Outcome, Trainer
-from sidpar.version import __version__
 
 
 @record
@@ -36,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         runtime = Runtime.start(
             backend=config.parallel.backend,
-            device=config.compute.device,
+            device=config.parallel.device,
             init_timeout=config.parallel.init_timeout,
             step_timeout=config.parallel.step_timeout,
         )
         run = Run(config, runtime)
-    except ValueError as error:
+    except UsageError as error:
         print(f"sidpar.train: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     with runtime:
@@ -49,18 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Run:
-    """Everything that one rank needs to train as `config` says; made without sending a message to another rank."""
+    """Everything that one rank needs to train as `config` says.
+
+    Making it checks the settings against the data, the network and the other ranks (through the store, before any
+    message between ranks), and creates the run folder last.
+    """
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
         runtime.agree("configuration", _flat(config.to_dict()))
-        runtime.agree(
-            "versions",
-            {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__},
-        )
         dataset = load_dataset(config, runtime)
         cascade = build_cascade(config, dataset)
-        objective = Objective(**asdict(config.objective))
         loader = Loader(
             dataset,
             batch_size=config.data.batch_size,
@@ -74,12 +71,12 @@ class Run:
             runtime,
             extractor=config.parallel.extractor,
             counts=choose_counts(config, cascade, loader, runtime),
-            compute=Compute(config.compute.autocast, config.compute.channels_last, config.compute.compile),
+            compute=config.compute,
         )
-        self.stage.skeleton.specs(loader.sample)  # refuse images that the network cannot take, before the folder exists
-        engine = build_engine(config, self.stage, objective)
+        self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
+        engine = build_engine(config, self.stage)
         self.folder = create_run_folder(config, runtime)
-        self.trainer = Trainer(engine, objective, loader, config, runtime, self.folder)
+        self.trainer = Trainer(engine, loader, config, self.folder)
 
     def train(self) -> None:
         """Train, and write the weights and the summary."""
@@ -99,6 +96,8 @@ class Run:
 
     def _summary(self, outcome: Outcome) -> dict[str, Any]:
         return {
+            "name": self.config.run.name,
+            "method": self.config.method,
             "test_accuracy": outcome.test["accuracy"][-1],
             "refiner_test_accuracy": outcome.test["accuracy"],
             "steps": outcome.steps,
@@ -116,18 +115,18 @@ class Run:
 
 
 def load_dataset(config: Config, runtime: Runtime) -> Dataset:
-    """The dataset on every rank; a download happens on rank 0 alone, before the others read."""
+    """The dataset on every rank; a download happens once per node, before the others read."""
     data = config.data
     if data.download:
         problem = None
-        if runtime.rank == 0:
+        if runtime.local_rank == 0:
             try:
                 load(data.name, data.root, download=True)
-            except (ValueError, OSError) as error:
+            except (UsageError, OSError) as error:
                 problem = f"{data.name} cannot be downloaded: {error}"
-        problem = runtime.from_root("download", problem)
-        if problem is not None:
-            raise ValueError(problem)
+        problems = [found for found in runtime.exchange("download", problem) if found is not None]
+        if problems:
+            raise UsageError(problems[0])
     return load(data.name, data.root)
 
 
@@ -150,33 +149,34 @@ def build_cascade(config: Config, dataset: Dataset) -> Cascade:
 
 def choose_counts(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Sequence[int] | None:
     """Refiners per rank; None leaves it to `Stage`, which places by count."""
-    placement = config.parallel.placement
-    if placement == "count":
+    parallel, world_size = config.parallel, runtime.world_size
+    if parallel.placement == "count" or world_size == 1:
         return None
-    if not isinstance(placement, str):
-        return placement
-    base_loads, costs = None, config.parallel.costs
-    if costs is None:
-        x = loader.sample.expand(config.data.batch_size, -1, -1, -1)
-        measured = measure_costs(cascade, x) if runtime.rank == 0 else Costs(0.0, [])
-        extractor, costs = runtime.from_root("measured costs", [measured.extractor, measured.refiners])
-        if config.parallel.extractor == "root":
-            base_loads = [extractor] + [0.0] * (runtime.world_size - 1)
-    elif len(costs) != len(cascade.refiners):
-        raise ValueError(
-            f"parallel.costs lists {len(costs)} numbers, but model.num_refiners={len(cascade.refiners)}: "
+    if not isinstance(parallel.placement, str):
+        return parallel.placement
+    if parallel.costs is not None and len(parallel.costs) != len(cascade.refiners):
+        raise UsageError(
+            f"parallel.costs lists {len(parallel.costs)} numbers, but model.num_refiners={len(cascade.refiners)}: "
             "give one per refiner"
         )
-    return place_by_cost(costs, runtime.world_size, base_loads)
+    costs = Costs(parallel.extractor_cost or 0.0, parallel.costs or [])
+    if parallel.costs is None:
+        measured = None
+        if runtime.rank == 0:
+            x = loader.sample.repeat(config.data.batch_size, 1, 1, 1)[: config.data.batch_size]
+            measured = asdict(measure_costs(cascade, x, config.compute))
+        costs = Costs(**runtime.from_root("measured costs", measured))
+    on_root = costs.extractor if parallel.extractor == "root" else 0.0
+    return place_by_cost(costs.refiners, world_size, base_loads=[on_root] + [0.0] * (world_size - 1))
 
 
-def build_engine(config: Config, stage: Stage, objective: Objective) -> Engine:
+def build_engine(config: Config, stage: Stage) -> Engine:
     """The engine of `config.method`; from here on nobody asks which it is."""
     if config.method == "local":
-        return LocalEngine(stage, objective, seed=config.run.seed)
+        return LocalEngine(stage, config.objective, seed=config.run.seed)
     return SIDEngine(
         stage,
-        objective,
+        config.objective,
         schedule=config.parallel.schedule,
         microbatches=config.parallel.microbatches,
         seed=config.run.seed,

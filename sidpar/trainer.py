@@ -13,10 +13,8 @@ from sidpar.config import Config
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
 from sidpar.meter import Meter, Stopwatch, per_rank
-from sidpar.objective import Objective
 from sidpar.optim import build_optimizer, build_scheduler, clip_parts
 from sidpar.run_folder import append_metrics
-from sidpar.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -33,31 +31,19 @@ class Outcome:
 class Trainer:
     """Trains one cascade through one engine, and records it in `folder` from rank 0."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        objective: Objective,
-        loader: Loader,
-        config: Config,
-        runtime: Runtime,
-        folder: Path,
-    ) -> None:
+    def __init__(self, engine: Engine, loader: Loader, config: Config, folder: Path) -> None:
         stage = engine.stage
-        self._engine, self._loader, self._config, self._runtime, self._folder = (
-            engine,
-            loader,
-            config,
-            runtime,
-            folder,
-        )
+        self._engine = engine
+        self._loader = loader
+        self._config = config
+        self._folder = folder
+        self._runtime = stage.runtime
         self._optimizer = build_optimizer(stage.parameters(), config.optim)
         self._scheduler = build_scheduler(self._optimizer, config.optim, loader.steps_per_epoch)
         self._parts = list(stage.parts().values())
-        self._train_meter, self._test_meter = (
-            Meter(runtime, objective, stage.placement.num_refiners, stage.num_classes) for _ in range(2)
-        )
-        self._stopwatch = Stopwatch(runtime)
-        self._progress = runtime.rank == 0 and sys.stderr.isatty()
+        self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
+        self._train_watch, self._test_watch = (Stopwatch(stage.runtime) for _ in range(2))
+        self._progress = stage.runtime.rank == 0 and sys.stderr.isatty()
 
     def fit(self) -> Outcome:
         """All epochs, with evaluations in between."""
@@ -68,53 +54,58 @@ class Trainer:
             done = epoch + 1
             if done % self._config.run.eval_every == 0 or done == epochs:
                 test = self._evaluate(done)
-        seconds, images = self._stopwatch.seconds, self._stopwatch.images
+        watch = self._train_watch
         return Outcome(
             test=test,
             steps=self._engine.steps,
-            seconds=seconds,
-            images_per_second=images / seconds if seconds else 0.0,
-            peak_memory=per_rank(self._runtime, self._stopwatch.peak_memory),
+            seconds=watch.seconds,
+            images_per_second=watch.images / watch.seconds if watch.seconds else 0.0,
+            peak_memory=per_rank(self._runtime, watch.peak_memory),
         )
 
     def _train_epoch(self, epoch: int) -> None:
         batches: Iterable[Any] = self._loader.train_batches(epoch)
         if self._progress:
             batches = tqdm(batches, desc=f"epoch {epoch + 1}", total=self._loader.steps_per_epoch, leave=False)
-        self._stopwatch.start()
+        last_step = self._config.optim.epochs * self._loader.steps_per_epoch
+        self._train_watch.start()
         for x, y in batches:
             self._train_meter.add(self._engine.step(x, y))
             if self._config.optim.clip is not None:
                 clip_parts(self._parts, self._config.optim.clip)
             self._optimizer.step()
+            rate = self._scheduler.get_last_lr()[0]
             self._scheduler.step()
-            self._stopwatch.images += len(x)
-            if self._engine.steps % self._config.run.log_every == 0:
-                self._log_training(epoch)
-        self._stopwatch.stop()
-
-    def _log_training(self, epoch: int) -> None:
-        row = {
-            "kind": "train",
-            "step": self._engine.steps,
-            "epoch": epoch + 1,
-            "learning_rate": self._scheduler.get_last_lr()[0],
-            **self._train_meter.read(),
-            "images_per_second": self._stopwatch.lap(),
-            "memory_bytes": per_rank(self._runtime, device.peak_memory(self._runtime.device)),
-        }
-        if self._runtime.rank == 0:
-            append_metrics(self._folder, row)
+            self._train_watch.images += len(x)
+            if self._engine.steps % self._config.run.log_every == 0 or self._engine.steps == last_step:
+                self._log("train", epoch + 1, {"learning_rate": rate} | self._train_meter.read(), self._train_watch)
+        self._train_watch.stop()
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
+        self._test_watch.start()
         for x, y in self._loader.test_batches():
             self._test_meter.add(self._engine.evaluate(x, y))
+            self._test_watch.images += len(x)
         test = self._test_meter.read()
+        self._log("test", epoch, test, self._test_watch)
+        self._test_watch.stop()
         if self._runtime.rank == 0:
-            append_metrics(self._folder, {"kind": "test", "step": self._engine.steps, "epoch": epoch, **test})
             accuracies = " ".join(f"{100 * accuracy:.1f}" for accuracy in test["accuracy"])
             tqdm.write(
                 f"epoch {epoch:3d}  step {self._engine.steps:6d}  test accuracy {100 * test['accuracy'][-1]:.2f} %"
                 f"  (by refiner: {accuracies})"
             )
         return test
+
+    def _log(self, kind: str, epoch: int, measures: dict[str, Any], watch: Stopwatch) -> None:
+        """One row of metrics.jsonl; all ranks call it, rank 0 writes."""
+        row = {
+            "kind": kind,
+            "step": self._engine.steps,
+            "epoch": epoch,
+            **measures,
+            "images_per_second": watch.lap(),
+            "memory_bytes": per_rank(self._runtime, device.peak_memory(self._runtime.device)),
+        }
+        if self._runtime.rank == 0:
+            append_metrics(self._folder, row)

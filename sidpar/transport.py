@@ -45,17 +45,17 @@ class Transport:
         self._device = runtime.device
         self._wire = runtime.wire_device
 
-    def send_state(self, state: TensorTuple) -> Pending:
-        """The state of one microbatch to rank r+1: [b, C] and hidden activations."""
+    def send_state(self, state: TensorTuple, peer: int) -> Pending:
+        """The state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(tensor.to(self._wire).contiguous() for tensor in state)
-        group = self._groups.chain[self._rank % 2]
-        return Pending([_work(dist.isend(t, group=group, group_dst=self._rank + 1)) for t in buffers], buffers)
+        group = self._groups.edge(self._rank, peer)
+        return Pending([_work(dist.isend(t, group=group, group_dst=peer)) for t in buffers], buffers)
 
-    def receive_state(self, specs: tuple[Spec, ...], batch: int) -> Pending:
-        """The state of one microbatch of `batch` rows from rank r-1."""
+    def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
+        """The state of one microbatch of `batch` rows from the previous rank."""
         buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
-        group = self._groups.chain[(self._rank - 1) % 2]
-        works = [_work(dist.irecv(t, group=group, group_src=self._rank - 1)) for t in buffers]
+        group = self._groups.edge(self._rank, peer)
+        works = [_work(dist.irecv(t, group=group, group_src=peer)) for t in buffers]
         return Pending(works, buffers, self._to_device)
 
     def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
@@ -78,6 +78,8 @@ class Transport:
         ]
 
         def in_batch_order(tensors: TensorTuple) -> TensorTuple:
+            if layout.gathered_rows == list(range(layout.batch_size)):
+                return self._to_device(tensors[: len(outputs)])
             rows = _gathered_index(layout, self._wire)
             return self._to_device(tuple(tensor.index_select(0, rows) for tensor in tensors[: len(outputs)]))
 
@@ -85,7 +87,7 @@ class Transport:
 
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
-        buffers = tuple(tensor.to(self._wire, copy=True).contiguous() for tensor in gradient)
+        buffers = tuple(tensor.to(self._wire).contiguous() for tensor in gradient)
         works = [_work(dist.reduce(t, group_dst=0, group=self._groups.collectives, async_op=True)) for t in buffers]
         return Pending(works, buffers, self._to_device)
 
@@ -118,9 +120,7 @@ class Transport:
         return Pending([work], (buffer,), write_back)
 
     def fetch(self, tensor: Tensor, owner: int) -> Tensor:
-        """A tensor from `owner` to rank 0, blocking; called by these two ranks alone. `tensor` is rank 0's buffer."""
-        if owner == 0:
-            return tensor
+        """A tensor from `owner` > 0 to rank 0, blocking; only these two call it. `tensor` is the value or a buffer."""
         buffer = tensor.detach().to(self._wire).contiguous()
         if self._rank == owner:
             dist.send(buffer, group_dst=0, group=self._groups.collectives)

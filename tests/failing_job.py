@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
 from sidpar.models import ConcatRefiner
+from sidpar.seeding import seeded
 from tests import networks
 
 FAILURE, EXTRACTOR, STEP_TIMEOUT = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -37,7 +38,8 @@ class FailingRefiner(ConcatRefiner):
 def main() -> None:
     with Runtime.start(backend="gloo", device="cpu", step_timeout=STEP_TIMEOUT) as runtime:
         cascade = networks.plain(3)
-        cascade.refiners[1] = FailingRefiner(4, [7], networks.CLASSES).double()
+        with seeded("failing"):
+            cascade.refiners[1] = FailingRefiner(4, [7], networks.CLASSES).double()
         engine = SIDEngine(Stage(cascade, runtime, extractor=EXTRACTOR), Objective())  # type: ignore[arg-type]
         x, y = networks.batch(6)
         for _ in range(10):

@@ -7,6 +7,7 @@ second.
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def _rank_main(
             rendezvous=(store, rank, world_size),
         )
         with runtime:
-            results.put((rank, True, function(runtime, *args)))
+            # As bytes: torch would pass tensors as shared memory of a process that is about to end.
+            results.put((rank, True, pickle.dumps(function(runtime, *args))))
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
     results.close()
@@ -92,8 +94,10 @@ def _collect(results: Any, processes: list[Any], timeout: float) -> list[Any]:
     while len(values) + len(errors) < len(processes):
         try:
             rank, ok, value = results.get(timeout=0.2)
-            (values if ok else errors)[rank] = value
-            if not ok:  # the others have a little time to show how they noticed
+            if ok:
+                values[rank] = pickle.loads(value)
+            else:  # the others have a little time to show how they noticed
+                errors[rank] = value
                 deadline = min(deadline, time.monotonic() + 3)
         except Empty:
             for rank, process in enumerate(processes):

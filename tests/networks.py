@@ -115,3 +115,18 @@ def convolutional() -> Cascade:
         5,
         seed=6,
     ).double()
+
+
+class Masked(ConcatRefiner):
+    """Drops a third of its logits."""
+
+    def __init__(self) -> None:
+        super().__init__(4, [7], CLASSES)
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(features, log_belief), 0.3, self.training)
+
+
+def with_dropout(num_refiners: int) -> Cascade:
+    """Random masks in the refiners alone."""
+    return assemble(lambda: nn.Linear(INPUTS, 4), Masked, CLASSES, num_refiners, seed=7).double()

@@ -1,7 +1,8 @@
 """Runs the action lists of all ranks on a clock, with messages as NCCL has them, to test schedules without processes.
 
-A message between two ranks is matched by order, and takes place once its send has started and its receive is
-posted. Collectives match by order, too: the k-th of one rank with the k-th of every other, one after the other.
+A message between two ranks takes place once its send has started and its receive is posted, and once all earlier
+messages of its group on either rank are over: NCCL runs a group's messages one after the other. Collectives match by
+order: the k-th of one rank with the k-th of every other. Messages take no time of their own.
 """
 
 from dataclasses import dataclass, field
@@ -9,11 +10,15 @@ from dataclasses import dataclass, field
 from sidpar.placement import Placement
 from sidpar.schedule import SCHEDULES, Action, Do, ExtractorUpdate, RankView, ScheduleName, inference
 
-COLLECTIVES = (Do.BROADCAST_FEATURES, Do.GATHER_FEATURES, Do.REDUCE_FEATURE_GRADIENT, Do.REDUCE_PARAMETER_GRADIENTS)
+COLLECTIVES = (Do.START_GATHER, Do.START_BROADCAST, Do.START_SCATTER, Do.START_REDUCE)
 AWAITS = {
-    Do.AWAIT_FEATURES: (Do.BROADCAST_FEATURES, Do.GATHER_FEATURES),
-    Do.AWAIT_FEATURE_GRADIENT: (Do.REDUCE_FEATURE_GRADIENT,),
-    Do.AWAIT_PARAMETER_GRADIENTS: (Do.REDUCE_PARAMETER_GRADIENTS,),
+    Do.AWAIT_GATHER: Do.START_GATHER,
+    Do.AWAIT_BROADCAST: Do.START_BROADCAST,
+    Do.AWAIT_BROADCASTS_SENT: Do.START_BROADCAST,
+    Do.AWAIT_SCATTERS: Do.START_SCATTER,
+    Do.AWAIT_REDUCE: Do.START_REDUCE,
+    Do.AWAIT_REDUCES_SENT: Do.START_REDUCE,
+    Do.AWAIT_PARAMETER_GRADIENTS: Do.RELEASE_PARAMETER_GRADIENTS,
 }
 Lists = list[list[Action]]
 
@@ -46,7 +51,6 @@ class Timeline:
 
     spans: list[list[tuple[float, float, Action]]]
     ends: list[float]
-    log: list[list[Action]] = field(default_factory=list)
 
     @property
     def makespan(self) -> float:
@@ -70,75 +74,153 @@ def lists(name: ScheduleName | str, placement: Placement, microbatches: int, upd
     return [list(schedule(RankView(placement, r, microbatches, update))) for r in range(placement.num_ranks)]
 
 
-def simulate(actions: Lists, durations: Durations = Durations()) -> Timeline:  # noqa: B008
-    """Run all ranks until they end. Raises DeadlockError with what each one is waiting for."""
-    ranks = range(len(actions))
-    clock = [0.0] * len(actions)
-    position = [0] * len(actions)
-    sent: list[list[tuple[float, int | None]]] = [[] for _ in ranks]
-    posted: list[list[tuple[float, int | None]]] = [[] for _ in ranks]
-    received = [0] * len(actions)
-    collective: list[list[tuple[float, Action]]] = [[] for _ in ranks]
-    spans: list[list[tuple[float, float, Action]]] = [[] for _ in ranks]
+@dataclass
+class Message:
+    """One state between two ranks. `before` are the messages that its group runs first, on either rank."""
 
-    def delivered(receiver: int, k: int) -> float | None:
-        """When the k-th message to `receiver` is there."""
-        if k >= len(sent[receiver - 1]) or k >= len(posted[receiver]):
-            return None
-        assert sent[receiver - 1][k][1] == posted[receiver][k][1], "send and receive are of different microbatches"
-        return max(sent[receiver - 1][k][0], posted[receiver][k][0])
+    microbatch: int | None
+    sent: float | None = None
+    posted: float | None = None
+    before: list["Message"] = field(default_factory=list)
+    delivered: float | None = None
 
-    def collected(k: int) -> float | None:
-        """When the k-th collective, and with it all before, is over."""
-        if any(k >= len(collective[r]) for r in ranks):
-            return None
-        for j in range(k + 1):
-            assert len({(collective[r][j][1].do, collective[r][j][1].microbatch) for r in ranks}) == 1, (
-                f"collective {j} differs between ranks"
-            )
-        return max(collective[r][j][0] for r in ranks for j in range(k + 1))
+    def over(self) -> float | None:
+        """When it has been delivered; None while that is unknown."""
+        if self.delivered is None and self.sent is not None and self.posted is not None:
+            times = [self.sent, self.posted]
+            for message in self.before:
+                earlier = message.over()
+                if earlier is None:
+                    return None
+                times.append(earlier)
+            self.delivered = max(times)
+        return self.delivered
 
-    def ready(r: int, action: Action) -> float | None:
-        """When `action` may go on, or None while nobody can tell."""
+
+class Rank:
+    """One rank's place in its list, its clock, and what it has started."""
+
+    def __init__(self, actions: list[Action]) -> None:
+        self.actions = actions
+        self.position = 0
+        self.clock = 0.0
+        self.spans: list[tuple[float, float, Action]] = []
+        self.sends: list[Message] = []
+        self.receives: list[Message] = []
+        self.received = 0
+        self.collectives: list[tuple[float, Action]] = []
+        self.released: Action | None = None
+        self.queues: dict[int, list[Message]] = {}
+
+    def enqueue(self, group: int, message: Message) -> None:
+        queue = self.queues.setdefault(group, [])
+        message.before += queue[-1:]
+        queue.append(message)
+
+    def start_collective(self, action: Action) -> None:
+        self.collectives.append((self.clock, action))
+
+
+class Simulation:
+    """All ranks. `chain_groups` is 2 in the shipped runtime: neighbouring edges of the chain alternate."""
+
+    def __init__(self, actions: Lists, durations: Durations, chain_groups: int) -> None:
+        self.ranks = [Rank(mine) for mine in actions]
+        self.edges: list[list[Message]] = [[] for _ in actions]  # edges[r]: from rank r to rank r + 1
+        self.durations = durations
+        self.chain_groups = chain_groups
+
+    def run(self) -> Timeline:
+        while any(rank.position < len(rank.actions) for rank in self.ranks):
+            got_on = [self.advance(r) for r in range(len(self.ranks))]
+            if not any(got_on):
+                stuck = {
+                    r: str(rank.actions[rank.position])
+                    for r, rank in enumerate(self.ranks)
+                    if rank.position < len(rank.actions)
+                }
+                raise DeadlockError(f"deadlock: {stuck}")
+        assert len({len(rank.collectives) for rank in self.ranks}) == 1, "ranks start different numbers of collectives"
+        return Timeline([rank.spans for rank in self.ranks], [rank.clock for rank in self.ranks])
+
+    def advance(self, r: int) -> bool:
+        """Run rank r until it has to wait; whether it got anywhere."""
+        rank, start = self.ranks[r], self.ranks[r].position
+        while rank.position < len(rank.actions):
+            action = rank.actions[rank.position]
+            when = self.ready(rank, action)
+            if when is None:
+                break
+            rank.clock = max(rank.clock, when)
+            self.perform(r, rank, action)
+            rank.position += 1
+        return rank.position > start
+
+    def ready(self, rank: Rank, action: Action) -> float | None:
+        """When the action may go on; None while that is unknown."""
         if action.do is Do.AWAIT_STATE:
-            return delivered(r, received[r])
-        if action.do is Do.AWAIT_SENT:
-            times = [delivered(r + 1, k) for k in range(len(sent[r]))]
+            return rank.receives[rank.received].over() if rank.received < len(rank.receives) else None
+        if action.do is Do.AWAIT_STATES_SENT:
+            times = [message.over() for message in rank.sends]
         elif action.do in AWAITS:
+            if action.do is Do.AWAIT_PARAMETER_GRADIENTS and rank.released is not None:
+                self.leave(rank)  # no backward has completed them, so they leave as they are
             mine = [
                 k
-                for k, (_, started) in enumerate(collective[r])
-                if started.do in AWAITS[action.do] and action.microbatch in (None, started.microbatch)
+                for k, (_, started) in enumerate(rank.collectives)
+                if started.do is AWAITS[action.do] and action.microbatch in (None, started.microbatch)
             ]
-            times = [collected(k) for k in mine]
+            times = [self.collected(k) for k in mine]
         else:
-            return clock[r]
-        return None if None in times else max([clock[r], *(time for time in times if time is not None)])
+            return rank.clock
+        return None if None in times else max([rank.clock, *(time for time in times if time is not None)])
 
-    while any(position[r] < len(actions[r]) for r in ranks):
-        progress = False
-        for r in ranks:
-            while position[r] < len(actions[r]):
-                action = actions[r][position[r]]
-                when = ready(r, action)
-                if when is None:
-                    break
-                progress = True
-                clock[r] = max(clock[r], when)
-                if action.do is Do.AWAIT_STATE:
-                    received[r] += 1
-                elif action.do is Do.SEND_STATE:
-                    sent[r].append((clock[r], action.microbatch))
-                elif action.do is Do.POST_STATE:
-                    posted[r].append((clock[r], action.microbatch))
-                elif action.do in COLLECTIVES:
-                    collective[r].append((clock[r], action))
-                if length := durations.of(action):
-                    spans[r].append((clock[r], clock[r] + length, action))
-                    clock[r] += length
-                position[r] += 1
-        if not progress:
-            stuck = {r: str(actions[r][position[r]]) for r in ranks if position[r] < len(actions[r])}
-            raise DeadlockError(f"deadlock: {stuck}")
-    assert len({len(started) for started in collective}) == 1, "ranks start different numbers of collectives"
-    return Timeline(spans, clock)
+    def collected(self, k: int) -> float | None:
+        """When the k-th collective, and with it all before, is over."""
+        if any(k >= len(rank.collectives) for rank in self.ranks):
+            return None
+        for j in range(k + 1):
+            kinds = {(rank.collectives[j][1].do, rank.collectives[j][1].microbatch) for rank in self.ranks}
+            assert len(kinds) == 1, f"collective {j} differs between ranks"
+        return max(rank.collectives[j][0] for rank in self.ranks for j in range(k + 1))
+
+    def perform(self, r: int, rank: Rank, action: Action) -> None:
+        if action.do is Do.AWAIT_STATE:
+            assert rank.receives[rank.received].microbatch == action.microbatch
+            rank.received += 1
+        elif action.do is Do.SEND_STATE:
+            message = self.message(r, len(rank.sends), action)
+            message.sent = rank.clock
+            rank.sends.append(message)
+            rank.enqueue(r % self.chain_groups, message)
+        elif action.do is Do.POST_STATE:
+            message = self.message(r - 1, len(rank.receives), action)
+            message.posted = rank.clock
+            rank.receives.append(message)
+            rank.enqueue((r - 1) % self.chain_groups, message)
+        elif action.do in COLLECTIVES:
+            rank.start_collective(action)
+        elif action.do is Do.RELEASE_PARAMETER_GRADIENTS:
+            rank.released = action
+        if length := self.durations.of(action):
+            rank.spans.append((rank.clock, rank.clock + length, action))
+            rank.clock += length
+        if action.do is Do.EXTRACTOR_BACKWARD and rank.released is not None:
+            self.leave(rank)  # at the latest; buckets of a real backward leave during it
+
+    def leave(self, rank: Rank) -> None:
+        assert rank.released is not None
+        rank.start_collective(rank.released)
+        rank.released = None
+
+    def message(self, edge: int, k: int, action: Action) -> Message:
+        """The k-th message of an edge, as both its ends see it."""
+        if k == len(self.edges[edge]):
+            self.edges[edge].append(Message(action.microbatch))
+        assert self.edges[edge][k].microbatch == action.microbatch, "send and receive are of different microbatches"
+        return self.edges[edge][k]
+
+
+def simulate(actions: Lists, durations: Durations = Durations(), *, chain_groups: int = 2) -> Timeline:
+    """Run all ranks until they end. Raises DeadlockError with what each one is waiting for."""
+    return Simulation(actions, durations, chain_groups).run()

@@ -46,8 +46,9 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "Largest gradient norm of each part on its own" in text, "fields are explained by their docstrings"
     with pytest.raises(SystemExit):
-        parse(["--optim.lr", "0.25", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == 0.25
+        parse(["--optim.name", "sgd", "--optim.lr", "0.25", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["optim"]
+    assert (printed["lr"], printed["momentum"]) == (0.25, 0.9), "what would run, defaults filled in"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--optim.lrr 1", "unrecognized arguments: --optim.lrr 1"),
         ("--optim.lr fast", 'Parser key "optim.lr"'),
         ("--optim.lr -1", "optim.lr must be a positive number, got -1.0"),
-        ("--optim.lr nan", "optim.lr must be a positive number, got nan"),
+        ("--optim.lr nan", 'Parser key "optim.lr"'),
         ("--optim.epochs -1", "optim.epochs must be at least 0, got -1"),
         ("--optim.epochs 1.5", 'Parser key "optim.epochs"'),
         ("--optim.weight_decay -0.1", "optim.weight_decay must be at least 0, got -0.1"),
@@ -79,6 +80,13 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model.name wide_mlp --model.width 0", "model.width must be at least 1, got 0"),
         ("--parallel.microbatches 0", "parallel.microbatches must be at least 1, got 0"),
         ("--parallel.step_timeout 0", "parallel.step_timeout must be a positive number, got 0.0"),
+        ("--parallel.extractor_cost 2", "parallel.extractor_cost=2.0 would have no effect, because only given"),
+        ("--model.name wide_mlp --compute.channels_last true", "compute.channels_last=True would have no effect"),
+        ("--model.name wide_mlp --model.depth 0", "model.depth must be at least 1, got 0"),
+        ("--parallel.init_timeout -3", "parallel.init_timeout must be a positive number, got -3.0"),
+        ("--objective.alpha 7", "objective.alpha must lie in (0, 1], got 7.0"),
+        ("--objective.kl reverse", "set objective.label_smoothing > 0"),
+        ("--optim.lr -1 --print_config", "optim.lr must be a positive number"),
         ("--parallel.extractor somewhere", 'Parser key "parallel.extractor"'),
         (
             "--parallel.costs [1,2]",

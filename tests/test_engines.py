@@ -3,7 +3,7 @@
 import math
 import weakref
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
+from sidpar.losses import local_loss, target_of
 from sidpar.models import simple_cnn
 from tests import networks
 from tests.harness import RankError, run_ranks
-from tests.test_parity import gradients, oracle
+from tests.oracle import gradients, oracle
 
 
 def authors_algorithm(cascade: Cascade, x: Tensor, y: Tensor, alpha: float) -> None:
@@ -56,13 +57,13 @@ def test_the_oracle_agrees_with_finite_differences(kl: Any, smoothing: float) ->
     x, y = networks.batch(4)
     cascade = networks.plain(3)
     teachers = [state[0].detach() for state in cascade.states(x)][:-1]
-    target = objective.target(y, networks.CLASSES, torch.float64)
+    target = target_of(objective, y, networks.CLASSES, torch.float64)
     found = oracle(lambda: networks.plain(3), objective, x, y).gradients
 
     def losses() -> list[float]:
         features = cascade.extractor(x)
         return [
-            objective.local_loss(a, r(features, t).log_softmax(-1), t, target).mean().item()
+            local_loss(objective, a, r(features, t).log_softmax(-1), t, target).mean().item()
             for a, r, t in zip(objective.alphas(3), cascade.refiners, teachers, strict=True)
         ]
 
@@ -95,7 +96,9 @@ def perturbed_later_refiner(runtime: Runtime) -> None:
             SIDEngine(stage, Objective(), schedule=schedule, microbatches=2).step(x, y)  # type: ignore[arg-type]
             found.append(gradients(stage))
         for name, gradient in found[0].items():
-            if name.startswith("refiners") and not name.startswith("refiners.3"):
+            if name.startswith("refiners.3"):
+                assert not torch.equal(gradient, found[1][name]), "the perturbation has landed"
+            elif name.startswith("refiners"):
                 assert torch.equal(gradient, found[1][name]), name
 
 
@@ -193,7 +196,8 @@ def test_step_replaces_gradients() -> None:
     assert all(torch.equal(once[name], gradient) for name, gradient in gradients(stage).items())
 
 
-def test_refiners_without_parameters() -> None:
+@pytest.mark.parametrize("make", [LocalEngine, SIDEngine])
+def test_refiners_without_parameters(make: Any) -> None:
     """Nothing to train, nothing to reduce: a step still runs."""
 
     class Sharpen(nn.Module):
@@ -201,24 +205,50 @@ def test_refiners_without_parameters() -> None:
             return 2 * log_belief + features
 
     stage = Stage(Cascade(nn.Flatten(), [Sharpen(), Sharpen()], 3), Runtime.single("cpu"))
-    result = SIDEngine(stage, Objective()).step(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    result = make(stage, Objective()).step(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     assert result.measures().shape == (2, 6)
 
 
-@pytest.mark.parametrize(
-    ("compute", "tolerance"), [({"autocast": "bf16"}, 0.3), ({"channels_last": True}, 1e-3), ({"compile": True}, 1e-3)]
-)
-def test_compute_options_change_rounding_only(compute: dict[str, Any], tolerance: float) -> None:
-    from_seed = torch.Generator().manual_seed(0)
-    x, y = torch.randn(8, 3, 8, 8, generator=from_seed), torch.arange(8)
+class Witness(nn.Module):
+    """Notes the dtype of its input and the memory format of images on their way."""
+
+    seen: ClassVar[list[tuple[torch.dtype, bool]]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_meta:
+            self.seen.append((x.dtype, x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
+        return x
+
+
+@pytest.mark.parametrize(("options", "tolerance"), [({"autocast": "bf16"}, 0.3), ({"channels_last": True}, 1e-3)])
+def test_compute_options_change_rounding_only(options: dict[str, Any], tolerance: float) -> None:
+    """And they do take effect."""
+    x, y = torch.randn(8, 3, 8, 8), torch.arange(8)
     found = []
-    for options in ({}, compute):
-        stage = Stage(simple_cnn((3, 8, 8), 10, 2), Runtime.single("cpu"), compute=Compute(**options))
+    for chosen in ({}, options):
+        cascade = simple_cnn((3, 8, 8), 10, 2)
+        cascade.extractor[1] = nn.Sequential(cascade.extractor[1], Witness())
+        Witness.seen.clear()
+        stage = Stage(cascade, Runtime.single("cpu"), compute=Compute(**chosen))
         SIDEngine(stage, Objective()).step(x, y)
         found.append(gradients(stage))
+    bf16, channels_last = "autocast" in options, "channels_last" in options
+    assert Witness.seen[-1] == (torch.bfloat16 if bf16 else torch.float32, channels_last)
     for name, gradient in found[0].items():
         assert gradient.dtype == found[1][name].dtype == torch.float32
         assert (gradient - found[1][name]).norm() <= tolerance * gradient.norm() + 1e-6, name
+
+
+def test_compile_changes_rounding_only() -> None:
+    x, y = torch.randn(8, 3, 8, 8), torch.arange(8)
+    found = []
+    for compiled in (False, True):
+        stage = Stage(simple_cnn((3, 8, 8), 10, 2), Runtime.single("cpu"), compute=Compute(compile=compiled))
+        SIDEngine(stage, Objective()).step(x, y)
+        assert all((module._compiled_call_impl is not None) == compiled for module in stage.parts().values())
+        found.append(gradients(stage))
+    for name, gradient in found[0].items():
+        assert (gradient - found[1][name]).norm() <= 1e-3 * gradient.norm() + 1e-6, name
 
 
 def test_messages() -> None:
@@ -227,20 +257,50 @@ def test_messages() -> None:
         SIDEngine(stage, Objective(), schedule="gpipe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="microbatches must be at least 1, got 0"):
         SIDEngine(stage, Objective(), microbatches=0)
-    engine = SIDEngine(stage, Objective())
+
+
+@pytest.mark.parametrize("make", [LocalEngine, SIDEngine])
+def test_messages_about_batches(make: Any) -> None:
+    engine = make(Stage(networks.plain(2), Runtime.single("cpu")), Objective())
     x, y = networks.batch(4)
-    with pytest.raises(ValueError, match="4 inputs, 3 labels"):
+    with pytest.raises(ValueError, match="got 4 inputs and 3 labels"):
         engine.step(x, y[:3])
     with pytest.raises(ValueError, match="labels must be int64, got torch.float32"):
         engine.step(x, y.float())
     with pytest.raises(ValueError, match=r"labels must lie in 0..2, got \d..9"):
         engine.step(x, torch.tensor([9, 1, 1, 1]))
+    with pytest.raises(ValueError, match=r"so labels must be \[B, \*\[\]\], got \[4, 1\]"):
+        engine.step(x, y[:, None])
     with pytest.raises(ValueError, match=r"the extractor does not take inputs of shape \[B, \*\[4\]\]"):
         engine.step(x[:, :4], y)
 
 
 def local_on_ranks(runtime: Runtime) -> None:
     LocalEngine(Stage(networks.plain(2), runtime), Objective())
+
+
+def different_settings(runtime: Runtime, settings: dict[str, Any]) -> None:
+    """Rank 1 is started with other settings than rank 0, or with other weights."""
+    mine = {name: values[runtime.rank] for name, values in settings.items()}
+    cascade = networks.plain(2)
+    cascade.refiners[0].layers[0].weight.data.mul_(mine.pop("scale", 1))
+    SIDEngine(Stage(cascade, runtime), Objective(mine.pop("alpha", 0.5)), **mine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": (0.5, 0.6)}, 'rank 1 has "Objective(alpha=0.6'),
+        ({"seed": (1, 2)}, "seed: rank 0 has 1, rank 1 has 2"),
+        ({"microbatches": (1, 2)}, "microbatches: rank 0 has 1, rank 1 has 2"),
+        ({"schedule": ("fused", "two_phase")}, "schedule: rank 0 has 'fused', rank 1 has 'two_phase'"),
+        ({"scale": (1, 2)}, "initial weights: rank 0 has"),
+    ],
+)
+def test_ranks_that_differ_are_refused_before_any_message(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RankError) as error:
+        run_ranks(different_settings, 2, settings)
+    assert all(message in error.value.errors[rank] for rank in (0, 1)), error.value
 
 
 def different_batches(runtime: Runtime) -> None:
@@ -254,7 +314,7 @@ def different_batches(runtime: Runtime) -> None:
     ("function", "message"),
     [
         (local_on_ranks, "the local engine is one process, but the world has 2 ranks"),
-        (different_batches, "the ranks disagree on the shapes; start them all alike. x: rank 0 has '[4, 5]"),
+        (different_batches, "the ranks disagree on the shapes; start them all alike. labels: rank 0 has"),
     ],
 )
 def test_messages_are_the_same_on_every_rank(function: Any, message: str) -> None:

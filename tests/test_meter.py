@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sidpar import LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar.losses import kl_to, target_of
 from sidpar.meter import Meter, Stopwatch, per_rank
-from sidpar.objective import kl_to
 from tests import networks
 from tests.harness import run_ranks
 
@@ -15,7 +15,7 @@ OBJECTIVE = Objective([0.3, 0.5, 0.7])
 def read_on_ranks(runtime: Runtime) -> dict[str, list[float]]:
     stage = Stage(networks.plain(3), runtime)
     engine = SIDEngine(stage, OBJECTIVE)
-    meter = Meter(runtime, OBJECTIVE, 3, networks.CLASSES)
+    meter = Meter(engine)
     for size in (4, 7):
         meter.add(engine.evaluate(*networks.batch(size)))
     return meter.read()
@@ -36,7 +36,7 @@ def test_means_are_over_samples_not_over_batches() -> None:
     batches = [networks.batch(size) for size in (4, 7)]
     y = torch.cat([labels for _, labels in batches])
     beliefs = torch.cat([cascade.beliefs(x) for x, _ in batches], dim=1)
-    target = OBJECTIVE.target(y, networks.CLASSES, torch.float64)
+    target = target_of(OBJECTIVE, y, networks.CLASSES, torch.float64)
     divergences = [kl_to(belief.log(), target, "forward").mean().item() for belief in beliefs]
     accuracy = (beliefs[1:].argmax(-1) == y).double().mean(1)
     assert found["kl"] == pytest.approx(divergences[1:])
@@ -49,7 +49,7 @@ def test_means_are_over_samples_not_over_batches() -> None:
 def test_reading_starts_afresh() -> None:
     runtime = Runtime.single("cpu")
     engine = LocalEngine(Stage(networks.plain(2), runtime), Objective())
-    meter = Meter(runtime, Objective(), 2, networks.CLASSES)
+    meter = Meter(engine)
     readings = []
     for _ in range(2):
         meter.add(engine.evaluate(*networks.batch(5)))

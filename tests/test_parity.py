@@ -6,61 +6,21 @@ spawn of ranks runs a whole grid; a failure names its case.
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
+from sidpar.config import OptimConfig
+from sidpar.optim import build_optimizer, clip_parts
 from tests import networks
 from tests.harness import run_ranks
+from tests.oracle import check, gradients, oracle
 
-TOLERANCE = 1e-10
 EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
-
-
-class Reference(NamedTuple):
-    """What the oracle found: gradients by global name, and every refiner's measures in training and evaluation."""
-
-    gradients: dict[str, Tensor]
-    training: Tensor
-    evaluation: Tensor
-    buffers: dict[str, Tensor]
-
-
-def oracle(build: Callable[[], Cascade], objective: Objective, x: Tensor, y: Tensor) -> Reference:
-    stage = Stage(build(), Runtime.single("cpu"))
-    engine = LocalEngine(stage, objective, seed=5)
-    evaluation = engine.evaluate(x, y).measures()
-    training = engine.step(x, y).measures()
-    return Reference(gradients(stage), training, evaluation, dict(stage.named_buffers()))
-
-
-def gradients(stage: Stage) -> dict[str, Tensor]:
-    """By global name; a parameter that no loss reaches has the gradient zero."""
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in stage.named_parameters()
-    }
-
-
-def check(case: str, stage: Stage, engine: SIDEngine, reference: Reference, x: Tensor, y: Tensor) -> None:
-    """One step and one evaluation of this rank's stage against the oracle."""
-    own = slice(stage.own_refiners.start, stage.own_refiners.stop)
-    evaluation = engine.evaluate(x, y).measures()
-    training = engine.step(x, y).measures()
-    found = gradients(stage)
-    assert found, case
-    for name, gradient in found.items():
-        difference = (gradient - reference.gradients[name]).abs().max().item()
-        assert difference < TOLERANCE, f"{case}: the gradient of {name} is off by {difference}"
-    for name, buffer in stage.named_buffers():
-        assert torch.allclose(buffer.double(), reference.buffers[name].double()), f"{case}: {name}"
-    assert torch.allclose(training, reference.training[own]), f"{case}: measures in training"
-    assert torch.allclose(evaluation, reference.evaluation[own]), f"{case}: measures in evaluation"
 
 
 def objectives(num_refiners: int) -> Iterator[Objective]:
@@ -118,7 +78,7 @@ def test_every_structure_of_features_and_state(ranks: int) -> None:
 def randomness(runtime: Runtime) -> None:
     """Masks depend on (seed, part, step), so even dropout and batch norm agree when M = 1; statistics count once."""
     x, y = networks.batch(8)
-    for update in ("all", "frozen"):
+    for update in ("all", "final", "frozen"):
         objective = Objective(0.4, extractor_update=update)  # type: ignore[arg-type]
         reference = oracle(lambda: networks.noisy(5), objective, x, y)
         for extractor, schedule in product(("replicated", "root"), SCHEDULES):
@@ -130,6 +90,47 @@ def randomness(runtime: Runtime) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_random_masks_and_statistics_do_not_depend_on_ranks(ranks: int) -> None:
     run_ranks(randomness, ranks)
+
+
+def masked_gradients(runtime: Runtime) -> dict[str, Tensor]:
+    """Two steps with dropout in the refiners, behind a sharded extractor, M = 3."""
+    stage = Stage(networks.with_dropout(5), runtime, extractor="sharded")
+    engine = SIDEngine(stage, Objective(), microbatches=3, seed=2)
+    for _ in range(2):
+        engine.step(*networks.batch(8))
+    return gradients(stage)
+
+
+def test_masks_do_not_depend_on_ranks_with_microbatches_either() -> None:
+    """Invariant 3: at one M, the masks of any number of ranks are those of one."""
+    (alone,) = run_ranks(masked_gradients, 1)
+    for ranks in (2, 3):
+        for found in run_ranks(masked_gradients, ranks):
+            for name, gradient in found.items():
+                assert (gradient - alone[name]).abs().max() < 1e-10, name
+
+
+def trained_extractor(runtime: Runtime, extractor: str) -> dict[str, Tensor]:
+    """After five steps of Adam with weight decay and clipping."""
+    stage = Stage(networks.plain(4).float(), runtime, extractor=extractor)  # type: ignore[arg-type]
+    engine = SIDEngine(stage, Objective(), microbatches=2)
+    config = OptimConfig(epochs=1, lr=0.01, weight_decay=0.1)
+    optimizer = build_optimizer(stage.parameters(), config)
+    for size in (8, 7, 8, 5, 8):
+        x, y = networks.batch(size)
+        engine.step(x.float(), y)
+        clip_parts(stage.parts().values(), 0.1)
+        optimizer.step()
+    assert stage.extractor is not None
+    return dict(stage.extractor.state_dict())
+
+
+@pytest.mark.parametrize("extractor", ["replicated", "sharded"])
+def test_replicas_of_the_extractor_stay_equal_bit_for_bit(extractor: str) -> None:
+    first, *others = run_ranks(trained_extractor, 3, extractor)
+    assert others
+    for other in others:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
 def bucketed_and_channels_last(runtime: Runtime) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sidpar import Runtime
+from sidpar.runtime import _choose_backend
 from tests.harness import ROOT, RankError, run_ranks, torchrun
 
 
@@ -40,14 +41,14 @@ def silent(runtime: Runtime) -> None:
 def test_a_rank_that_never_answers_is_named() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(silent, 2, step_timeout=2, timeout=20)
-    assert "rank 0 waited 2 s for rank 1 to tell its weather, in vain" in error.value.errors[0]
+    assert "rank 0 waited up to 2 s for rank 1 to tell its weather, in vain" in error.value.errors[0]
 
 
 def collectives(runtime: Runtime) -> tuple[list[Any], str, list[float]]:
     table = torch.zeros(runtime.world_size, dtype=torch.float64)
     table[runtime.rank] = 1.5 + runtime.rank
     exchanged = runtime.exchange("rank", runtime.rank)
-    return exchanged, runtime.from_root("name", f"r{runtime.rank}"), runtime.sum(table).tolist()
+    return exchanged, runtime.from_root("name", f"r{runtime.rank}"), runtime.sum("table", table).tolist()
 
 
 def test_exchange_from_root_and_sum() -> None:
@@ -67,36 +68,72 @@ def test_messages() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="device=cuda, but torch sees no CUDA device here: use device=cpu"):
         Runtime.single("cuda")
-    with pytest.raises(ValueError, match="backend=nccl needs one GPU per local rank, but there are 2 local ranks"):
+    with pytest.raises(ValueError, match="these ranks compute on the CPU: use gloo"):
         Runtime.start(backend="nccl", device="cpu", rendezvous=(None, 0, 2))  # type: ignore[arg-type]
 
 
+def test_backend_auto_needs_a_gpu_of_its_own_for_every_rank() -> None:
+    """By identity, not by index: under SLURM each task may see its own GPU as number 0."""
+    assert _choose_backend("auto", ["node1 a", "node1 b", "node2 a"]) == "nccl"
+    assert _choose_backend("auto", ["node1 a", "node1 a"]) == "gloo"
+    assert _choose_backend("auto", [None, None]) == "gloo"
+    assert _choose_backend("gloo", ["node1 a", "node1 b"]) == "gloo"
+    with pytest.raises(ValueError, match="the 3 ranks share 2 GPUs .node1 a, for one.: start fewer ranks per node, or"):
+        _choose_backend("nccl", ["node1 a", "node1 b", "node1 a"])
+
+
 STEP_TIMEOUT = 4.0
+ENDED = r"(failed|was ended) in step 2, in the action:"
 
 
-@pytest.mark.parametrize("extractor", ["sharded", "replicated"])
 @pytest.mark.parametrize(
-    ("failure", "culprit"),
+    ("failure", "extractor", "named"),
     [
-        ("raise", r"rank 1 failed in step 2, in the action: forward of refiner 1 of microbatch 0"),
-        ("kill", r"exitcode\s*: -9"),
-        ("silence", r"rank 2 failed in step 2, in the action: await the state of microbatch 0 from rank 1"),
+        ("raise", "sharded", ["rank 1 failed in step 2, in the action: forward of refiner 1 of microbatch 0"]),
+        ("raise", "root", ["rank 1 failed in step 2, in the action: forward of refiner 1 of microbatch 0"]),
+        ("kill", "sharded", [f"rank 2 {ENDED} await the state of microbatch 0 from rank 1"]),
+        ("kill", "replicated", [f"rank 2 {ENDED} await the state of microbatch 0 from rank 1"]),
+        (
+            "silence",
+            "sharded",
+            [
+                "rank 2 failed in step 2, in the action: await the state of microbatch 0 from rank 1",
+                "rank 1 was ended in step 2, in the action: forward of refiner 1 of microbatch 0",
+            ],
+        ),
+        ("silence", "root", ["rank 1 was ended in step 2, in the action: forward of refiner 1 of microbatch 0"]),
     ],
 )
-def test_a_failing_rank_ends_the_job(failure: str, culprit: str, extractor: str) -> None:
-    """Rank 1 of 3 raises, is killed, or falls silent in its third step: the job ends non-zero, soon, and says who."""
+def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[str]) -> None:
+    """Rank 1 of 3 raises, is killed, or falls silent in its third step: the job ends non-zero, soon, and says which
+    rank was doing what. A killed rank cannot speak for itself: the one that waits for it names it."""
     done = torchrun(3, str(ROOT / "tests" / "failing_job.py"), failure, extractor, str(STEP_TIMEOUT), timeout=90)
     ended = time.time()
     output = done.stdout + done.stderr
     assert done.returncode != 0, output
-    assert re.search(culprit, output), output
+    for text in named:
+        assert re.search(text, output), output
     if failure != "silence":  # torchrun names the first to fail
         assert re.search(r"Root Cause.*rank\s*: 1 ", output, re.DOTALL), output
     if failure == "raise":
         assert "RuntimeError: this refiner is broken" in output
+    if failure == "kill":
+        assert re.search(r"exitcode\s*: -9", output), output
     began = re.search(r"failing at ([\d.]+)", output)
     assert began is not None, output
     assert ended - float(began.group(1)) < STEP_TIMEOUT + 5
+
+
+def broken_sum(runtime: Runtime) -> None:
+    if runtime.rank == 1:
+        time.sleep(60)
+    runtime.sum("metrics", torch.zeros(2))
+
+
+def test_messages_outside_of_steps_are_named_too() -> None:
+    with pytest.raises(RankError) as error:
+        run_ranks(broken_sum, 2, step_timeout=2, timeout=10)
+    assert "rank 0 failed in the action: sum metrics over all ranks" in error.value.errors[0]
 
 
 def test_the_harness_shows_every_rank() -> None:
@@ -107,7 +144,7 @@ def test_the_harness_shows_every_rank() -> None:
 def divide(runtime: Runtime) -> None:
     if runtime.rank == 1:
         raise ZeroDivisionError(7)
-    runtime.sum(torch.zeros(1))
+    runtime.sum("nothing", torch.zeros(1))
 
 
 def test_importing_sidpar_has_no_side_effect() -> None:

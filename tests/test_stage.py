@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
+from sidpar.models import ConcatRefiner
+from sidpar.seeding import seeded
 from tests import networks
 from tests.harness import RankError, run_ranks
 
@@ -32,9 +35,54 @@ def test_one_rank_holds_everything() -> None:
     assert list(stage.parts()) == ["extractor", "refiners.0", "refiners.1", "refiners.2"]
 
 
+class FunctionalDropout(nn.Module):
+    """Random numbers that no list of module types would find."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.1, self.training)
+
+
+class Recentring(nn.Module):
+    """Statistics of the batch without a batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
 def with_layer(runtime: Runtime, layer: nn.Module) -> None:
+    """A step with one more layer in a sharded extractor."""
     cascade = networks.plain(2)
-    Stage(Cascade(nn.Sequential(cascade.extractor, layer), cascade.refiners, 3), runtime, extractor="sharded")
+    extractor = nn.Sequential(cascade.extractor, layer).double()
+    stage = Stage(Cascade(extractor, cascade.refiners, 3), runtime, extractor="sharded")
+    SIDEngine(stage, Objective()).step(*networks.batch(8))
+
+
+def shared_parameters(runtime: Runtime) -> None:
+    refiner = networks.plain(1).refiners[0]
+    Stage(Cascade(networks.plain(1).extractor, [refiner, refiner], 3), runtime)
+
+
+class Auxiliary(ConcatRefiner):
+    """A second output in training only, as some classifiers have."""
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Any:
+        logits = super().forward(features, log_belief)
+        return logits if features.is_meta else (logits, logits)
+
+
+def changing_outputs(runtime: Runtime) -> None:
+    with seeded(0):
+        refiners = [Auxiliary(4, [7], 3).double() for _ in range(2)]
+    stage = Stage(Cascade(networks.plain(1).extractor, refiners, 3), runtime)
+    SIDEngine(stage, Objective()).step(*networks.batch(4))
+
+
+def unfrozen_later(runtime: Runtime) -> None:
+    stage = Stage(networks.plain(2), runtime)
+    stage.extractor.requires_grad_(False)  # type: ignore[union-attr]
+    engine = SIDEngine(stage, Objective())
+    stage.extractor.requires_grad_(True)  # type: ignore[union-attr]
+    engine.step(*networks.batch(4))
 
 
 def placed(runtime: Runtime, num_refiners: int, counts: list[int] | None) -> None:
@@ -44,8 +92,20 @@ def placed(runtime: Runtime, num_refiners: int, counts: list[int] | None) -> Non
 @pytest.mark.parametrize(
     ("function", "args", "message"),
     [
-        (with_layer, (nn.BatchNorm1d(4),), "extractor.1 is a BatchNorm1d, and a sharded extractor sees only 1/2"),
-        (with_layer, (nn.Dropout(0.1),), "extractor.1 is a Dropout, and in a sharded extractor its mask would depend"),
+        (with_layer, (nn.BatchNorm1d(4),), "or on random numbers: extractor.1 (BatchNorm1d);"),
+        (
+            with_layer,
+            (nn.Dropout(0.1),),
+            "or on random numbers: extractor.1 (Dropout);",
+        ),
+        (
+            with_layer,
+            (FunctionalDropout(),),
+            "depend on the rest of the batch or on random numbers;",
+        ),
+        (with_layer, (Recentring(),), "depend on the rest of the batch or on random numbers;"),
+        (shared_parameters, (), "refiners.1.layers.0.weight is also a parameter of refiners.0; parts that may lie on"),
+        (unfrozen_later, (), "requires_grad of some parameters has changed since this engine was made: make a new one"),
         (placed, (1, None), "1 refiners cannot be placed on 2 ranks, each of which needs at least one"),
         (placed, (3, [3]), "placement [3] has 1 ranks and 3 refiners, but 3 refiners go on 2 ranks"),
     ],
@@ -56,8 +116,16 @@ def test_messages_are_the_same_on_every_rank(function: Any, args: tuple[Any, ...
     assert all(message in error.value.errors[rank] for rank in (0, 1)), error.value
 
 
-def test_dropout_that_drops_nothing_is_welcome() -> None:
-    run_ranks(with_layer, 2, nn.Dropout(0.0))
+def test_a_state_of_another_shape_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(RankError) as error:
+        run_ranks(changing_outputs, 2, step_timeout=5)
+    assert "refiner 0 returned a state of shapes" in error.value.errors[0]
+    assert "must not depend on data or on the training mode" in error.value.errors[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.LayerNorm(4), nn.GroupNorm(2, 4)])
+def test_layers_that_treat_each_sample_alone_are_welcome(layer: nn.Module) -> None:
+    run_ranks(with_layer, 2, layer)
 
 
 def test_teacher_passes_do_not_count_in_running_statistics() -> None:
@@ -69,3 +137,13 @@ def test_teacher_passes_do_not_count_in_running_statistics() -> None:
     assert found[0]
     assert all(torch.allclose(value.double(), found[1][name].double()) for name, value in found[0].items())
     assert all(m.track_running_stats for m in stage.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+def test_evaluation_leaves_every_module_in_its_mode() -> None:
+    stage = Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root")
+    norm = next(m for m in stage.modules() if isinstance(m, nn.BatchNorm1d))
+    norm.eval()
+    with stage.inference_mode():
+        assert not any(module.training for module in stage.modules())
+    assert stage.training
+    assert not norm.training, "the user's own choice is kept"

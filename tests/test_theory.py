@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sidpar.objective import KL, Objective, kl_to
+from sidpar.choices import KL
+from sidpar.losses import kl_to, local_loss, target_of
+from sidpar.objective import Objective
 from sidpar.theory import (
     MEASURES,
     descent,
@@ -37,8 +39,8 @@ def test_lemma_1_no_other_belief_has_a_lower_loss(
     target, objective = log_target.exp(), Objective(alpha, kl, 0.1)
     best = local_minimiser(log_teacher, target, alpha, kl)
     assert best.exp().sum().item() == pytest.approx(1.0)
-    least = objective.local_loss(alpha, best, log_teacher, target)
-    assert least <= objective.local_loss(alpha, other, log_teacher, target) + 1e-12
+    least = local_loss(objective, alpha, best, log_teacher, target)
+    assert least <= local_loss(objective, alpha, other, log_teacher, target) + 1e-12
 
 
 @given(beliefs(), ALPHAS, DIRECTIONS, st.integers(0, 12))
@@ -72,7 +74,7 @@ def test_proposition_2(log_p: Tensor, log_teacher: Tensor, log_target: Tensor, a
     """The premise implies the bound and the descent; `excess` is the difference of the losses themselves."""
     target, objective = log_target.exp(), Objective(alpha, kl, 0.1)
     excess, change, step = descent(log_p, log_teacher, target, alpha, kl)
-    losses = [objective.local_loss(alpha, belief, log_teacher, target) for belief in (log_p, log_teacher)]
+    losses = [local_loss(objective, alpha, belief, log_teacher, target) for belief in (log_p, log_teacher)]
     assert excess.item() == pytest.approx((losses[0] - losses[1]).item(), abs=1e-10)
     if excess <= 0:
         assert change <= -(1 - alpha) / alpha * step + 1e-10
@@ -106,12 +108,12 @@ def test_measure_against_a_loop(kl: KL, smoothing: float) -> None:
     objective, alphas = Objective([0.3, 0.6], kl, smoothing), [0.3, 0.6]
     log_beliefs = torch.randn(3, 5, 4, dtype=torch.float64).log_softmax(-1)
     y = torch.tensor([0, 1, 2, 3, 0])
-    target = objective.target(y, 4, torch.float64)
+    target = target_of(objective, y, 4, torch.float64)
     table = measure(objective, alphas, log_beliefs, y)
     for i, alpha in enumerate(alphas):
         before, after = log_beliefs[i], log_beliefs[i + 1]
-        loss = objective.local_loss(alpha, after, before, target)
-        excess = loss - objective.local_loss(alpha, before, before, target)
+        loss = local_loss(objective, alpha, after, before, target)
+        excess = loss - local_loss(objective, alpha, before, before, target)
         change = kl_to(after, target, kl) - kl_to(before, target, kl)
         expected = [loss, kl_to(after, target, kl), after.argmax(-1) == y, excess > 0, change > 0, excess]
         for name, found, column in zip(MEASURES, table[i], expected, strict=True):
@@ -122,5 +124,5 @@ def test_initial_divergence() -> None:
     assert initial_divergence(Objective(), 10) == pytest.approx(torch.tensor(10.0).log().item())
     reverse = Objective(kl="reverse", label_smoothing=0.1)
     log_p0 = torch.full((1, 10), 0.1, dtype=torch.float64).log()
-    target = reverse.target(torch.tensor([3]), 10, torch.float64)
+    target = target_of(reverse, torch.tensor([3]), 10, torch.float64)
     assert initial_divergence(reverse, 10) == pytest.approx(kl_to(log_p0, target, "reverse").item())

@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from sidpar.config import parse
+from sidpar.data.datasets import load
+from sidpar.data.loader import Loader
 from sidpar.models import simple_cnn
 from sidpar.run_folder import source_commit
 from tests.harness import ROOT, torchrun
@@ -44,7 +46,7 @@ def test_weights_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> 
         for name, tensor in alone.items():
             assert (tensor - placed[name]).abs().max() < 1e-4, name
     initial = simple_cnn((1, 8, 8), 10, 8, seed=0).state_dict()
-    assert any((alone[name] - initial[name]).abs().max() > 1e-2 for name in alone), "training moved them"
+    assert any((alone[name] - initial[name]).abs().max() > 1e-3 for name in alone), "training moved them"
 
 
 def test_initial_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_run_folder(runs: dict[int, Path]) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text()) == config.to_dict()
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["steps"], summary["epochs"], summary["world_size"]) == (24, 2, 4)
+    assert (summary["steps"], summary["epochs"], summary["world_size"]) == (12, 2, 4)
     assert len(summary["refiner_test_accuracy"]) == 8
     assert summary["test_accuracy"] == summary["refiner_test_accuracy"][-1]
     assert len(summary["peak_memory_bytes"]) == 4
@@ -74,19 +76,42 @@ def test_run_folder(runs: dict[int, Path]) -> None:
     assert summary["images_per_second"] == pytest.approx(2 * 1437 / summary["wall_seconds"])
 
     train_rows, test_rows = ([row for row in rows(folder) if row["kind"] == kind] for kind in ("train", "test"))
-    assert [row["step"] for row in train_rows] == [10, 20]
-    assert [(row["epoch"], row["step"]) for row in test_rows] == [(1, 12), (2, 24)]
+    assert [row["step"] for row in train_rows] == [10, 12], "the last steps are not lost"
+    assert [(row["epoch"], row["step"]) for row in test_rows] == [(1, 6), (2, 12)]
     for row in train_rows + test_rows:
+        assert row["images_per_second"] > 0
+        assert len(row["memory_bytes"]) == 4
         for column in ("loss", "kl", "accuracy", "premise_failures", "descent_failures", "epsilon"):
             assert len(row[column]) == 8
         assert row["bound_slack"] >= -1e-9, "Proposition 4"
-    assert all(row["images_per_second"] > 0 and len(row["memory_bytes"]) == 4 for row in train_rows)
     assert test_rows[-1]["accuracy"] == summary["refiner_test_accuracy"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_weights_file_gives_the_accuracy_of_the_summary(runs: dict[int, Path], ranks: int) -> None:
+    """Loaded into a plain cascade in one process: nothing was lost on the way from the ranks."""
+    cascade = simple_cnn((1, 8, 8), 10, 8, seed=99)
+    cascade.load_state_dict(load_file(runs[ranks] / "weights.safetensors"))
+    loader = Loader(
+        load("digits"), batch_size=128, eval_batch_size=360, augment=False, seed=0, device=torch.device("cpu")
+    )
+    ((x, y),) = loader.test_batches()
+    with torch.no_grad():
+        accuracy = (cascade(x).argmax(1) == y).double().mean().item()
+    summary = json.loads((runs[ranks] / "summary.json").read_text())
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1.5 / 360)
 
 
 def test_metrics_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> None:
     for alone, placed in zip(rows(runs[1]), rows(runs[4]), strict=True):
         assert alone["kl"] == pytest.approx(placed["kl"], rel=1e-3)
+
+
+def test_the_demo_reaches_its_accuracy(tmp_path: Path) -> None:
+    """What `make demo` runs."""
+    folder = train(4, tmp_path / "demo")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_accuracy"] >= 0.97
 
 
 @pytest.mark.parametrize(
@@ -95,7 +120,7 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> 
         ["--parallel.extractor", "root", "--parallel.schedule", "two_phase", "--parallel.microbatches", "3"],
         ["--parallel.extractor", "replicated", "--parallel.placement", "[3,1]", "--optim.clip", "0.5"],
         ["--parallel.placement", "cost", "--compute.autocast", "bf16", "--compute.channels_last", "true"],
-        ["--parallel.placement", "cost", "--parallel.costs", "[1,1,1,9]", "--optim.name", "sgd"],
+        ["--parallel.placement", "cost", "--parallel.costs", "[1,1,1,9]", "--optim.name", "adam", "--optim.lr", "1e-3"],
         [
             *["--model.name", "wide_mlp", "--model.width", "32", "--objective.kl", "reverse"],
             *["--objective.label_smoothing", "0.1", "--objective.alpha", "[1,0.7,0.5,0.3]"],
@@ -137,13 +162,16 @@ def test_the_local_oracle_trains_to_the_same_weights(tmp_path: Path) -> None:
             "cifar10 is not in torchvision's layout under",
         ),
         (["--method", "local"], "the local engine is one process, but the world has 2 ranks"),
-        (["--parallel.backend", "nccl", "--compute.device", "cpu"], "backend=nccl needs one GPU per local rank"),
+        (
+            ["--parallel.backend", "nccl", "--parallel.device", "cpu"],
+            "these ranks compute on the CPU: use gloo",
+        ),
     ],
 )
-def test_messages_appear_on_every_rank(flags: list[str], message: str, tmp_path: Path) -> None:
+def test_messages_end_the_job(flags: list[str], message: str, tmp_path: Path) -> None:
     done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", f"{tmp_path}/run", *flags)
     assert done.returncode != 0
-    assert done.stderr.count(message) == 2, done.stderr
+    assert message in done.stderr, done.stderr
     assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
 
 
@@ -151,8 +179,25 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious\n")
     done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", str(tmp_path))
     assert done.returncode != 0
-    assert done.stderr.count("already holds a run (metrics.jsonl): choose another folder, or remove it") == 2
+    assert "already holds a run (metrics.jsonl): choose another folder, or remove it" in done.stderr
     assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = f"{tmp_path}/file/run"
+    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", folder)
+    assert done.returncode != 0
+    assert f"run.dir={folder} cannot be written" in done.stderr
+
+
+def test_a_failed_download(tmp_path: Path) -> None:
+    """The folder's parent is a file, so nothing is asked of any server."""
+    (tmp_path / "file").write_text("")
+    flags = ["--data.name", "cifar10", "--data.download", "true", "--data.root", f"{tmp_path}/file/data"]
+    done = torchrun(2, "-m", "sidpar.train", "--run.dir", f"{tmp_path}/run", *flags)
+    assert done.returncode != 0
+    assert "error: cifar10 cannot be downloaded: " in done.stderr
 
 
 def test_configs_are_differences_from_the_defaults() -> None:

@@ -28,7 +28,7 @@ def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     batch, _, height, width = images.shape
     padding = crop_padding(height)
     padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator).to(images.device)
+    top, left = to_device(torch.randint(0, 2 * padding + 1, (2, batch), generator=generator), images.device)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     sample = torch.arange(batch, device=images.device)
@@ -38,5 +38,10 @@ def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored left to right with probability one half."""
-    flips = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    flips = to_device(torch.rand(len(images), generator=generator) < 0.5, images.device)
     return torch.where(flips[:, None, None, None], images.flip(-1), images)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor to the device without waiting for what the device is doing."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

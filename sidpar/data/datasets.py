@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from sklearn.datasets import load_digits
@@ -10,7 +10,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets as vision
 
-DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100"]
+from sidpar.choices import DatasetName
+from sidpar.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Dataset:
         for name, split in (("training", self.train), ("test", self.test)):
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.num_classes:
-                raise ValueError(
+                raise UsageError(
                     f"the {name} labels span {low}..{high}, but the dataset has {self.num_classes} classes"
                 )
 
@@ -51,17 +52,17 @@ class Dataset:
 
 
 def load(name: DatasetName, root: str | None = None, *, download: bool = False) -> Dataset:
-    """A dataset by name. Raises ValueError if torchvision's layout is not found under `root`."""
+    """A dataset by name. Raises UsageError if torchvision's layout is not found under `root`."""
     if name == "digits":
         return _digits()
     if name not in get_args(DatasetName):
-        raise ValueError(f"dataset {name!r} is unknown; choose one of {get_args(DatasetName)}")
+        raise UsageError(f"dataset {name!r} is unknown; choose one of {get_args(DatasetName)}")
     folder = Path(root or "data")
     kind = {"fashion_mnist": vision.FashionMNIST, "cifar10": vision.CIFAR10, "cifar100": _CIFAR100}[name]
     try:
         train, test = (kind(folder, train=part, download=download) for part in (True, False))
     except RuntimeError as error:
-        raise ValueError(
+        raise UsageError(
             f"{name} is not in torchvision's layout under data.root={folder.resolve()} ({str(error).splitlines()[0]}): "
             "set data.root to the folder that holds it, or data.download=true"
         ) from error

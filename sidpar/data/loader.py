@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sidpar.data.augment import channel_statistics, random_crop, random_flip
+from sidpar.data.augment import channel_statistics, random_crop, random_flip, to_device
 from sidpar.data.datasets import Dataset
 from sidpar.seeding import generator
 
@@ -37,8 +37,8 @@ class Loader:
 
     @property
     def sample(self) -> Tensor:
-        """One training image, [1, channels, H, W] in fp32, as a module will see it."""
-        return self._normalise(self._train.images[:1])
+        """A few training images, [n, channels, H, W] in fp32, as a module will see them."""
+        return self._normalise(self._train.images[:4])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,7 +47,7 @@ class Loader:
     def train_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [B, channels, H, W] in fp32, y [B]) of every step of an epoch, in the epoch's order."""
         order = torch.randperm(len(self._train), generator=generator(self._seed, "order", epoch))
-        for step, rows in enumerate(torch.split(order.to(self._train.labels.device), self._batch_size)):
+        for step, rows in enumerate(torch.split(to_device(order, self._train.labels.device), self._batch_size)):
             images = self._train.images[rows]
             if self._augment:
                 randomness = generator(self._seed, "augmentation", epoch, step)

@@ -7,22 +7,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sidpar.errors import UsageError
 from sidpar.objective import Objective
+from sidpar.specs import CascadeSpecs
 from sidpar.stage import Stage
-from sidpar.theory import measure
+from sidpar.theory import MEASURES, measure
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one batch showed of this rank's refiners. Nothing is computed until `measures` is called.
+    """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for.
 
-    `log_beliefs` is [n + 1, B, ..., C]: the teacher of the first of this rank's n refiners, then every refiner's.
+    `log_beliefs[k]` holds the microbatches [b, C] (or [b, T, C]) of one log-belief: k = 0 is what the first of these
+    refiners received, its teacher; k = 1..n is what each of them returned.
     """
 
     objective: Objective
     alphas: Sequence[float]
     refiners: range
-    log_beliefs: Sequence[Tensor]
+    log_beliefs: Sequence[Sequence[Tensor]]
     y: Tensor
 
     @property
@@ -31,13 +34,28 @@ class StepResult:
 
     def measures(self) -> Tensor:
         """`theory.MEASURES` of this rank's refiners, summed over the batch: [n, 6], float64."""
-        return measure(self.objective, self.alphas, torch.stack(list(self.log_beliefs)), self.y)
+        log_beliefs = torch.stack([torch.cat(list(microbatches)) for microbatches in self.log_beliefs])
+        return measure(self.objective, self.alphas, log_beliefs, self.y)
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean local loss of each of this rank's refiners, [n]."""
+        return self._mean("loss")
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of correct predictions of each of this rank's refiners, [n]."""
+        return self._mean("correct")
+
+    def _mean(self, column: str) -> Tensor:
+        return self.measures()[:, MEASURES.index(column)] / self.samples
 
 
 class Engine(Protocol):
     """Executes steps over a stage."""
 
     stage: Stage
+    objective: Objective
     steps: int
     """Steps done so far: random masks depend on it, so a resumed run sets it."""
 
@@ -51,3 +69,21 @@ class Engine(Protocol):
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """Beliefs of one batch in inference mode; no gradients."""
+
+
+def check_batch(x: Tensor, y: Tensor, specs: CascadeSpecs, num_classes: int) -> None:
+    """Refuse a batch that does not fit the cascade. Waits for the device, so not for every step."""
+    if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
+        raise UsageError(
+            f"a batch needs as many labels as inputs, at least one, got {x.shape[0]} inputs and {y.shape[0]} labels"
+        )
+    per_sample = specs.states[0][0].shape[:-1]
+    if tuple(y.shape[1:]) != per_sample:
+        raise UsageError(
+            f"the cascade's beliefs are [B, *{list(per_sample)}, C], so labels must be [B, *{list(per_sample)}], "
+            f"got {list(y.shape)}"
+        )
+    if y.dtype != torch.int64:
+        raise UsageError(f"labels must be int64, got {y.dtype}")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise UsageError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")

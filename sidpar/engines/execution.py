@@ -14,6 +14,8 @@ from sidpar.buckets import GradientBuckets
 from sidpar.cascade import TensorTuple, detach, initial_state
 from sidpar.device import seed_generator
 from sidpar.engines import StepResult
+from sidpar.errors import UsageError
+from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
 from sidpar.schedule import Action, Do, RankView
 from sidpar.seeding import mask_seed
@@ -53,6 +55,7 @@ class Execution:
         self._feature_gradients: dict[int | None, TensorTuple] = {}
         self._states: dict[tuple[int, int], TensorTuple] = {}
         self._log_beliefs: dict[tuple[int, int], Tensor] = {}
+        self._targets: dict[int, Tensor] = {}
         self._losses: dict[tuple[int, int], Tensor] = {}
         self._pending: dict[tuple[Do, int | None], Pending] = {}
 
@@ -60,59 +63,71 @@ class Execution:
         """One action of the schedule."""
         m, i = action.microbatch, action.refiner
         match action.do:
+            case Do.EXTRACT if m is None:
+                self._extract_shard(graph=action.graph)
             case Do.EXTRACT:
-                self._extract(m, graph=action.graph)
-            case Do.GATHER_FEATURES:
-                self._start(action, self._transport.gather_features(self._shard, self._layout))
-            case Do.BROADCAST_FEATURES:
+                self._extract(_known(m), graph=action.graph)
+            case Do.START_GATHER:
+                shard, self._shard = self._shard, ()
+                self._start(action, self._transport.gather_features(shard, self._layout))
+            case Do.AWAIT_GATHER:
+                self._cut_features(self._finish(Do.START_GATHER))
+            case Do.START_BROADCAST:
                 features = detach(self._features[_known(m)]) if self._rank == 0 else None
-                size = len(self._layout.microbatches[_known(m)])
-                self._start(action, self._transport.broadcast_features(features, self._specs.features, size))
-            case Do.AWAIT_FEATURES:
-                self._await_features(m)
+                self._start(action, self._transport.broadcast_features(features, self._specs.features, self._size(m)))
+            case Do.AWAIT_BROADCAST:
+                self._features[_known(m)] = self._leaves(self._finish(Do.START_BROADCAST, m))
+            case Do.AWAIT_BROADCASTS_SENT:
+                self._finish_all(Do.START_BROADCAST)
             case Do.POST_STATE:
                 specs = self._specs.states[self._view.refiners.start]
-                size = len(self._layout.microbatches[_known(m)])
-                self._start(action, self._transport.receive_state(specs, size))
+                self._start(action, self._transport.receive_state(specs, self._size(m), _known(action.peer)))
             case Do.AWAIT_STATE:
                 self._keep_state(self._view.refiners.start, _known(m), self._finish(Do.POST_STATE, m))
             case Do.FORWARD:
                 self._forward(_known(i), _known(m), graph=action.graph)
             case Do.SEND_STATE:
                 state = self._states.pop((self._view.refiners.stop, _known(m)))
-                self._start(action, self._transport.send_state(state))
+                self._check_outgoing(state)
+                self._start(action, self._transport.send_state(state, _known(action.peer)))
+            case Do.AWAIT_STATES_SENT:
+                self._finish_all(Do.SEND_STATE)
             case Do.BACKWARD:
                 self._backward(_known(i), _known(m))
-            case Do.REDUCE_FEATURE_GRADIENT:
-                self._start(action, self._reduce_feature_gradient(_known(m)))
-            case Do.AWAIT_FEATURE_GRADIENT:
-                self._await_feature_gradient(m)
+            case Do.START_SCATTER:
+                gradient = self._local_feature_gradient(_known(m))
+                self._start(action, self._transport.scatter_feature_gradient(gradient, self._layout, _known(m)))
+            case Do.AWAIT_SCATTERS:
+                parts = [self._finish(Do.START_SCATTER, m) for m in range(len(self._rows))]
+                self._feature_gradients[None] = _concatenate(parts)
+            case Do.START_REDUCE:
+                gradient = self._local_feature_gradient(_known(m))
+                self._start(action, self._transport.reduce_feature_gradient(gradient))
+            case Do.AWAIT_REDUCE:
+                self._feature_gradients[m] = self._finish(Do.START_REDUCE, m)
+            case Do.AWAIT_REDUCES_SENT:
+                self._finish_all(Do.START_REDUCE)
             case Do.EXTRACTOR_BACKWARD:
                 self._extractor_backward(m)
-            case Do.REDUCE_PARAMETER_GRADIENTS:
-                self._buckets.arm()
+            case Do.RELEASE_PARAMETER_GRADIENTS:
+                self._buckets.release()
             case Do.AWAIT_PARAMETER_GRADIENTS:
                 self._buckets.wait()
-            case Do.AWAIT_SENT:
-                self._finish_all(Do.SEND_STATE)
 
     def result(self) -> StepResult:
-        """The beliefs of this rank's refiners and their teacher, in batch order."""
+        """The beliefs of this rank's refiners and of their teacher."""
+        assert not self._pending, f"the schedule leaves messages unawaited: {list(self._pending)}"
         refiners = self._view.refiners
         log_beliefs = [
-            torch.cat([self._log_beliefs[i, m] for m in range(len(self._rows))])
-            for i in range(refiners.start, refiners.stop + 1)
+            [self._log_beliefs[i, m] for m in range(len(self._rows))] for i in range(refiners.start, refiners.stop + 1)
         ]
         alphas = self._resources.alphas[refiners.start : refiners.stop]
         return StepResult(self._resources.objective, alphas, refiners, log_beliefs, self._y)
 
     # Features
 
-    def _extract(self, m: int | None, *, graph: bool) -> None:
+    def _extract(self, m: int, *, graph: bool) -> None:
         self._seed("extractor", m)
-        if m is None:
-            self._extract_shard(graph=graph)
-            return
         features = self._stage.extract(self._x[self._rows[m]], graph=graph)
         if graph:
             self._extracted[m] = features
@@ -120,30 +135,23 @@ class Execution:
 
     def _extract_shard(self, *, graph: bool) -> None:
         """This rank's share of every microbatch in one forward; it may be empty."""
-        rows = self._layout.shard(self._rank)
+        rows = self._layout.shards[self._rank]
         if not rows:
             self._shard = tuple(spec.zeros(0, self._device) for spec in self._specs.features)
             return
         whole = len(rows) == len(self._x)
         x = self._x if whole else self._x[_shard_index(self._layout, self._rank, self._device)]
+        self._seed("extractor", 0)
         features = self._stage.extract(x, graph=graph)
         if graph:
             self._extracted[None] = features
         self._shard = detach(features)
-        if whole and not self._view.shares_features:
+        if not self._view.shares_features:
             self._cut_features(self._shard)
-
-    def _await_features(self, m: int | None) -> None:
-        if self._view.placement.extractor == "sharded":
-            self._cut_features(self._finish(Do.GATHER_FEATURES, None))
-        elif m is None:  # rank 0 had them all along, and only waits for its broadcasts to be over
-            self._finish_all(Do.BROADCAST_FEATURES)
-        else:
-            self._features[m] = self._leaves(self._finish(Do.BROADCAST_FEATURES, m))
 
     def _cut_features(self, features: TensorTuple) -> None:
         for m, rows in enumerate(self._rows):
-            self._features.setdefault(m, self._leaves(tuple(feature[rows] for feature in features)))
+            self._features[m] = self._leaves(tuple(feature[rows] for feature in features))
 
     def _leaves(self, features: TensorTuple) -> TensorTuple:
         trained = self._view.trains_extractor
@@ -152,7 +160,7 @@ class Execution:
     # Refiners
 
     def _forward(self, i: int, m: int, *, graph: bool) -> None:
-        if (i, m) not in self._states:  # only the first refiner of the cascade receives its state from nobody
+        if i == 0:  # receives its state from nobody
             self._keep_state(i, m, initial_state(self._features[m], self._stage.num_classes))
         features, state = self._features[m], self._states[i, m]
         objective, num_refiners = self._resources.objective, self._view.placement.num_refiners
@@ -161,11 +169,17 @@ class Execution:
         self._seed(f"refiners.{i}", m)
         following = self._stage.refine(i, features, state, graph=graph)
         if graph:
-            y = self._y[self._rows[m]]
-            target = objective.target(y, self._stage.num_classes, following[0].dtype)
-            loss = objective.local_loss(self._resources.alphas[i], following[0], state[0], target)
+            target = self._target(m, following[0].dtype)
+            loss = local_loss(objective, self._resources.alphas[i], following[0], state[0], target)
             self._losses[i, m] = loss.sum() / self._y.numel()  # the mean over the global batch, once all m are summed
         self._keep_state(i + 1, m, detach(following))
+
+    def _target(self, m: int, dtype: torch.dtype) -> Tensor:
+        """p_y of microbatch m, the same for all refiners."""
+        if m not in self._targets:
+            y = self._y[self._rows[m]]
+            self._targets[m] = target_of(self._resources.objective, y, self._stage.num_classes, dtype)
+        return self._targets[m]
 
     def _backward(self, i: int, m: int) -> None:
         loss = self._losses.pop((i, m))
@@ -184,25 +198,10 @@ class Execution:
 
     # Gradients of the features and of the extractor
 
-    def _reduce_feature_gradient(self, m: int) -> Pending:
-        gradient = self._local_feature_gradient(m)
-        if self._view.placement.extractor == "sharded":
-            return self._transport.scatter_feature_gradient(gradient, self._layout, m)
-        return self._transport.reduce_feature_gradient(gradient)
-
     def _local_feature_gradient(self, m: int) -> TensorTuple:
         """The sum over this rank's refiners: [b, ...] per differentiable feature. Microbatch m's features are done."""
         leaves = [leaf for leaf in self._features.pop(m) if leaf.requires_grad]
         return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
-
-    def _await_feature_gradient(self, m: int | None) -> None:
-        if self._view.placement.extractor == "root" and self._rank == 0:
-            self._feature_gradients[m] = self._finish(Do.REDUCE_FEATURE_GRADIENT, m)
-        elif self._view.placement.extractor == "root":
-            self._finish_all(Do.REDUCE_FEATURE_GRADIENT)
-        else:
-            parts = [self._finish(Do.REDUCE_FEATURE_GRADIENT, m) for m in range(len(self._rows))]
-            self._feature_gradients[None] = _concatenate(parts)
 
     def _extractor_backward(self, m: int | None) -> None:
         if m not in self._extracted:  # an empty shard
@@ -222,12 +221,25 @@ class Execution:
     def _start(self, action: Action, pending: Pending) -> None:
         self._pending[action.do, action.microbatch] = pending
 
-    def _finish(self, started: Do, m: int | None) -> TensorTuple:
+    def _finish(self, started: Do, m: int | None = None) -> TensorTuple:
         return self._pending.pop((started, m)).wait()
 
     def _finish_all(self, started: Do) -> None:
         for do, m in [key for key in self._pending if key[0] is started]:
             self._finish(do, m)
+
+    def _check_outgoing(self, state: TensorTuple) -> None:
+        """The receiver has posted buffers for what the skeleton showed, and would take anything else for that."""
+        specs = self._specs.states[self._view.refiners.stop]
+        found = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in state]
+        if found != [tuple(spec) for spec in specs]:
+            raise UsageError(
+                f"refiner {self._view.refiners.stop - 1} returned a state of shapes {found}, but {list(specs)} when "
+                "its shapes were inferred: what a refiner hands on must not depend on data or on the training mode"
+            )
+
+    def _size(self, m: int | None) -> int:
+        return len(self._layout.microbatches[_known(m)])
 
     @property
     def _transport(self) -> Transport:
@@ -239,14 +251,14 @@ class Execution:
         assert self._resources.buckets is not None, "only ranks that hold the extractor reduce its gradients"
         return self._resources.buckets
 
-    def _seed(self, part: str, m: int | None) -> None:
+    def _seed(self, part: str, m: int) -> None:
         if self._stage.training:
-            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, m or 0))
+            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, m))
 
 
 @lru_cache(maxsize=64)
 def _shard_index(layout: BatchLayout, rank: int, device: torch.device) -> Tensor:
-    return torch.tensor(layout.shard(rank), device=device)
+    return torch.tensor(layout.shards[rank], device=device)
 
 
 def _concatenate(parts: list[TensorTuple]) -> TensorTuple:

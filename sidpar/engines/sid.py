@@ -1,18 +1,20 @@
 """SID on ranks: walks the schedule's list of actions for each batch."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from sidpar.batching import BatchLayout
 from sidpar.buckets import GradientBuckets
+from sidpar.choices import ScheduleName
 from sidpar.device import preserved_generator
-from sidpar.engines import StepResult
+from sidpar.engines import StepResult, check_batch
 from sidpar.engines.execution import Execution, Resources
+from sidpar.errors import UsageError
 from sidpar.objective import Objective
-from sidpar.schedule import SCHEDULES, Action, RankView, ScheduleName, inference
+from sidpar.schedule import SCHEDULES, Action, RankView, inference
 from sidpar.stage import Stage
 from sidpar.transport import Transport
 
@@ -39,16 +41,19 @@ class SIDEngine:
         seed: int = 0,
     ) -> None:
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
+            raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
         if microbatches < 1:
-            raise ValueError(f"microbatches must be at least 1, got {microbatches}")
+            raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
+        self.objective = objective
         self.steps = 0
         self._schedule = schedule
         self._microbatches = microbatches
         self._runtime = stage.runtime
         # An extractor without parameters has nothing to reduce or to run backward through.
         update = objective.extractor_update if stage.skeleton.extractor_is_trainable else "frozen"
+        if update == "frozen":
+            stage.freeze_extractor()
         self._view = RankView(stage.placement, self._runtime.rank, microbatches, update)
         transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
         buckets = None
@@ -63,10 +68,26 @@ class SIDEngine:
             buckets,
             seed,
         )
+        self._runtime.agree(
+            "engine",
+            {
+                "objective": str(objective),
+                "schedule": schedule,
+                "microbatches": microbatches,
+                "seed": seed,
+                "placement": str(stage.placement),
+                "compute": str(stage.compute),
+                "initial weights": stage.skeleton.fingerprint,
+            },
+        )
+        self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._actions: dict[tuple[str, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
+        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        if self.stage.trainable_flags() != self._trainable:
+            raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")
         self.stage.zero_grad()
         if self._resources.buckets is not None:
             self._resources.buckets.reset()
@@ -76,24 +97,19 @@ class SIDEngine:
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        self.stage.eval()
-        result = self._execute(inference, x, y, 1)
-        self.stage.train()
-        return result
+        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        with self.stage.inference_mode():
+            return self._execute(inference, x, y, 1)
 
     def _execute(
         self, schedule: Callable[[RankView], Iterator[Action]], x: Tensor, y: Tensor, microbatches: int
     ) -> StepResult:
         layout = self._admit(x, y, microbatches)
-        execution = Execution(
-            self._resources, x.to(self._runtime.device), y.to(self._runtime.device), layout, self.steps
-        )
+        x, y = x.to(self._runtime.device), y.to(self._runtime.device)
+        execution = Execution(self._resources, x, y, layout, self.steps)
         for action in self._list(schedule, len(layout.microbatches)):
-            try:
+            with self._runtime.during(action, self.steps):
                 execution.do(action)
-            except Exception as error:
-                error.add_note(f"rank {self._runtime.rank} failed in step {self.steps}, in the action: {action}")
-                raise
         return execution.result()
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
@@ -106,21 +122,15 @@ class SIDEngine:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
-            check_batch(x, y, self.stage.num_classes)
-            described = {"x": f"{list(x.shape)} {x.dtype}", "y": f"{list(y.shape)}", "step": self.steps}
-            specs = self.stage.skeleton.specs(x).describe()
-            self._runtime.agree("shapes", described | specs, self._runtime.step_timeout)
+            specs = self.stage.check(x)
+            check_batch(x, y, specs, self.stage.num_classes)
+            labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()
+            described = {
+                "x": f"{list(x.shape)} {x.dtype}",
+                "y": f"{list(y.shape)}",
+                "labels": labels,
+                "step": self.steps,
+            }
+            self._runtime.agree("shapes", described | specs.describe(), self._runtime.step_timeout)
             self._layouts[key] = BatchLayout(x.shape[0], microbatches, self._runtime.world_size)
         return self._layouts[key]
-
-
-def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
-    """Refuse a batch that does not fit. Synchronises with the device, so not for every step."""
-    if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"a batch needs as many labels as inputs, at least one, got {x.shape[0]} inputs, {y.shape[0]} labels"
-        )
-    if y.dtype != torch.int64:
-        raise ValueError(f"labels must be int64, got {y.dtype}")
-    if y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")

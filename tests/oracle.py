@@ -1,0 +1,54 @@
+"""What the local engine finds, and how another engine's findings are compared with it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sidpar import LocalEngine, Objective, Runtime, Stage
+from sidpar.cascade import Cascade
+from sidpar.engines import Engine
+
+TOLERANCE = 1e-10
+
+
+class Reference(NamedTuple):
+    """What the oracle found: gradients by global name, and every refiner's measures in training and evaluation."""
+
+    gradients: dict[str, Tensor]
+    training: Tensor
+    evaluation: Tensor
+    buffers: dict[str, Tensor]
+
+
+def oracle(build: Callable[[], Cascade], objective: Objective, x: Tensor, y: Tensor) -> Reference:
+    stage = Stage(build(), Runtime.single("cpu"))
+    engine = LocalEngine(stage, objective, seed=5)
+    training = engine.step(x, y).measures()
+    evaluation = engine.evaluate(x, y).measures()
+    return Reference(gradients(stage), training, evaluation, dict(stage.named_buffers()))
+
+
+def gradients(stage: Stage) -> dict[str, Tensor]:
+    """By global name; a parameter that no loss reaches has the gradient zero."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in stage.named_parameters()
+    }
+
+
+def check(case: str, stage: Stage, engine: Engine, reference: Reference, x: Tensor, y: Tensor) -> None:
+    """One step, then one evaluation, of this rank's stage against the oracle."""
+    own = slice(stage.own_refiners.start, stage.own_refiners.stop)
+    training = engine.step(x, y).measures()
+    evaluation = engine.evaluate(x, y).measures()
+    found = gradients(stage)
+    assert found, case
+    for name, gradient in found.items():
+        difference = (gradient - reference.gradients[name]).abs().max().item()
+        assert difference < TOLERANCE, f"{case}: the gradient of {name} is off by {difference}"
+    for name, buffer in stage.named_buffers():
+        assert torch.allclose(buffer.double(), reference.buffers[name].double()), f"{case}: {name}"
+    assert torch.allclose(training, reference.training[own]), f"{case}: measures in training"
+    assert torch.allclose(evaluation, reference.evaluation[own]), f"{case}: measures in evaluation"
