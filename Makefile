@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) -m sidpar.train --config configs/digits.yaml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) -m sidpar.train --config configs/digits.yaml
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -117,11 +117,11 @@ class ParallelConfig:
     device: DeviceKind = "auto"
     """auto: CUDA if there is any."""
     backend: Backend = "auto"
-    """auto: nccl with one GPU per local rank, else gloo."""
+    """auto: nccl where every rank has a GPU of its own, else gloo."""
     init_timeout: float = 300.0
     """Seconds for all ranks to appear and agree."""
     step_timeout: float = 100.0
-    """Seconds that one message may take."""
+    """Seconds that one message may take; the first step, which may compile, counts too."""
 
     def __post_init__(self) -> None:
         _at_least("parallel.microbatches", self.microbatches, 1)

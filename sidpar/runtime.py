@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -80,7 +80,7 @@ class Runtime:
         """Join the job that torchrun's environment describes; without one, a world of one process.
 
         Args:
-            backend: `auto` is nccl with one GPU per local rank, else gloo, also for CUDA tensors.
+            backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
             init_timeout: seconds for all ranks to appear.
             step_timeout: seconds that any one message may take.
             rendezvous: (store, rank, world size) instead of the environment's.
@@ -115,11 +115,9 @@ class Runtime:
             timeout=timeout,
             device_id=chosen if name == "nccl" else None,
         )
-        groups = Groups(_new_group(timeout), (_new_group(timeout), _new_group(timeout)))
+        groups = Groups(collectives=_new_group(timeout), chain=(_new_group(timeout), _new_group(timeout)))
         runtime = replace(alone, backend=name, groups=groups)
         runtime._explain_sigterm()
-        with runtime.during("first message to every neighbour"):
-            runtime._connect(groups)
         return runtime
 
     def __enter__(self) -> Self:
@@ -196,29 +194,45 @@ class Runtime:
 
     def _explain_sigterm(self) -> None:
         """When another rank fails, the launcher ends this one by SIGTERM, often before it has noticed anything. Say
-        what it was doing then: a rank that hangs, or waits for one that was killed, has no other way to be named."""
+        what it was doing then: a rank that hangs, or waits for one that was killed, has no other way to be named.
 
-        def handle(number: int, _: FrameType | None) -> None:
+        A handler alone would run only once the main thread is back from the message it waits for. So a thread of its
+        own waits for the byte that the interpreter writes at once, speaks, and ends the process.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return  # the user's own handler knows better
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+
+        def watch() -> None:
+            while os.read(reader, 1) != bytes([signal.SIGTERM]):
+                continue
             print(f"rank {self.rank} was ended {self._place()}", file=sys.stderr, flush=True)
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            os._exit(128 + signal.SIGTERM)
 
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=watch, name="sidpar SIGTERM", daemon=True).start()
 
-    def _connect(self, groups: Groups) -> None:
+    def connect(self) -> None:
         """Send a first message along every connection, in an order in which nobody waits for two at once.
 
         NCCL makes connections at first use and blocks the host until the peer comes, also in an `irecv` that is meant
-        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested.
+        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested. All ranks call it,
+        once they agree on everything that they can compare without a message.
         """
+        if self.groups is None:
+            return
         token = torch.zeros(1, device=self.wire_device)
-        dist.all_reduce(token, group=groups.collectives)
-        for parity in (0, 1):
-            if self.rank % 2 == parity and self.rank + 1 < self.world_size:
-                dist.send(token, group=groups.edge(self.rank, self.rank + 1), group_dst=self.rank + 1)
-            if self.rank % 2 != parity and self.rank > 0:
-                dist.recv(token, group=groups.edge(self.rank, self.rank - 1), group_src=self.rank - 1)
+        with self.during("first message to every neighbour"):
+            dist.all_reduce(token, group=self.groups.collectives)
+            for parity in (0, 1):
+                if self.rank % 2 == parity and self.rank + 1 < self.world_size:
+                    dist.send(token, group=self.groups.edge(self.rank, self.rank + 1), group_dst=self.rank + 1)
+                if self.rank % 2 != parity and self.rank > 0:
+                    dist.recv(token, group=self.groups.edge(self.rank, self.rank - 1), group_src=self.rank - 1)
 
     @property
     def wire_device(self) -> torch.device:

@@ -34,7 +34,7 @@ def objectives(num_refiners: int) -> Iterator[Objective]:
 def grid(runtime: Runtime) -> int:
     """All cases of the plain network on this world; the number of cases."""
     ranks, cases = runtime.world_size, 0
-    for num_refiners, size in product((ranks, ranks + 1, 2 * ranks + 1), (2, 7, 12)):
+    for num_refiners, size in product((ranks, 2 * ranks + 1), (2, 7, 12)):
         x, y = networks.batch(size)
         for objective in objectives(num_refiners):
             reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
@@ -50,7 +50,7 @@ def grid(runtime: Runtime) -> int:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_gradients_equal_the_oracle(ranks: int) -> None:
     """Localises errors in schedule, transport and reduction: same modules, same maths, only the placement differs."""
-    assert run_ranks(grid, ranks, timeout=400) == [3 * 3 * 12 * 3 * 2 * 2] * ranks
+    assert run_ranks(grid, ranks, timeout=400) == [2 * 3 * 12 * 3 * 2 * 2] * ranks
 
 
 def structures(runtime: Runtime) -> None:

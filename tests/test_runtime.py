@@ -113,10 +113,8 @@ def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[s
     assert done.returncode != 0, output
     for text in named:
         assert re.search(text, output), output
-    if failure != "silence":  # torchrun names the first to fail
-        assert re.search(r"Root Cause.*rank\s*: 1 ", output, re.DOTALL), output
-    if failure == "raise":
-        assert "RuntimeError: this refiner is broken" in output
+    if failure == "raise":  # torchrun shows the first to fail, and that is not one of its victims
+        assert re.search(r"Root Cause.*RuntimeError: this refiner is broken", output, re.DOTALL), output
     if failure == "kill":
         assert re.search(r"exitcode\s*: -9", output), output
     began = re.search(r"failing at ([\d.]+)", output)

@@ -173,6 +173,8 @@ class Execution:
             loss = local_loss(objective, self._resources.alphas[i], following[0], state[0], target)
             self._losses[i, m] = loss.sum() / self._y.numel()  # the mean over the global batch, once all m are summed
         self._keep_state(i + 1, m, detach(following))
+        if not self._stage.training:
+            del self._states[i, m]  # nobody trains on it later
 
     def _target(self, m: int, dtype: torch.dtype) -> Tensor:
         """p_y of microbatch m, the same for all refiners."""

@@ -132,5 +132,7 @@ class SIDEngine:
                 "step": self.steps,
             }
             self._runtime.agree("shapes", described | specs.describe(), self._runtime.step_timeout)
+            if not self._layouts:
+                self._runtime.connect()
             self._layouts[key] = BatchLayout(x.shape[0], microbatches, self._runtime.world_size)
         return self._layouts[key]
