@@ -240,10 +240,10 @@ def test_compute_options_change_rounding_only(options: dict[str, Any], tolerance
 
 
 def test_compile_changes_rounding_only() -> None:
-    x, y = torch.randn(8, 3, 8, 8), torch.arange(8)
+    x, y = networks.batch(8)
     found = []
     for compiled in (False, True):
-        stage = Stage(simple_cnn((3, 8, 8), 10, 2), Runtime.single("cpu"), compute=Compute(compile=compiled))
+        stage = Stage(networks.plain(1), Runtime.single("cpu"), compute=Compute(compile=compiled))
         SIDEngine(stage, Objective()).step(x, y)
         assert all((module._compiled_call_impl is not None) == compiled for module in stage.parts().values())
         found.append(gradients(stage))
