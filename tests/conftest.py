@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)  # the machine may be busy; time is not what is tested
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)
