@@ -54,6 +54,11 @@ class BatchLayout:
         }
         return [position[row] for row in range(self.batch_size)]
 
+    @cached_property
+    def gathered_in_order(self) -> bool:
+        """Whether the gathered shards already are the batch: M = 1, and K divides B."""
+        return self.gathered_rows == list(range(self.batch_size))
+
     def scattered_rows(self, m: int) -> list[int]:
         """`scattered_rows(m)[b]`: where row b of microbatch m lies in the padded input of its reduce-scatter."""
         return [

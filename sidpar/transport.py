@@ -78,7 +78,7 @@ class Transport:
         ]
 
         def in_batch_order(tensors: TensorTuple) -> TensorTuple:
-            if layout.gathered_rows == list(range(layout.batch_size)):
+            if layout.gathered_in_order:
                 return self._to_device(tensors[: len(outputs)])
             rows = _gathered_index(layout, self._wire)
             return self._to_device(tuple(tensor.index_select(0, rows) for tensor in tensors[: len(outputs)]))

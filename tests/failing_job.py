@@ -29,7 +29,7 @@ class FailingRefiner(ConcatRefiner):
             if FAILURE == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if FAILURE == "silence":
-                time.sleep(1000)
+                time.sleep(1000)  # a hang, until the launcher ends it
             raise RuntimeError("this refiner is broken")
         return super().forward(features, log_belief)
 
