@@ -9,7 +9,9 @@ result = engine.step(x, y)  # gradients are in stage.parameters()
 from sidpar.cascade import Cascade
 from sidpar.compute import Compute
 from sidpar.engines import StepResult
+from sidpar.engines.bp import BPEngine
 from sidpar.engines.local import LocalEngine
+from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
@@ -18,10 +20,12 @@ from sidpar.stage import Stage
 from sidpar.version import __version__
 
 __all__ = [
+    "BPEngine",
     "Cascade",
     "Compute",
     "LocalEngine",
     "Objective",
+    "PipelineEngine",
     "Runtime",
     "SIDEngine",
     "Stage",

@@ -18,7 +18,7 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
     gathered: dict[str, Tensor] = {}
     # One name after the other in the same order on all ranks; only the owner and rank 0 exchange a message for it.
     for name, skeleton in stage.skeleton.state_dict().items():
-        owner = _owner(stage, name)
+        owner = stage.owner(name)
         tensor = mine.get(name)
         if transport is not None and owner != 0 and rank in (0, owner):
             buffer = torch.empty_like(skeleton, device=stage.runtime.wire_device) if tensor is None else tensor
@@ -35,9 +35,3 @@ def save_weights(stage: Stage, path: Path) -> None:
     weights = gather_weights(stage)
     if stage.runtime.rank == 0:
         save_file(weights, path)
-
-
-def _owner(stage: Stage, name: str) -> int:
-    """The rank that holds a parameter; rank 0 always holds the extractor."""
-    kind, number, *_ = name.split(".")
-    return stage.placement.owner(int(number)) if kind == "refiners" else 0

@@ -2,13 +2,17 @@
 
 from typing import Literal
 
-Method = Literal["sid", "local"]
+Method = Literal["sid", "local", "bp", "ddp"]
 DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100"]
-ModelName = Literal["simple_cnn", "wide_mlp"]
+ModelName = Literal["simple_cnn", "wide_mlp", "plain_cnn", "plain_mlp"]
 KL = Literal["forward", "reverse"]
 ExtractorUpdate = Literal["all", "final", "frozen"]
 ExtractorPlacement = Literal["replicated", "root", "sharded"]
+CutExtractor = Literal["root", "cut"]
+AnyExtractor = Literal["replicated", "root", "sharded", "cut"]
 ScheduleName = Literal["two_phase", "fused"]
+PipelineName = Literal["naive", "gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipe_v"]
+AnySchedule = Literal["two_phase", "fused", "naive", "gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipe_v"]
 Backend = Literal["auto", "nccl", "gloo"]
 DeviceKind = Literal["auto", "cpu", "cuda"]
 Autocast = Literal["none", "bf16"]

@@ -7,19 +7,23 @@ world can tell (L >= K, one alpha per refiner, ...) is checked where these are f
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sidpar.choices import (
+    AnyExtractor,
+    AnySchedule,
     Backend,
+    CutExtractor,
     DatasetName,
     DeviceKind,
     ExtractorPlacement,
     Method,
     ModelName,
     OptimizerName,
+    PipelineName,
     RateSchedule,
     ScheduleName,
 )
@@ -80,17 +84,18 @@ class ModelConfig:
     """The cascade."""
 
     name: ModelName = "simple_cnn"
-    """The paper's SimpleCNN, or an MLP whose refiners are heavy."""
+    """simple_cnn: the paper's; wide_mlp: refiners that are heavy; plain_cnn, plain_mlp: networks of the same cost for
+    backpropagation, residual blocks without beliefs in between."""
     num_refiners: int = 8
-    """L."""
+    """L; in plain networks, the number of blocks."""
     width: int | None = None
-    """wide_mlp: features and hidden units of each refiner; by default 1024."""
+    """wide_mlp and plain_mlp: features and hidden units of each refiner; by default 1024."""
     depth: int | None = None
-    """wide_mlp: hidden layers of each refiner; by default 2."""
+    """wide_mlp and plain_mlp: hidden layers of each refiner; by default 2."""
 
     def __post_init__(self) -> None:
         _at_least("model.num_refiners", self.num_refiners, 1)
-        if self.name == "wide_mlp":
+        if self.name in ("wide_mlp", "plain_mlp"):
             _default(self, width=1024, depth=2)
             _at_least("model.width", self.width, 1)
             _at_least("model.depth", self.depth, 1)
@@ -102,16 +107,20 @@ class ModelConfig:
 class ParallelConfig:
     """Who does what, and when."""
 
-    extractor: ExtractorPlacement = "sharded"
-    """Where features are computed (DESIGN section 4)."""
-    schedule: ScheduleName = "fused"
-    """Order of the work within a step (DESIGN section 5)."""
-    microbatches: int = 1
-    """M: microbatches per global batch."""
-    placement: Literal["count", "cost"] | list[int] = "count"
-    """Refiners per rank: as even as possible, by cost with the least maximum load, or as listed."""
+    extractor: AnyExtractor | None = None
+    """Where features are computed. sid: replicated, root, sharded (the default). bp: root, or cut over the ranks layer
+    by layer (the default)."""
+    schedule: AnySchedule | None = None
+    """Order of the work within a step. sid: fused (the default), two_phase. bp: naive, gpipe, 1f1b (the default),
+    interleaved, zero_bubble, zbv, dualpipe_v."""
+    microbatches: int | None = None
+    """M: microbatches per global batch; by default 1, and 4 per rank for bp on several ranks."""
+    placement: Literal["count", "cost"] | list[int] | None = None
+    """Refiners per rank: count, as even as possible (the default of sid); cost, with the least maximum load (of bp); or
+    as listed. For bp, layers of a cut extractor count too, and some schedules have two sections per rank."""
     costs: list[float] | None = None
-    """placement=cost: cost of each refiner in any unit; by default measured on rank 0."""
+    """placement=cost: cost of each refiner (before them, of each layer of a cut extractor) in any unit; by default
+    measured on rank 0."""
     extractor_cost: float | None = None
     """placement=cost with given costs, extractor=root: cost of the extractor in the same unit; by default 0."""
     device: DeviceKind = "auto"
@@ -124,15 +133,26 @@ class ParallelConfig:
     """Seconds that one message may take; the first step, which may compile, counts too."""
 
     def __post_init__(self) -> None:
-        _at_least("parallel.microbatches", self.microbatches, 1)
+        if self.microbatches is not None:
+            _at_least("parallel.microbatches", self.microbatches, 1)
         _positive("parallel.init_timeout", self.init_timeout)
         _positive("parallel.step_timeout", self.step_timeout)
-        if self.placement != "cost":
+        if self.placement == "count" or isinstance(self.placement, list):
             _without_effect("parallel", self, ["costs"], "only parallel.placement=cost reads it")
         if self.costs is None or self.extractor != "root":
             _without_effect(
                 "parallel", self, ["extractor_cost"], "only given parallel.costs with parallel.extractor=root read it"
             )
+
+
+@dataclass(frozen=True)
+class BPConfig:
+    """Backpropagation through the whole cascade (method=bp in one process, method=ddp)."""
+
+    checkpointing: bool = False
+    """Keep only what enters each refiner, and compute the rest again in the backward."""
+    deep_supervision: bool = False
+    """Train by the sum of the losses of all refiners."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +176,7 @@ class OptimConfig:
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises linearly."""
     clip: float | None = None
-    """Largest gradient norm of each part on its own: local learning has no global norm."""
+    """Largest gradient norm: of each part on its own where learning is local, else of all."""
 
     def __post_init__(self) -> None:
         _positive("optim.lr", self.lr)
@@ -191,20 +211,65 @@ class Config:
     objective: Objective = field(default_factory=Objective)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     compute: Compute = field(default_factory=Compute)
+    bp: BPConfig = field(default_factory=BPConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: Method = "sid"
-    """sid: one process per rank; local: the one-process oracle."""
+    """sid: refiners on ranks, each learning by its own loss; local: the same in one process, the oracle; bp:
+    backpropagation in one process, or by a pipeline over ranks; ddp: the same, every rank a share of the batch."""
 
     def __post_init__(self) -> None:
-        if self.method == "local":
+        check = {"sid": self._check_sid, "local": self._check_local, "bp": self._check_bp, "ddp": self._check_ddp}
+        check[self.method]()
+        if self.model.name in ("wide_mlp", "plain_mlp"):
             _without_effect(
-                "parallel",
-                self.parallel,
-                [f.name for f in dataclasses.fields(ParallelConfig) if f.name != "device"],
-                "method=local is one process",
+                "compute", self.compute, ["channels_last"], f"model.name={self.model.name} has no convolutions"
             )
-        if self.model.name == "wide_mlp":
-            _without_effect("compute", self.compute, ["channels_last"], "model.name=wide_mlp has no convolutions")
+
+    def _check_sid(self) -> None:
+        self._offers("schedule", get_args(ScheduleName))
+        self._offers("extractor", get_args(ExtractorPlacement))
+        _default(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
+        if self.parallel.placement != "cost":
+            _without_effect("parallel", self.parallel, ["costs"], "only parallel.placement=cost reads it")
+        self._learns_locally()
+
+    def _check_local(self) -> None:
+        keys = [f.name for f in dataclasses.fields(ParallelConfig) if f.name != "device"]
+        _without_effect("parallel", self.parallel, keys, "method=local is one process")
+        self._learns_locally()
+
+    def _check_bp(self) -> None:
+        self._offers("schedule", get_args(PipelineName))
+        self._offers("extractor", get_args(CutExtractor))
+        _default(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
+        self._has_one_loss()
+
+    def _check_ddp(self) -> None:
+        keys = ["extractor", "schedule", "placement", "costs", "extractor_cost"]
+        _without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
+        _default(self.parallel, microbatches=1)
+        self._has_one_loss()
+
+    def _offers(self, name: str, choices: Sequence[str]) -> None:
+        value = getattr(self.parallel, name)
+        if value not in (None, *choices):
+            raise UsageError(f"method={self.method} has no parallel.{name}={value}; choose one of {list(choices)}")
+
+    def _learns_locally(self) -> None:
+        _without_effect("bp", self.bp, ["checkpointing", "deep_supervision"], f"method={self.method} is not bp or ddp")
+        if self.model.name in ("plain_cnn", "plain_mlp"):
+            raise UsageError(
+                f"model.name={self.model.name} has a belief at its end only, so its blocks have nothing to learn from "
+                "locally: use method=bp or ddp, or model.name=simple_cnn or wide_mlp"
+            )
+
+    def _has_one_loss(self) -> None:
+        _without_effect(
+            "objective",
+            self.objective,
+            ["alpha", "extractor_update"],
+            f"method={self.method} has no local losses",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what is written to the run folder and compared between ranks."""

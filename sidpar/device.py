@@ -1,10 +1,13 @@
 """Where CPU and CUDA differ: memory, generators, names. Besides, only `runtime.py` chooses a device and sets it."""
 
+import os
 import platform
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pynvml
 import torch
 
 
@@ -21,10 +24,54 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peak_reserved(device: torch.device) -> int | None:
+    """Bytes that the CUDA allocator has taken from the device at most, since the last reset."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def driver_memory(device: torch.device) -> int | None:
+    """Bytes of the device that the driver accounts to this process (NVML); None on CPU, or where NVML does not tell."""
+    if device.type != "cuda":
+        return None
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    # In a container NVML may number processes as the host does; of a process alone on its GPU it is still ours.
+    own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    figures = own or ([processes[0].usedGpuMemory] if len(processes) == 1 else [])
+    return figures[0] if figures else None
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for everything that was queued on the device; only at the edges of a timed window."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+Mark = torch.cuda.Event | float
+"""A moment on a device: an event on its current stream, or the host's monotonic clock in seconds."""
+
+
+def mark(device: torch.device) -> Mark:
+    """This moment, in the device's own order of work; waits for nothing."""
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(device))
+        return event
+    return time.perf_counter()
+
+
+def seconds_between(start: Mark, end: Mark) -> float:
+    """Seconds from one mark to another of the same device, which has passed both."""
+    if isinstance(start, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        return float(start.elapsed_time(end)) / 1000
+    assert isinstance(end, float)
+    return end - start
 
 
 def describe(device: torch.device) -> str:

@@ -19,6 +19,7 @@ class Meter:
         stage = engine.stage
         self._runtime = stage.runtime
         self._alphas = engine.objective.alphas(stage.placement.num_refiners)
+        self._rows = torch.tensor(list(stage.own_refiners), dtype=torch.int64, device=self._runtime.device)
         self._initial = initial_divergence(engine.objective, stage.num_classes)
         self._reset()
 
@@ -28,7 +29,7 @@ class Meter:
 
     def add(self, result: StepResult) -> None:
         """One batch. Does not wait for the device."""
-        self._table[result.refiners.start : result.refiners.stop] += result.measures()
+        self._table.index_add_(0, self._rows, result.measures())
         self._samples += result.samples
 
     def read(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Optimizers, the learning rate over time, and clipping part by part."""
+"""Optimizers, and the learning rate over time."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -46,9 +46,3 @@ def learning_rate_factor(config: OptimConfig, steps_per_epoch: int) -> Callable[
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return factor
-
-
-def clip_parts(parts: Iterable[nn.Module], limit: float) -> None:
-    """Scale down each part's gradients to norm `limit` on its own: its loss is its own, so is its norm."""
-    for part in parts:
-        nn.utils.clip_grad_norm_(part.parameters(), limit)

@@ -7,12 +7,46 @@ belief p_i into p_{i+1}.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 
 from sidpar.choices import ExtractorPlacement
 from sidpar.errors import UsageError
+
+
+class Holding(Protocol):
+    """Who holds what: a `Placement`, `Copies`, or the `Cut` of a pipeline."""
+
+    @property
+    def num_ranks(self) -> int: ...
+
+    @property
+    def num_refiners(self) -> int: ...
+
+    @property
+    def extractor(self) -> str: ...
+
+    def refiners(self, rank: int) -> Sequence[int]:
+        """The refiners that `rank` holds, in cascade order."""
+
+    def extractor_layers(self, rank: int, total: int) -> Sequence[int]:
+        """Which of the extractor's `total` layers `rank` holds."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Every rank holds the whole cascade: data parallelism, or one process."""
+
+    num_refiners: int
+    num_ranks: int
+    extractor: str = "whole"
+
+    def refiners(self, rank: int) -> range:
+        return range(self.num_refiners)
+
+    def extractor_layers(self, rank: int, total: int) -> range:
+        return range(total)
 
 
 @dataclass(frozen=True)
@@ -46,12 +80,12 @@ class Placement:
         start = sum(self.counts[:rank])
         return range(start, start + self.counts[rank])
 
-    def owner(self, refiner: int) -> int:
-        """The rank that holds `refiner`."""
-        return next(rank for rank in range(self.num_ranks) if refiner in self.refiners(rank))
-
     def holds_extractor(self, rank: int) -> bool:
         return self.extractor != "root" or rank == 0
+
+    def extractor_layers(self, rank: int, total: int) -> range:
+        """All layers or none: here the extractor is never taken apart."""
+        return range(total if self.holds_extractor(rank) else 0)
 
 
 def even_split(total: int, parts: int) -> list[int]:

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
 from sidpar.choices import Backend, DeviceKind
+from sidpar.device import synchronize
 from sidpar.errors import UsageError
 from sidpar.version import __version__
 
@@ -177,6 +178,14 @@ class Runtime:
         with self.during(f"sum {what} over all ranks"):
             dist.all_reduce(total, group=self.groups.collectives)
         return total
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here, and their devices are done: the edge of a timed window."""
+        synchronize(self.device)
+        if self.groups is not None:
+            with self.during("barrier"):
+                dist.all_reduce(torch.zeros(1, device=self.wire_device), group=self.groups.collectives)
+                synchronize(self.device)
 
     @contextmanager
     def during(self, action: object, step: int | None = None) -> Iterator[None]:

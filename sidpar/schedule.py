@@ -55,6 +55,18 @@ class Do(Enum):
     EXTRACTOR_BACKWARD = "extractor backward"
     RELEASE_PARAMETER_GRADIENTS = "let the extractor's parameter gradients leave as the next backward completes them"
     AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
+    # Pipelines of backpropagation (`pipelines.py`)
+    AWAIT_ACTIVATION = "await the activation"
+    SECTION_FORWARD = "section forward"
+    SEND_ACTIVATION = "send the activation"
+    AWAIT_ACTIVATION_GRADIENT = "await the activation's gradient"
+    SECTION_BACKWARD = "section backward"
+    SECTION_INPUT_BACKWARD = "section backward towards the input"
+    SECTION_WEIGHT_BACKWARD = "section backward towards the weights"
+    SEND_ACTIVATION_GRADIENT = "send the activation's gradient"
+
+
+_SENDS = (Do.SEND_STATE, Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +78,18 @@ class Action:
     refiner: int | None = None
     peer: int | None = None
     graph: bool = False
+    section: int | None = None
 
     def __str__(self) -> str:
         words = [self.do.value]
         if self.refiner is not None:
             words.append(f"of refiner {self.refiner}")
+        if self.section is not None:
+            words.append(f"of section {self.section}")
         if self.microbatch is not None:
             words.append(f"of microbatch {self.microbatch}")
         if self.peer is not None:
-            words.append(f"{'to' if self.do is Do.SEND_STATE else 'from'} rank {self.peer}")
+            words.append(f"{'to' if self.do in _SENDS else 'from'} rank {self.peer}")
         return " ".join(words)
 
 
@@ -171,6 +186,17 @@ SCHEDULES: dict[ScheduleName, Callable[[RankView], Iterator[Action]]] = {
     "two_phase": two_phase,
     "fused": fused,
 }
+
+
+def all_ranks(
+    schedule: Callable[[RankView], Iterator[Action]],
+    placement: Placement,
+    microbatches: int,
+    extractor_update: ExtractorUpdate = "all",
+) -> list[list[Action]]:
+    """The lists of all ranks."""
+    ranks = range(placement.num_ranks)
+    return [list(schedule(RankView(placement, rank, microbatches, extractor_update))) for rank in ranks]
 
 
 def _chain(view: RankView) -> Iterator[Action]:

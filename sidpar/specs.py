@@ -74,6 +74,35 @@ class Skeleton:
             self._cache[key] = self._infer(key)
         return self._cache[key]
 
+    @property
+    def layer_names(self) -> list[str]:
+        """The extractor's layers, if it is a Sequential; a name that stands for all of it, otherwise."""
+        extractor = self._cascade.extractor
+        return [name for name, _ in extractor.named_children()] if isinstance(extractor, nn.Sequential) else [""]
+
+    @torch.no_grad()
+    def layers(self, x: Tensor) -> list[Spec]:
+        """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
+        be taken apart."""
+        extractor = self._cascade.extractor
+        if not isinstance(extractor, nn.Sequential):
+            raise UsageError(
+                f"extractor=cut needs an extractor that is an nn.Sequential, whose layers can lie on different ranks, "
+                f"but it is a {type(extractor).__name__}: use extractor=root"
+            )
+        self.specs(x)  # refuses inputs that do not fit, with the better message
+        activation: Any = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+        specs: list[Spec] = []
+        for name, layer in extractor.named_children():
+            activation = layer(activation)
+            if not isinstance(activation, Tensor):
+                raise UsageError(
+                    f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only "
+                    "tensors travel between layers: use extractor=root"
+                )
+            specs += _specs((activation,))
+        return specs
+
     @torch.no_grad()
     def _infer(self, sample: Spec) -> CascadeSpecs:
         cascade = self._cascade

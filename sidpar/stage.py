@@ -1,6 +1,7 @@
 """What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from sidpar.cascade import Cascade, TensorTuple, extract, refine
+from sidpar.cascade import Cascade, TensorTuple, as_tuple, extract, refine
 from sidpar.choices import ExtractorPlacement
 from sidpar.compute import Compute
+from sidpar.cut import Cut
 from sidpar.device import preserved_generator, seed_generator
 from sidpar.errors import UsageError
-from sidpar.placement import Placement, place_as_given, place_by_count
+from sidpar.placement import Copies, Holding, Placement, place_as_given, place_by_count
 from sidpar.runtime import Runtime
 from sidpar.specs import CascadeSpecs, Skeleton
 
@@ -28,6 +30,7 @@ class Stage(nn.Module):
         cascade: the whole network, the same on every rank; its modules are taken, not copied.
         extractor: where features are computed (DESIGN section 4).
         counts: refiners per rank; by default as even as possible.
+        placement: instead of these two, for engines of backpropagation: `Copies` of the whole cascade, or a `Cut`.
     """
 
     def __init__(
@@ -37,39 +40,58 @@ class Stage(nn.Module):
         *,
         extractor: ExtractorPlacement = "sharded",
         counts: Sequence[int] | None = None,
+        placement: Holding | None = None,
         compute: Compute = Compute(),
     ) -> None:
         super().__init__()
-        num_refiners, num_ranks = len(cascade.refiners), runtime.world_size
-        given = (
-            place_by_count(num_refiners, num_ranks)
-            if counts is None
-            else place_as_given(counts, num_refiners, num_ranks)
-        )
-        self.placement = Placement(given, extractor)
-        if num_ranks > 1:
+        self.placement: Holding = placement or _place(len(cascade.refiners), runtime.world_size, extractor, counts)
+        if runtime.world_size > 1 and not isinstance(self.placement, Copies):
             _refuse_shared_parameters(cascade)
         self.runtime = runtime
         self.compute = compute
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
         self._checked: list[CascadeSpecs] = []
-        self.extractor = cascade.extractor if self.placement.holds_extractor(runtime.rank) else None
+        self.extractor = self._own_extractor(cascade.extractor)
         self.refiners = nn.ModuleDict({str(i): cascade.refiners[i] for i in self.own_refiners})
         self.to(runtime.device)
         if compute.channels_last and self.extractor is not None:
             self.extractor.to(memory_format=torch.channels_last)
-        if compute.compile:
+        if compute.compile and not isinstance(self.placement, Cut):  # sections are compiled as they are executed
             for module in self.parts().values():
                 module.compile()
 
     @property
-    def own_refiners(self) -> range:
+    def own_refiners(self) -> Sequence[int]:
         """The refiners this rank holds, by their global numbers."""
         return self.placement.refiners(self.runtime.rank)
 
+    def owner(self, name: str) -> int:
+        """The first rank that holds a parameter or buffer, given by its global name."""
+        kind, child, *_ = name.split(".")
+        ranks = range(self.placement.num_ranks)
+        if kind == "refiners":
+            return next(rank for rank in ranks if int(child) in self.placement.refiners(rank))
+        names = self._layer_names
+        layer = 0 if names == [""] else names.index(child)
+        return next(rank for rank in ranks if layer in self.placement.extractor_layers(rank, len(names)))
+
+    @property
+    def _layer_names(self) -> list[str]:
+        """The pieces of the extractor that the placement may put on different ranks."""
+        return self.skeleton.layer_names if self.placement.extractor == "cut" else [""]
+
+    def _own_extractor(self, extractor: nn.Module) -> nn.Module | None:
+        """All of it, none of it, or those of its layers that lie here, under their global names."""
+        names = self._layer_names
+        own = self.placement.extractor_layers(self.runtime.rank, len(names))
+        if len(own) == len(names):
+            return extractor
+        children = dict(extractor.named_children())
+        return nn.Sequential(OrderedDict((names[k], children[names[k]]) for k in own)) if own else None
+
     def parts(self) -> dict[str, nn.Module]:
-        """The modules that learn by a loss of their own, by global name. Gradients are clipped part by part."""
+        """This rank's extractor and refiners, by global name."""
         extractor = {} if self.extractor is None else {"extractor": self.extractor}
         return extractor | {f"refiners.{i}": module for i, module in self.refiners.items()}
 
@@ -106,16 +128,23 @@ class Stage(nn.Module):
     def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
         """Features of x [b, ...], recorded by autograd if `graph`."""
         assert self.extractor is not None, "only a rank that holds the extractor extracts"
-        if self.compute.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         with self._execution(self.extractor, graph):
-            return extract(self.extractor, x)
+            return extract(self.extractor, self._in_memory_format(x))
+
+    def run_layers(self, layers: nn.Module, x: Tensor, *, graph: bool) -> TensorTuple:
+        """The whole extractor, or some of its layers, which lie here, on an activation x [b, ...]."""
+        with self._execution(layers, graph):
+            return as_tuple(layers(self._in_memory_format(x)))
 
     def refine(self, i: int, features: TensorTuple, state: TensorTuple, *, graph: bool) -> TensorTuple:
         """Refiner i of this rank: the next state, recorded by autograd if `graph`."""
         refiner = self.refiners[str(i)]
         with self._execution(refiner, graph):
             return refine(refiner, features, state)
+
+    def _in_memory_format(self, x: Tensor) -> Tensor:
+        channels_last = self.compute.channels_last and x.dim() == 4
+        return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
@@ -140,6 +169,12 @@ class Stage(nn.Module):
             yield
         for buffer, before in kept:
             buffer.copy_(before)
+
+
+def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, counts: Sequence[int] | None) -> Placement:
+    if counts is None:
+        return Placement(place_by_count(num_refiners, num_ranks), extractor)
+    return Placement(place_as_given(counts, num_refiners, num_ranks), extractor)
 
 
 def _refuse_shared_parameters(cascade: Cascade) -> None:

@@ -79,15 +79,15 @@ MEASURES = ("loss", "kl", "correct", "premise_failures", "descent_failures", "ex
 
 
 @torch.no_grad()
-def measure(objective: Objective, alphas: Sequence[float], log_beliefs: Tensor, y: Tensor) -> Tensor:
+def measure(objective: Objective, alphas: Sequence[float], teachers: Tensor, beliefs: Tensor, y: Tensor) -> Tensor:
     """The MEASURES of n refiners in a row, summed over samples: [n, 6] in float64.
 
     Args:
         alphas: alpha_i of these n refiners.
-        log_beliefs: [n + 1, ..., C], the teacher of the first refiner first.
+        teachers: the log-belief that each of them received, [n, ..., C].
+        beliefs: the log-belief that each of them returned, [n, ..., C].
         y: labels [...].
     """
-    teachers, beliefs = log_beliefs[:-1], log_beliefs[1:]
     target = target_of(objective, y, beliefs.shape[-1], beliefs.dtype).expand_as(beliefs)
     alpha = _column(tuple(alphas), y.dim(), beliefs.dtype, beliefs.device)
     to_target = kl_to(beliefs, target, objective.kl)

@@ -2,28 +2,20 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar import models
-from sidpar.balance import Costs, measure_costs
-from sidpar.cascade import Cascade
+from sidpar.build import build_cascade, build_engine, build_stage
 from sidpar.checkpoint import save_weights
 from sidpar.config import Config, parse
 from sidpar.data.datasets import Dataset, load
 from sidpar.data.loader import Loader
 from sidpar.device import describe
-from sidpar.engines import Engine
-from sidpar.engines.local import LocalEngine
-from sidpar.engines.sid import SIDEngine
 from sidpar.errors import UsageError
-from sidpar.placement import place_by_cost
 from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
 from sidpar.runtime import Runtime
-from sidpar.stage import Stage
 from sidpar.trainer import Outcome, Trainer
 
 
@@ -66,13 +58,7 @@ class Run:
             seed=config.run.seed,
             device=runtime.device,
         )
-        self.stage = Stage(
-            cascade,
-            runtime,
-            extractor=config.parallel.extractor,
-            counts=choose_counts(config, cascade, loader, runtime),
-            compute=config.compute,
-        )
+        self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
         self.folder = create_run_folder(config, runtime)
@@ -83,7 +69,7 @@ class Run:
         if self.runtime.rank == 0:
             print(
                 f"{self.config.method}: {self.stage.placement.num_refiners} refiners on {self.runtime.world_size} "
-                f"ranks {list(self.stage.placement.counts)}, {self.runtime.backend}, {describe(self.runtime.device)}"
+                f"ranks {self._refiners_per_rank()}, {self.runtime.backend}, {describe(self.runtime.device)}"
             )
         outcome = self.trainer.fit()
         save_weights(self.stage, self.folder / WEIGHTS)
@@ -93,6 +79,9 @@ class Run:
                 f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
                 f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder}"
             )
+
+    def _refiners_per_rank(self) -> list[int]:
+        return [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.world_size)]
 
     def _summary(self, outcome: Outcome) -> dict[str, Any]:
         return {
@@ -105,7 +94,7 @@ class Run:
             "wall_seconds": outcome.seconds,
             "images_per_second": outcome.images_per_second,
             "world_size": self.runtime.world_size,
-            "refiners_per_rank": list(self.stage.placement.counts),
+            "refiners_per_rank": self._refiners_per_rank(),
             "peak_memory_bytes": outcome.peak_memory,
             "backend": self.runtime.backend,
             "device": describe(self.runtime.device),
@@ -128,59 +117,6 @@ def load_dataset(config: Config, runtime: Runtime) -> Dataset:
         if problems:
             raise UsageError(problems[0])
     return load(data.name, data.root)
-
-
-def build_cascade(config: Config, dataset: Dataset) -> Cascade:
-    """The configured network, the same on every rank."""
-    model = config.model
-    if model.name == "wide_mlp":
-        assert model.width is not None
-        assert model.depth is not None
-        return models.wide_mlp(
-            dataset.image_shape,
-            dataset.num_classes,
-            model.num_refiners,
-            width=model.width,
-            depth=model.depth,
-            seed=config.run.seed,
-        )
-    return models.simple_cnn(dataset.image_shape, dataset.num_classes, model.num_refiners, seed=config.run.seed)
-
-
-def choose_counts(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Sequence[int] | None:
-    """Refiners per rank; None leaves it to `Stage`, which places by count."""
-    parallel, world_size = config.parallel, runtime.world_size
-    if parallel.placement == "count" or world_size == 1:
-        return None
-    if not isinstance(parallel.placement, str):
-        return parallel.placement
-    if parallel.costs is not None and len(parallel.costs) != len(cascade.refiners):
-        raise UsageError(
-            f"parallel.costs lists {len(parallel.costs)} numbers, but model.num_refiners={len(cascade.refiners)}: "
-            "give one per refiner"
-        )
-    costs = Costs(parallel.extractor_cost or 0.0, parallel.costs or [])
-    if parallel.costs is None:
-        measured = None
-        if runtime.rank == 0:
-            x = loader.sample.repeat(config.data.batch_size, 1, 1, 1)[: config.data.batch_size]
-            measured = asdict(measure_costs(cascade, x, config.compute))
-        costs = Costs(**runtime.from_root("measured costs", measured))
-    on_root = costs.extractor if parallel.extractor == "root" else 0.0
-    return place_by_cost(costs.refiners, world_size, base_loads=[on_root] + [0.0] * (world_size - 1))
-
-
-def build_engine(config: Config, stage: Stage) -> Engine:
-    """The engine of `config.method`; from here on nobody asks which it is."""
-    if config.method == "local":
-        return LocalEngine(stage, config.objective, seed=config.run.seed)
-    return SIDEngine(
-        stage,
-        config.objective,
-        schedule=config.parallel.schedule,
-        microbatches=config.parallel.microbatches,
-        seed=config.run.seed,
-    )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

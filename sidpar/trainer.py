@@ -13,7 +13,7 @@ from sidpar.config import Config
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
 from sidpar.meter import Meter, Stopwatch, per_rank
-from sidpar.optim import build_optimizer, build_scheduler, clip_parts
+from sidpar.optim import build_optimizer, build_scheduler
 from sidpar.run_folder import append_metrics
 
 
@@ -40,7 +40,6 @@ class Trainer:
         self._runtime = stage.runtime
         self._optimizer = build_optimizer(stage.parameters(), config.optim)
         self._scheduler = build_scheduler(self._optimizer, config.optim, loader.steps_per_epoch)
-        self._parts = list(stage.parts().values())
         self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
         self._train_watch, self._test_watch = (Stopwatch(stage.runtime) for _ in range(2))
         self._progress = stage.runtime.rank == 0 and sys.stderr.isatty()
@@ -72,7 +71,7 @@ class Trainer:
         for x, y in batches:
             self._train_meter.add(self._engine.step(x, y))
             if self._config.optim.clip is not None:
-                clip_parts(self._parts, self._config.optim.clip)
+                self._engine.clip(self._config.optim.clip)
             self._optimizer.step()
             rate = self._scheduler.get_last_lr()[0]
             self._scheduler.step()

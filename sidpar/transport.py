@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sidpar.batching import BatchLayout
 from sidpar.cascade import TensorTuple
+from sidpar.memory import bytes_of
 from sidpar.runtime import Groups, Runtime
 from sidpar.specs import Spec
+from sidpar.traffic import Traffic
 
 
 @dataclass
@@ -26,11 +28,16 @@ class Pending:
 
     works: list[dist.Work]
     tensors: TensorTuple
+    traffic: Traffic
     finish: Callable[[TensorTuple], TensorTuple] = tuple
+
+    def __post_init__(self) -> None:
+        self.traffic.occupy(bytes_of(self.tensors))
 
     def wait(self) -> TensorTuple:
         for work in self.works:
             work.wait()
+        self.traffic.occupy(-bytes_of(self.tensors))
         return self.finish(self.tensors)
 
 
@@ -44,19 +51,23 @@ class Transport:
         self._world_size = runtime.world_size
         self._device = runtime.device
         self._wire = runtime.wire_device
+        self._others = (self._world_size - 1) / self._world_size
+        self.traffic = Traffic()
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
         """The state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(tensor.to(self._wire).contiguous() for tensor in state)
         group = self._groups.edge(self._rank, peer)
-        return Pending([_work(dist.isend(t, group=group, group_dst=peer)) for t in buffers], buffers)
+        works = [_work(dist.isend(t, group=group, group_dst=peer)) for t in buffers]
+        self.traffic.count("state", bytes_of(buffers), len(buffers))
+        return Pending(works, buffers, self.traffic)
 
     def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
         """The state of one microbatch of `batch` rows from the previous rank."""
         buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
         group = self._groups.edge(self._rank, peer)
         works = [_work(dist.irecv(t, group=group, group_src=peer)) for t in buffers]
-        return Pending(works, buffers, self._to_device)
+        return Pending(works, buffers, self.traffic, self._to_device)
 
     def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
         """Features [b, ...] of one microbatch from rank 0 to all; `features` is None on the others."""
@@ -66,7 +77,8 @@ class Transport:
             else tuple(tensor.to(self._wire).contiguous() for tensor in features)
         )
         works = [_work(dist.broadcast(t, group_src=0, group=self._groups.collectives, async_op=True)) for t in buffers]
-        return Pending(works, buffers, self._to_device)
+        self.traffic.count("feature broadcast", bytes_of(buffers), len(buffers))
+        return Pending(works, buffers, self.traffic, self._to_device)
 
     def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
         """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
@@ -77,19 +89,22 @@ class Transport:
             for out, t in zip(outputs, inputs, strict=True)
         ]
 
+        self.traffic.count("feature gather", self._others * bytes_of(outputs), len(outputs))
+
         def in_batch_order(tensors: TensorTuple) -> TensorTuple:
             if layout.gathered_in_order:
                 return self._to_device(tensors[: len(outputs)])
             rows = _gathered_index(layout, self._wire)
             return self._to_device(tuple(tensor.index_select(0, rows) for tensor in tensors[: len(outputs)]))
 
-        return Pending(works, outputs + inputs, in_batch_order)
+        return Pending(works, outputs + inputs, self.traffic, in_batch_order)
 
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
         buffers = tuple(tensor.to(self._wire).contiguous() for tensor in gradient)
         works = [_work(dist.reduce(t, group_dst=0, group=self._groups.collectives, async_op=True)) for t in buffers]
-        return Pending(works, buffers, self._to_device)
+        self.traffic.count("feature gradient reduction", bytes_of(buffers), len(buffers))
+        return Pending(works, buffers, self.traffic, self._to_device)
 
     def scatter_feature_gradient(self, gradient: TensorTuple, layout: BatchLayout, m: int) -> Pending:
         """Feature gradients [b, ...] of microbatch m, summed over ranks, to each rank the rows that it extracted."""
@@ -101,9 +116,11 @@ class Transport:
             _work(dist.reduce_scatter_tensor(out, t, group=self._groups.collectives, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
         ]
+        self.traffic.count("feature gradient scatter", self._others * bytes_of(inputs), len(inputs))
         return Pending(
             works,
             outputs + inputs,
+            self.traffic,
             lambda tensors: self._to_device(tuple(t[:own] for t in tensors[: len(outputs)])),
         )
 
@@ -112,12 +129,15 @@ class Transport:
         buffer = bucket.to(self._wire)
         work = _work(dist.all_reduce(buffer, group=self._groups.collectives, async_op=True))
 
-        def write_back(tensors: TensorTuple) -> TensorTuple:
-            if tensors[0] is not bucket:
-                bucket.copy_(tensors[0])
+        self.traffic.count("parameter gradients", 2 * self._others * bytes_of((buffer,)))
+
+        def write_back(_: TensorTuple) -> TensorTuple:
+            if buffer is not bucket:
+                bucket.copy_(buffer)
             return (bucket,)
 
-        return Pending([work], (buffer,), write_back)
+        # Where the bucket itself travels it is a gradient, and no buffer besides.
+        return Pending([work], () if buffer is bucket else (buffer,), self.traffic, write_back)
 
     def fetch(self, tensor: Tensor, owner: int) -> Tensor:
         """A tensor from `owner` > 0 to rank 0, blocking; only these two call it. `tensor` is the value or a buffer."""

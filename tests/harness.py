@@ -26,7 +26,7 @@ from sidpar.runtime import Runtime
 ROOT = Path(__file__).parent.parent
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "sidpar.trainer", "tests.harness"])
+_context.set_forkserver_preload(["torch", "sidpar.train", "tests.harness"])
 
 
 class RankError(AssertionError):

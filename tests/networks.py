@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.cascade import Cascade
-from sidpar.models import ConcatRefiner, assemble
+from sidpar.models import ConcatRefiner
+from sidpar.models.assembly import assemble
+from sidpar.models.plain import Head, ResidualBlock, equal_cost
 
 CLASSES = 3
 INPUTS = 5
@@ -52,6 +54,31 @@ class HiddenRefiner(nn.Module):
 def with_hidden_state(num_refiners: int) -> Cascade:
     """Tuples for features and state."""
     return assemble(TwoFeatures, HiddenRefiner, CLASSES, num_refiners, seed=2).double()
+
+
+class FloatFeatures(TwoFeatures):
+    """The same, all in floating point."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second, positive = super().forward(x)
+        return first, second, positive.to(first.dtype) * first.mean(1, keepdim=True)
+
+
+def with_float_state(num_refiners: int) -> Cascade:
+    """Tuples for features and state, through all of which gradients flow."""
+    return assemble(FloatFeatures, HiddenRefiner, CLASSES, num_refiners, seed=2).double()
+
+
+def residual(num_blocks: int) -> Cascade:
+    """The plain network for backpropagation: an extractor of many layers, one head."""
+    sizes = equal_cost(6, [7], CLASSES)
+    return assemble(
+        lambda: nn.Sequential(nn.Linear(INPUTS, 6), nn.Tanh(), *(ResidualBlock(6, sizes) for _ in range(num_blocks))),
+        lambda: Head(6, CLASSES),
+        CLASSES,
+        1,
+        seed=8,
+    ).double()
 
 
 class TokenExtractor(nn.Module):

@@ -38,6 +38,17 @@ def gradients(stage: Stage) -> dict[str, Tensor]:
     }
 
 
+def assert_close_gradients(case: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Per parameter, within TOLERANCE of its largest entry, which is not 0: a gradient that fades through a long chain
+    would pass any absolute tolerance."""
+    assert found, case
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().item()
+        difference = (gradient - expected[name]).abs().max().item()
+        assert scale > 0, f"{case}: nothing to compare for {name}"
+        assert difference <= TOLERANCE * scale, f"{case}: the gradient of {name} is off by {difference} of {scale}"
+
+
 def check(
     case: str, stage: Stage, engine: Engine, reference: Reference, x: Tensor, y: Tensor, *, evaluate: bool = True
 ) -> None:

@@ -44,7 +44,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Largest gradient norm of each part on its own" in text, "fields are explained by their docstrings"
+    assert "Largest gradient norm: of each part on its own" in text, "fields are explained by their docstrings"
     with pytest.raises(SystemExit):
         parse(["--optim.name", "sgd", "--optim.lr", "0.25", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["optim"]
@@ -96,6 +96,16 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
             "--method local --parallel.microbatches 2",
             "parallel.microbatches=2 would have no effect, because method",
         ),
+        ("--method bp --parallel.schedule fused", "method=bp has no parallel.schedule=fused; choose one of ['naive',"),
+        ("--method sid --parallel.schedule gpipe", "method=sid has no parallel.schedule=gpipe; choose one of"),
+        ("--parallel.extractor cut", "method=sid has no parallel.extractor=cut; choose one of ['replicated', 'root',"),
+        ("--method bp --parallel.extractor sharded", "method=bp has no parallel.extractor=sharded; choose one of"),
+        ("--method ddp --parallel.schedule gpipe", "parallel.schedule=gpipe would have no effect, because method=ddp"),
+        ("--method bp --objective.alpha 0.3", "objective.alpha=0.3 would have no effect, because method=bp has no"),
+        ("--method ddp --objective.extractor_update final", "objective.extractor_update=final would have no effect"),
+        ("--bp.checkpointing true", "bp.checkpointing=True would have no effect, because method=sid is not bp or ddp"),
+        ("--model.name plain_cnn", "model.name=plain_cnn has a belief at its end only"),
+        ("--method bp --model.name plain_mlp --compute.channels_last true", "compute.channels_last=True would have"),
         ("--method magic", 'Parser key "method"'),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],

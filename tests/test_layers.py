@@ -9,12 +9,18 @@ import pytest
 from tests.harness import ROOT
 
 LAYERS: list[tuple[str, list[str]]] = [
-    ("pure", ["version", "errors", "choices", "placement", "schedule", "batching", "objective", "compute", "config"]),
+    (
+        "pure",
+        [
+            *["version", "errors", "choices", "placement", "cut", "schedule", "pipelines", "phases", "simulator"],
+            *["cost_model", "batching", "objective", "compute", "config"],
+        ],
+    ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "models", "data"]),
-    ("machine", ["device", "runtime"]),
-    ("messages", ["transport", "buckets"]),
-    ("engines", ["stage", "engines", "balance"]),
-    ("application", ["run_folder", "optim", "checkpoint", "meter", "trainer", "train"]),
+    ("machine", ["device", "runtime", "clock", "memory"]),
+    ("messages", ["traffic", "transport", "buckets", "links"]),
+    ("engines", ["stage", "sections", "engines", "balance"]),
+    ("application", ["run_folder", "optim", "checkpoint", "meter", "trainer", "build", "train"]),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in (ROOT / "sidpar").rglob("*.py") if path != ROOT / "sidpar" / "__init__.py")

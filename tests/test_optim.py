@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sidpar.config import OptimConfig
-from sidpar.optim import build_optimizer, build_scheduler, clip_parts, learning_rate_factor
+from sidpar.engines import clip_parts
+from sidpar.optim import build_optimizer, build_scheduler, learning_rate_factor
 
 
 def test_warm_up_then_cosine() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
 from sidpar.config import OptimConfig
-from sidpar.optim import build_optimizer, clip_parts
+from sidpar.engines import clip_parts
+from sidpar.optim import build_optimizer
 from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import check, gradients, oracle

@@ -1,17 +1,22 @@
 """The schedules against their drawings, their laws, and the rules that keep messages from deadlocking."""
 
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidpar.placement import Placement, place_by_count
-from sidpar.schedule import Action, Do, RankView, fused, two_phase
-from tests.simulator import DeadlockError, Durations, Lists, lists, simulate
+from sidpar.schedule import SCHEDULES, Action, Do, RankView, all_ranks, fused, inference, two_phase
+from sidpar.simulator import DeadlockError, Durations, Lists, simulate
 
 UPDATES = ("all", "final", "frozen")
 EXTRACTORS = ("replicated", "root", "sharded")
+
+
+def lists(name: str, placement: Placement, microbatches: int, update: Any = "all") -> Lists:
+    return all_ranks((SCHEDULES | {"inference": inference})[name], placement, microbatches, update)  # type: ignore[index]
 
 
 def test_fused_is_drawn_as_in_its_docstring() -> None:

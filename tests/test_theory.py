@@ -109,7 +109,7 @@ def test_measure_against_a_loop(kl: KL, smoothing: float) -> None:
     log_beliefs = torch.randn(3, 5, 4, dtype=torch.float64).log_softmax(-1)
     y = torch.tensor([0, 1, 2, 3, 0])
     target = target_of(objective, y, 4, torch.float64)
-    table = measure(objective, alphas, log_beliefs, y)
+    table = measure(objective, alphas, log_beliefs[:-1], log_beliefs[1:], y)
     for i, alpha in enumerate(alphas):
         before, after = log_beliefs[i], log_beliefs[i + 1]
         loss = local_loss(objective, alpha, after, before, target)

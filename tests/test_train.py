@@ -14,16 +14,30 @@ from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.models import simple_cnn
 from sidpar.run_folder import source_commit
-from tests.harness import ROOT, torchrun
+from sidpar.runtime import Runtime
+from sidpar.train import Run
+from tests.harness import ROOT, RankError, run_ranks, torchrun
 
+CONFIG = ["--config", "configs/digits.yaml"]
 SMALL = ["--data.batch_size", "200", "--model.num_refiners", "4", "--run.log_every", "4"]
 
 
-def train(ranks: int, folder: Path, *flags: str, config: str = "configs/digits.yaml") -> Path:
-    done = torchrun(ranks, "-m", "sidpar.train", "--config", config, "--run.dir", str(folder), *flags)
+def train_by_command(ranks: int, folder: Path, *flags: str) -> Path:
+    """As a user starts it."""
+    done = torchrun(ranks, "-m", "sidpar.train", *CONFIG, "--run.dir", str(folder), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run folder: {folder}" in done.stdout
     return folder
+
+
+def train(ranks: int, folder: Path, *flags: str) -> Path:
+    """The same on ranks that start in a tenth of the time."""
+    run_ranks(job, ranks, [*CONFIG, "--run.dir", str(folder), *flags])
+    return folder
+
+
+def job(runtime: Runtime, flags: list[str]) -> None:
+    Run(parse(flags), runtime if runtime.world_size > 1 else Runtime.single("cpu")).train()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -34,7 +48,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Two epochs on digits with 1, 2 and 4 ranks."""
     base = tmp_path_factory.mktemp("runs")
-    return {ranks: train(ranks, base / str(ranks), "--optim.epochs", "2") for ranks in (1, 2, 4)}
+    return {ranks: train_by_command(ranks, base / str(ranks), "--optim.epochs", "2") for ranks in (1, 2, 4)}
 
 
 def test_weights_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> None:
@@ -109,7 +123,7 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> 
 
 def test_the_demo_reaches_its_accuracy(tmp_path: Path) -> None:
     """What `make demo` runs."""
-    folder = train(4, tmp_path / "demo")
+    folder = train_by_command(4, tmp_path / "demo")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.97
 
@@ -145,12 +159,57 @@ def test_the_local_oracle_trains_to_the_same_weights(tmp_path: Path) -> None:
         assert (tensor - found[name]).abs().max() < 1e-4, name
 
 
+@pytest.fixture(scope="module")
+def backpropagation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of backpropagation in one process."""
+    return train(1, tmp_path_factory.mktemp("bp") / "one", *SMALL, "--optim.epochs", "1", "--method", "bp")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        (1, ["--method", "bp", "--parallel.microbatches", "3", "--bp.checkpointing", "true"]),
+        (2, ["--method", "ddp"]),
+        (2, ["--method", "bp"]),
+        (2, ["--method", "bp", "--parallel.schedule", "interleaved", "--parallel.placement", "count"]),
+        (2, ["--method", "bp", "--parallel.schedule", "gpipe", "--parallel.extractor", "root"]),
+    ],
+    ids=["checkpointing", "ddp", "1f1b", "interleaved", "root"],
+)
+def test_backpropagation_trains_to_the_same_weights(
+    ranks: int, flags: list[str], backpropagation: Path, tmp_path: Path
+) -> None:
+    """On ranks, cut, with microbatches, clipped by the global norm: the same run folder as in one process."""
+    folder = train(ranks, tmp_path / "run", *SMALL, "--optim.epochs", "1", *flags)
+    found, expected = (load_file(path / "weights.safetensors") for path in (folder, backpropagation))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (tensor - found[name]).abs().max() < 1e-4, name
+    summary, reference = (json.loads((path / "summary.json").read_text()) for path in (folder, backpropagation))
+    assert summary["refiner_test_accuracy"] == pytest.approx(reference["refiner_test_accuracy"], abs=2 / 360)
+    for row, other in zip(rows(folder), rows(backpropagation), strict=True):
+        assert row["kl"] == pytest.approx(other["kl"], rel=1e-3)
+
+
+def test_the_plain_network_and_deep_supervision_train(tmp_path: Path) -> None:
+    plain = train(2, tmp_path / "plain", *SMALL, "--optim.epochs", "3", "--method", "bp", "--model.name", "plain_cnn")
+    deep = ["--method", "ddp", "--bp.deep_supervision", "true"]
+    for folder in (plain, train(2, tmp_path / "deep", *SMALL, "--optim.epochs", "3", *deep)):
+        losses = [row["loss"][-1] for row in rows(folder) if row["kind"] == "train"]
+        assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--method", "bp", "--parallel.microbatches", "1"], "it needs at least 2 microbatches"),
+        (["--method", "bp", "--bp.checkpointing", "true"], "start one process, or use method=ddp"),
+        (
+            ["--method", "bp", "--parallel.placement", "[1,1]"],
+            "placement [1, 1] has 2 sections and 2 layers and refiners, but schedule=1f1b on 2 ranks",
+        ),
+        (["--method", "bp", "--parallel.costs", "[1]"], "and one for each of the extractor's 13 layers before them"),
         (["--model.num_refiners", "1"], "1 refiners cannot be placed on 2 ranks"),
-        (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
-        (["--objective.kl", "reverse"], "set objective.label_smoothing > 0"),
         (["--objective.alpha", "[0.5,0.5]"], "objective.alpha lists 2 numbers, but the cascade has 8 refiners"),
         (
             ["--parallel.placement", "[1,2]"],
@@ -162,47 +221,66 @@ def test_the_local_oracle_trains_to_the_same_weights(tmp_path: Path) -> None:
             "cifar10 is not in torchvision's layout under",
         ),
         (["--method", "local"], "the local engine is one process, but the world has 2 ranks"),
-        (
-            ["--parallel.backend", "nccl", "--parallel.device", "cpu"],
-            "these ranks compute on the CPU: use gloo",
-        ),
     ],
 )
-def test_messages_end_the_job(flags: list[str], message: str, tmp_path: Path) -> None:
-    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", f"{tmp_path}/run", *flags)
+def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RankError) as failure:
+        train(2, tmp_path / "run", *flags)
+    assert set(failure.value.errors) == {0, 1}
+    assert all("UsageError: " in text and message in text for text in failure.value.errors.values())
+    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
+        (["--model.num_refiners", "1"], "1 refiners cannot be placed on 2 ranks"),
+        (["--parallel.backend", "nccl", "--parallel.device", "cpu"], "these ranks compute on the CPU: use gloo"),
+    ],
+    ids=["config", "run", "runtime"],
+)
+def test_messages_end_the_command(flags: list[str], message: str, tmp_path: Path) -> None:
+    """Found by the configuration, by the run, by the runtime: exit code, and one line in place of a traceback."""
+    done = torchrun(2, "-m", "sidpar.train", *CONFIG, "--run.dir", f"{tmp_path}/run", *flags)
     assert done.returncode != 0
     assert message in done.stderr, done.stderr
-    assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
+    assert not (tmp_path / "run").exists()
+
+
+def refusal(folder: Path | str, *flags: str) -> str:
+    """The message with which both ranks refuse."""
+    with pytest.raises(RankError) as failure:
+        train(2, Path(folder), *flags)
+    assert len({text.splitlines()[-1] for text in failure.value.errors.values()}) == 1
+    return failure.value.errors[0].splitlines()[-1]
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious\n")
-    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", str(tmp_path))
-    assert done.returncode != 0
-    assert "already holds a run (metrics.jsonl): choose another folder, or remove it" in done.stderr
+    message = "already holds a run (metrics.jsonl): choose another folder, or remove it"
+    assert message in refusal(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    folder = f"{tmp_path}/file/run"
-    done = torchrun(2, "-m", "sidpar.train", "--config", "configs/digits.yaml", "--run.dir", folder)
-    assert done.returncode != 0
-    assert f"run.dir={folder} cannot be written" in done.stderr
+    assert f"run.dir={tmp_path}/file/run cannot be written" in refusal(tmp_path / "file" / "run")
 
 
 def test_a_failed_download(tmp_path: Path) -> None:
     """The folder's parent is a file, so nothing is asked of any server."""
     (tmp_path / "file").write_text("")
     flags = ["--data.name", "cifar10", "--data.download", "true", "--data.root", f"{tmp_path}/file/data"]
-    done = torchrun(2, "-m", "sidpar.train", "--run.dir", f"{tmp_path}/run", *flags)
-    assert done.returncode != 0
-    assert "error: cifar10 cannot be downloaded: " in done.stderr
+    assert "UsageError: cifar10 cannot be downloaded: " in refusal(tmp_path / "run", *flags)
 
 
 def test_configs_are_differences_from_the_defaults() -> None:
     for path in (ROOT / "configs").glob("*.yaml"):
         defaults = parse([]).to_dict()
         for group, settings in yaml.safe_load(path.read_text()).items():
+            if not isinstance(settings, dict):
+                assert defaults[group] != settings, f"{path.name}: {group} is the default"
+                continue
             for key, value in settings.items():
                 assert defaults[group][key] != value, f"{path.name}: {group}.{key} is the default"

@@ -1,54 +1,58 @@
 """Engines execute steps. All have the interface of `Engine`, and the trainer asks no more of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sidpar.clock import Clock
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.specs import CascadeSpecs
 from sidpar.stage import Stage
 from sidpar.theory import MEASURES, measure
+from sidpar.traffic import Traffic
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for.
 
-    `log_beliefs[k]` holds the microbatches [b, C] (or [b, T, C]) of one log-belief: k = 0 is what the first of these
-    refiners received, its teacher; k = 1..n is what each of them returned.
+    `log_beliefs[i]` holds the microbatches [b, C] (or [b, T, C]) of the log-belief that refiner i receives, its
+    teacher, and `log_beliefs[i + 1]` of the one that it returns, for every i of `refiners`. `y` are their labels: of
+    the whole batch, or of this rank's share of it, while `samples` counts the whole batch.
     """
 
     objective: Objective
     alphas: Sequence[float]
-    refiners: range
-    log_beliefs: Sequence[Sequence[Tensor]]
+    refiners: Sequence[int]
+    log_beliefs: Mapping[int, Sequence[Tensor]]
     y: Tensor
-
-    @property
-    def samples(self) -> int:
-        return self.y.numel()
+    samples: int
 
     def measures(self) -> Tensor:
-        """`theory.MEASURES` of this rank's refiners, summed over the batch: [n, 6], float64."""
-        log_beliefs = torch.stack([torch.cat(list(microbatches)) for microbatches in self.log_beliefs])
-        return measure(self.objective, self.alphas, log_beliefs, self.y)
+        """`theory.MEASURES` of this rank's refiners, summed over its share of the batch: [n, 6], float64."""
+        if not self.refiners:
+            return torch.zeros(0, len(MEASURES), dtype=torch.float64, device=self.y.device)
+        whole = {i: torch.cat(list(microbatches)) for i, microbatches in self.log_beliefs.items()}
+        teachers = torch.stack([whole[i] for i in self.refiners])
+        beliefs = torch.stack([whole[i + 1] for i in self.refiners])
+        return measure(self.objective, self.alphas, teachers, beliefs, self.y)
 
     @property
     def loss(self) -> Tensor:
-        """Mean local loss of each of this rank's refiners, [n]."""
+        """Mean local loss of each of this rank's refiners, [n], over this rank's share of the batch."""
         return self._mean("loss")
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of correct predictions of each of this rank's refiners, [n]."""
+        """Share of correct predictions of each of this rank's refiners, [n], over this rank's share of the batch."""
         return self._mean("correct")
 
     def _mean(self, column: str) -> Tensor:
-        return self.measures()[:, MEASURES.index(column)] / self.samples
+        return self.measures()[:, MEASURES.index(column)] / max(1, self.y.numel())
 
 
 class Engine(Protocol):
@@ -58,6 +62,10 @@ class Engine(Protocol):
     objective: Objective
     steps: int
     """Steps done so far: random masks depend on it, so a resumed run sets it."""
+    clock: Clock | None
+    """Records the phases of the steps; None, the default, for no record."""
+    traffic: Traffic
+    """What this rank has sent."""
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Gradients of one global batch into `stage.parameters()`, replacing those that were there.
@@ -69,6 +77,15 @@ class Engine(Protocol):
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """Beliefs of one batch in inference mode; no gradients."""
+
+    def clip(self, limit: float) -> None:
+        """Scale gradients down to norm `limit`: of each part on its own where learning is local, else of all."""
+
+
+def clip_parts(parts: Iterable[nn.Module], limit: float) -> None:
+    """Scale down each part's gradients to norm `limit` on its own."""
+    for part in parts:
+        nn.utils.clip_grad_norm_(part.parameters(), limit)
 
 
 def check_batch(x: Tensor, y: Tensor, specs: CascadeSpecs, num_classes: int) -> None:

@@ -118,11 +118,12 @@ class Execution:
         """The beliefs of this rank's refiners and of their teacher."""
         assert not self._pending, f"the schedule leaves messages unawaited: {list(self._pending)}"
         refiners = self._view.refiners
-        log_beliefs = [
-            [self._log_beliefs[i, m] for m in range(len(self._rows))] for i in range(refiners.start, refiners.stop + 1)
-        ]
+        log_beliefs = {
+            i: [self._log_beliefs[i, m] for m in range(len(self._rows))]
+            for i in range(refiners.start, refiners.stop + 1)
+        }
         alphas = self._resources.alphas[refiners.start : refiners.stop]
-        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, self._y)
+        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, self._y, self._y.numel())
 
     # Features
 

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade import TensorTuple, detach, initial_state
+from sidpar.clock import Clock
 from sidpar.device import preserved_generator, seed_generator
-from sidpar.engines import StepResult, check_batch
+from sidpar.engines import StepResult, check_batch, clip_parts
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
 from sidpar.seeding import mask_seed
 from sidpar.stage import Stage
+from sidpar.traffic import Traffic
 
 
 class LocalEngine:
@@ -26,6 +28,8 @@ class LocalEngine:
         self.stage = stage
         self.objective = objective
         self.steps = 0
+        self.clock: Clock | None = None
+        self.traffic = Traffic()
         self._alphas = objective.alphas(len(stage.own_refiners))
         self._seed = seed
         self._trains_extractor = objective.extractor_update != "frozen" and stage.skeleton.extractor_is_trainable
@@ -54,6 +58,10 @@ class LocalEngine:
                 states.append(self.stage.refine(i, features, states[-1], graph=False))
         return self._result(states, y)
 
+    def clip(self, limit: float) -> None:
+        """Scale down each part's gradients to norm `limit` on its own."""
+        clip_parts(self.stage.parts().values(), limit)
+
     def _forward(self, x: Tensor, y: Tensor) -> tuple[list[TensorTuple], Tensor]:
         """All states, and the sum of the local losses."""
         seed_generator(x.device, mask_seed(self._seed, "extractor", self.steps, 0))
@@ -78,4 +86,5 @@ class LocalEngine:
         return x.to(self.stage.runtime.device), y.to(self.stage.runtime.device)
 
     def _result(self, states: list[TensorTuple], y: Tensor) -> StepResult:
-        return StepResult(self.objective, self._alphas, self.stage.own_refiners, [[state[0]] for state in states], y)
+        log_beliefs = {i: [state[0]] for i, state in enumerate(states)}
+        return StepResult(self.objective, self._alphas, self.stage.own_refiners, log_beliefs, y, y.numel())

@@ -1,6 +1,5 @@
 """SID on ranks: walks the schedule's list of actions for each batch."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -9,13 +8,18 @@ from torch import Tensor
 from sidpar.batching import BatchLayout
 from sidpar.buckets import GradientBuckets
 from sidpar.choices import ScheduleName
+from sidpar.clock import Clock, span
 from sidpar.device import preserved_generator
-from sidpar.engines import StepResult, check_batch
+from sidpar.engines import StepResult, clip_parts
+from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.execution import Execution, Resources
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
-from sidpar.schedule import SCHEDULES, Action, RankView, inference
+from sidpar.phases import PHASE
+from sidpar.placement import Placement
+from sidpar.schedule import SCHEDULES, Action, RankView, all_ranks, inference
 from sidpar.stage import Stage
+from sidpar.traffic import Traffic
 from sidpar.transport import Transport
 
 
@@ -42,11 +46,14 @@ class SIDEngine:
     ) -> None:
         if schedule not in SCHEDULES:
             raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
+        if not isinstance(stage.placement, Placement):
+            raise UsageError("SIDEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation")
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
         self.objective = objective
         self.steps = 0
+        self.clock: Clock | None = None
         self._schedule = schedule
         self._microbatches = microbatches
         self._runtime = stage.runtime
@@ -56,6 +63,7 @@ class SIDEngine:
             stage.freeze_extractor()
         self._view = RankView(stage.placement, self._runtime.rank, microbatches, update)
         transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
+        self.traffic = Traffic() if transport is None else transport.traffic
         buckets = None
         if transport is not None and stage.extractor is not None and self._view.reduces_parameters:
             buckets = GradientBuckets([p for p in stage.extractor.parameters() if p.requires_grad], transport)
@@ -68,18 +76,7 @@ class SIDEngine:
             buckets,
             seed,
         )
-        self._runtime.agree(
-            "engine",
-            {
-                "objective": str(objective),
-                "schedule": schedule,
-                "microbatches": microbatches,
-                "seed": seed,
-                "placement": str(stage.placement),
-                "compute": str(stage.compute),
-                "initial weights": stage.skeleton.fingerprint,
-            },
-        )
+        agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._actions: dict[tuple[str, int], list[Action]] = {}
@@ -108,9 +105,18 @@ class SIDEngine:
         x, y = x.to(self._runtime.device), y.to(self._runtime.device)
         execution = Execution(self._resources, x, y, layout, self.steps)
         for action in self._list(schedule, len(layout.microbatches)):
-            with self._runtime.during(action, self.steps):
+            with self._runtime.during(action, self.steps), span(self.clock, PHASE[action.do], action):
                 execution.do(action)
         return execution.result()
+
+    def clip(self, limit: float) -> None:
+        """Scale down each part's gradients to norm `limit` on its own: its loss is its own, so is its norm."""
+        clip_parts(self.stage.parts().values(), limit)
+
+    def lists(self) -> list[list[Action]]:
+        """All ranks' actions of a step with M microbatches."""
+        schedule, view = SCHEDULES[self._schedule], self._view
+        return all_ranks(schedule, view.placement, self._microbatches, view.extractor_update)
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
         key = (schedule.__name__, microbatches)
@@ -122,16 +128,7 @@ class SIDEngine:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
-            specs = self.stage.check(x)
-            check_batch(x, y, specs, self.stage.num_classes)
-            labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()
-            described = {
-                "x": f"{list(x.shape)} {x.dtype}",
-                "y": f"{list(y.shape)}",
-                "labels": labels,
-                "step": self.steps,
-            }
-            self._runtime.agree("shapes", described | specs.describe(), self._runtime.step_timeout)
+            agree_on_batch(self.stage, x, y, self.steps)
             if not self._layouts:
                 self._runtime.connect()
             self._layouts[key] = BatchLayout(x.shape[0], microbatches, self._runtime.world_size)

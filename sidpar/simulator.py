@@ -1,14 +1,16 @@
-"""Runs the action lists of all ranks on a clock, with messages as NCCL has them, to test schedules without processes.
+"""Runs the action lists of all ranks on a clock: tests schedules without processes, and times them for the cost model.
 
-A message between two ranks takes place once its send has started and its receive is posted, and once all earlier
-messages of its group on either rank are over: NCCL runs a group's messages one after the other. Collectives match by
-order: the k-th of one rank with the k-th of every other. Messages take no time of their own.
+Messages behave as on NCCL, which is the stricter of the backends. A state goes from one rank to the next once its send
+has started and its receive is posted, and once all earlier messages of its group on either rank are over: NCCL runs a
+group's messages one after the other. The activations of a pipeline of backpropagation, whose receives torch posts
+ahead, go once they are sent. Collectives match by order: the k-th of one rank with the k-th of every other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, Action, Do, ExtractorUpdate, RankView, ScheduleName, inference
+from sidpar.phases import COMPUTE, PHASE
+from sidpar.schedule import Action, Do
 
 COLLECTIVES = (Do.START_GATHER, Do.START_BROADCAST, Do.START_SCATTER, Do.START_REDUCE)
 AWAITS = {
@@ -20,7 +22,10 @@ AWAITS = {
     Do.AWAIT_REDUCES_SENT: Do.START_REDUCE,
     Do.AWAIT_PARAMETER_GRADIENTS: Do.RELEASE_PARAMETER_GRADIENTS,
 }
+_ARRIVALS = {Do.AWAIT_ACTIVATION: Do.SEND_ACTIVATION, Do.AWAIT_ACTIVATION_GRADIENT: Do.SEND_ACTIVATION_GRADIENT}
 Lists = list[list[Action]]
+Seconds = Callable[[int, Action], float]
+"""How long an action of a rank takes; of the start of a message, how long the message is under way."""
 
 
 class DeadlockError(AssertionError):
@@ -29,19 +34,23 @@ class DeadlockError(AssertionError):
 
 @dataclass
 class Durations:
-    """Of one microbatch on one refiner, and of the extractor on one microbatch of one rank."""
+    """Of one microbatch on one refiner, and of the extractor on one microbatch of one rank; messages take none."""
 
     forward: float = 1.0
     backward: float = 2.0
     extract: float = 0.0
     extractor_backward: float = 0.0
 
-    def of(self, action: Action) -> float:
+    def __call__(self, rank: int, action: Action) -> float:
         return {
             Do.FORWARD: self.forward,
             Do.BACKWARD: self.backward,
             Do.EXTRACT: self.extract,
             Do.EXTRACTOR_BACKWARD: self.extractor_backward,
+            Do.SECTION_FORWARD: self.forward,
+            Do.SECTION_BACKWARD: self.backward,
+            Do.SECTION_INPUT_BACKWARD: self.backward / 2,
+            Do.SECTION_WEIGHT_BACKWARD: self.backward / 2,
         }.get(action.do, 0.0)
 
 
@@ -56,22 +65,22 @@ class Timeline:
     def makespan(self) -> float:
         return max(self.ends)
 
+    @property
+    def bubble(self) -> float:
+        """The share of the step in which a rank, on average, does not compute."""
+        work = [end - start for spans in self.spans for start, end, a in spans if PHASE[a.do] in COMPUTE]
+        return 1 - sum(work) / (len(self.spans) * self.makespan) if self.makespan else 0.0
+
     def draw(self) -> list[str]:
         """One row per rank, one cell per unit of time: F0 (T0 without a graph) and B0, B0 for a backward of two."""
         rows = []
         for spans in self.spans:
             cells = ["  "] * int(self.makespan)
-            for start, end, action in spans:
-                letter = {Do.FORWARD: "F" if action.graph else "T", Do.BACKWARD: "B"}[action.do]
+            for start, end, action in [span for span in spans if span[2].do in (Do.FORWARD, Do.BACKWARD)]:
+                letter = "B" if action.do is Do.BACKWARD else "F" if action.graph else "T"
                 cells[int(start) : int(end)] = [f"{letter}{action.microbatch}"] * int(end - start)
             rows.append(" ".join(cells).rstrip())
         return rows
-
-
-def lists(name: ScheduleName | str, placement: Placement, microbatches: int, update: ExtractorUpdate = "all") -> Lists:
-    """All ranks' action lists."""
-    schedule = inference if name == "inference" else SCHEDULES[name]  # type: ignore[index]
-    return [list(schedule(RankView(placement, r, microbatches, update))) for r in range(placement.num_ranks)]
 
 
 @dataclass
@@ -81,6 +90,7 @@ class Message:
     microbatch: int | None
     sent: float | None = None
     posted: float | None = None
+    seconds: float = 0.0
     before: list["Message"] = field(default_factory=list)
     delivered: float | None = None
 
@@ -93,7 +103,8 @@ class Message:
                 if earlier is None:
                     return None
                 times.append(earlier)
-            self.delivered = max(times)
+            self.delivered = max(times) + self.seconds
+            self.before = []
         return self.delivered
 
 
@@ -110,12 +121,13 @@ class Rank:
         self.received = 0
         self.collectives: list[tuple[float, Action]] = []
         self.released: Action | None = None
-        self.queues: dict[int, list[Message]] = {}
+        self.last: dict[int, Message] = {}
 
     def enqueue(self, group: int, message: Message) -> None:
-        queue = self.queues.setdefault(group, [])
-        message.before += queue[-1:]
-        queue.append(message)
+        """Put a message behind the last one of its group."""
+        if group in self.last:
+            message.before.append(self.last[group])
+        self.last[group] = message
 
     def start_collective(self, action: Action) -> None:
         self.collectives.append((self.clock, action))
@@ -124,10 +136,12 @@ class Rank:
 class Simulation:
     """All ranks. `chain_groups` is 2 in the shipped runtime: neighbouring edges of the chain alternate."""
 
-    def __init__(self, actions: Lists, durations: Durations, chain_groups: int) -> None:
+    def __init__(self, actions: Lists, seconds: Seconds, chain_groups: int) -> None:
         self.ranks = [Rank(mine) for mine in actions]
         self.edges: list[list[Message]] = [[] for _ in actions]  # edges[r]: from rank r to rank r + 1
-        self.durations = durations
+        self.arrivals: dict[tuple[Do, int | None, int | None], float] = {}
+        self.collected: list[float] = []  # when the k-th collective is over
+        self.seconds = seconds
         self.chain_groups = chain_groups
 
     def run(self) -> Timeline:
@@ -151,7 +165,9 @@ class Simulation:
             when = self.ready(rank, action)
             if when is None:
                 break
-            rank.clock = max(rank.clock, when)
+            if when > rank.clock:
+                rank.spans.append((rank.clock, when, action))
+                rank.clock = when
             self.perform(r, rank, action)
             rank.position += 1
         return rank.position > start
@@ -160,6 +176,8 @@ class Simulation:
         """When the action may go on; None while that is unknown."""
         if action.do is Do.AWAIT_STATE:
             return rank.receives[rank.received].over() if rank.received < len(rank.receives) else None
+        if action.do in _ARRIVALS:
+            return self.arrivals.get((_ARRIVALS[action.do], action.microbatch, action.section))
         if action.do is Do.AWAIT_STATES_SENT:
             times = [message.over() for message in rank.sends]
         elif action.do in AWAITS:
@@ -170,19 +188,21 @@ class Simulation:
                 for k, (_, started) in enumerate(rank.collectives)
                 if started.do is AWAITS[action.do] and action.microbatch in (None, started.microbatch)
             ]
-            times = [self.collected(k) for k in mine]
+            self.collect()
+            times = [self.collected[k] if k < len(self.collected) else None for k in mine]
         else:
             return rank.clock
         return None if None in times else max([rank.clock, *(time for time in times if time is not None)])
 
-    def collected(self, k: int) -> float | None:
-        """When the k-th collective, and with it all before, is over."""
-        if any(k >= len(rank.collectives) for rank in self.ranks):
-            return None
-        for j in range(k + 1):
-            kinds = {(rank.collectives[j][1].do, rank.collectives[j][1].microbatch) for rank in self.ranks}
-            assert len(kinds) == 1, f"collective {j} differs between ranks"
-        return max(rank.collectives[j][0] for rank in self.ranks for j in range(k + 1))
+    def collect(self) -> None:
+        """Finish the collectives that all ranks have started, one after the other."""
+        while all(len(self.collected) < len(rank.collectives) for rank in self.ranks):
+            k = len(self.collected)
+            started = [rank.collectives[k] for rank in self.ranks]
+            kinds = {(action.do, action.microbatch) for _, action in started}
+            assert len(kinds) == 1, f"collective {k} differs between ranks"
+            begin = max([when for when, _ in started] + self.collected[-1:])
+            self.collected.append(begin + self.seconds(0, started[0][1]))
 
     def perform(self, r: int, rank: Rank, action: Action) -> None:
         if action.do is Do.AWAIT_STATE:
@@ -190,7 +210,7 @@ class Simulation:
             rank.received += 1
         elif action.do is Do.SEND_STATE:
             message = self.message(r, len(rank.sends), action)
-            message.sent = rank.clock
+            message.sent, message.seconds = rank.clock, self.seconds(r, action)
             rank.sends.append(message)
             rank.enqueue(r % self.chain_groups, message)
         elif action.do is Do.POST_STATE:
@@ -198,13 +218,18 @@ class Simulation:
             message.posted = rank.clock
             rank.receives.append(message)
             rank.enqueue((r - 1) % self.chain_groups, message)
+        elif action.do in (Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT):
+            arrival = rank.clock + self.seconds(r, action)
+            self.arrivals[action.do, action.microbatch, action.section] = arrival
         elif action.do in COLLECTIVES:
             rank.start_collective(action)
         elif action.do is Do.RELEASE_PARAMETER_GRADIENTS:
             rank.released = action
-        if length := self.durations.of(action):
-            rank.spans.append((rank.clock, rank.clock + length, action))
-            rank.clock += length
+        elif PHASE[action.do] in COMPUTE:
+            length = self.seconds(r, action)
+            if length:
+                rank.spans.append((rank.clock, rank.clock + length, action))
+                rank.clock += length
         if action.do is Do.EXTRACTOR_BACKWARD and rank.released is not None:
             self.leave(rank)  # at the latest; buckets of a real backward leave during it
 
@@ -221,6 +246,6 @@ class Simulation:
         return self.edges[edge][k]
 
 
-def simulate(actions: Lists, durations: Durations = Durations(), *, chain_groups: int = 2) -> Timeline:
+def simulate(actions: Lists, seconds: Seconds = Durations(), *, chain_groups: int = 2) -> Timeline:
     """Run all ranks until they end. Raises DeadlockError with what each one is waiting for."""
-    return Simulation(actions, durations, chain_groups).run()
+    return Simulation(actions, seconds, chain_groups).run()

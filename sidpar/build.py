@@ -1,0 +1,137 @@
+"""From a configuration to a network, this rank's share of it, and the engine that trains it."""
+
+from collections.abc import Sequence
+
+from sidpar import models
+from sidpar.balance import measure_costs
+from sidpar.cascade import Cascade
+from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
+from sidpar.config import Config
+from sidpar.cut import Cut, check_microbatches, cut
+from sidpar.data.datasets import Dataset
+from sidpar.data.loader import Loader
+from sidpar.engines import Engine
+from sidpar.engines.bp import BPEngine
+from sidpar.engines.local import LocalEngine
+from sidpar.engines.pipeline import PipelineEngine
+from sidpar.engines.sid import SIDEngine
+from sidpar.errors import UsageError
+from sidpar.placement import Copies, place_by_cost
+from sidpar.runtime import Runtime
+from sidpar.specs import Skeleton
+from sidpar.stage import Stage
+
+
+def build_cascade(config: Config, dataset: Dataset) -> Cascade:
+    """The configured network, the same on every rank."""
+    model, seed = config.model, config.run.seed
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if model.name in ("wide_mlp", "plain_mlp"):
+        assert model.width is not None
+        assert model.depth is not None
+        build = models.wide_mlp if model.name == "wide_mlp" else models.plain_mlp
+        return build(shape, classes, model.num_refiners, width=model.width, depth=model.depth, seed=seed)
+    build_cnn = models.simple_cnn if model.name == "simple_cnn" else models.plain_cnn
+    return build_cnn(shape, classes, model.num_refiners, seed=seed)
+
+
+def build_stage(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Stage:
+    """This rank's share, placed as `config.method` needs it."""
+    if config.method == "ddp" or (config.method == "bp" and runtime.world_size == 1):
+        copies = Copies(len(cascade.refiners), runtime.world_size)
+        return Stage(cascade, runtime, placement=copies, compute=config.compute)
+    if config.method == "bp":
+        sections = choose_cut(config, cascade, loader, runtime)
+        return Stage(cascade, runtime, placement=sections, compute=config.compute)
+    if config.method == "local":
+        return Stage(cascade, runtime, compute=config.compute)
+    extractor: ExtractorPlacement = config.parallel.extractor  # type: ignore[assignment]  # checked by Config
+    counts = choose_counts(config, cascade, loader, runtime)
+    return Stage(cascade, runtime, extractor=extractor, counts=counts, compute=config.compute)
+
+
+def build_engine(config: Config, stage: Stage) -> Engine:
+    """The engine of `config.method`; from here on nobody asks which it is."""
+    seed, world_size = config.run.seed, stage.runtime.world_size
+    microbatches = choose_microbatches(config, world_size)
+    if config.method == "local":
+        return LocalEngine(stage, config.objective, seed=seed)
+    if config.method == "sid":
+        schedule: ScheduleName = config.parallel.schedule  # type: ignore[assignment]  # checked by Config
+        return SIDEngine(stage, config.objective, schedule=schedule, microbatches=microbatches, seed=seed)
+    if config.method == "bp" and world_size > 1:
+        if config.bp.checkpointing or config.bp.deep_supervision:
+            raise UsageError(
+                f"bp.checkpointing and bp.deep_supervision are for one process or method=ddp, but method=bp runs as a "
+                f"pipeline over {world_size} ranks: remove them, start one process, or use method=ddp"
+            )
+        pipeline: PipelineName = config.parallel.schedule  # type: ignore[assignment]  # checked by Config
+        return PipelineEngine(stage, config.objective, schedule=pipeline, microbatches=microbatches, seed=seed)
+    return BPEngine(
+        stage,
+        config.objective,
+        microbatches=microbatches,
+        checkpointing=config.bp.checkpointing,
+        deep_supervision=config.bp.deep_supervision,
+        seed=seed,
+    )
+
+
+def choose_microbatches(config: Config, world_size: int) -> int:
+    """M; by default 1, and for a pipeline of backpropagation 4 per rank, which all of its schedules accept."""
+    if config.parallel.microbatches is not None:
+        return config.parallel.microbatches
+    pipeline = config.method == "bp" and world_size > 1 and config.parallel.schedule != "naive"
+    return 4 * world_size if pipeline else 1
+
+
+def choose_counts(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Sequence[int] | None:
+    """Refiners per rank; None leaves it to `Stage`, which places by count."""
+    parallel, world_size = config.parallel, runtime.world_size
+    if parallel.placement == "count" or world_size == 1:
+        return None
+    if isinstance(parallel.placement, list):
+        return parallel.placement
+    layers, refiners = _costs(config, cascade, loader, runtime)
+    on_root = sum(layers) if parallel.extractor == "root" else 0.0
+    return place_by_cost(refiners, world_size, base_loads=[on_root] + [0.0] * (world_size - 1))
+
+
+def choose_cut(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Cut:
+    """The sections of a pipeline of backpropagation."""
+    parallel, world_size = config.parallel, runtime.world_size
+    schedule: PipelineName = parallel.schedule  # type: ignore[assignment]  # checked by Config
+    extractor: CutExtractor = parallel.extractor  # type: ignore[assignment]
+    check_microbatches(schedule, choose_microbatches(config, world_size), world_size)  # before anything is measured
+    counts = parallel.placement if isinstance(parallel.placement, list) else None
+    num_layers = len(Skeleton(cascade).layer_names)
+    layers, refiners = [1.0] * num_layers, [1.0] * len(cascade.refiners)
+    cut(schedule, extractor, world_size, layers, refiners, counts=counts)  # nor if it cannot be cut at all
+    if parallel.placement == "cost":
+        layers, refiners = _costs(config, cascade, loader, runtime)
+    by_cost = parallel.placement == "cost"
+    return cut(schedule, extractor, world_size, layers, refiners, counts=counts, by_cost=by_cost)
+
+
+def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> tuple[list[float], list[float]]:
+    """Cost of each of the extractor's layers (one, if it stays whole) and of each refiner: given, or measured."""
+    parallel, num_refiners = config.parallel, len(cascade.refiners)
+    num_layers = len(Skeleton(cascade).layer_names) if parallel.extractor == "cut" else 0
+    if parallel.costs is not None:
+        if len(parallel.costs) != num_layers + num_refiners:
+            layers = f" and one for each of the extractor's {num_layers} layers before them" if num_layers else ""
+            raise UsageError(
+                f"parallel.costs lists {len(parallel.costs)} numbers, but model.num_refiners={num_refiners}: "
+                f"give one per refiner{layers}"
+            )
+        return parallel.costs[:num_layers] or [parallel.extractor_cost or 0.0], parallel.costs[num_layers:]
+    measured = None
+    if runtime.rank == 0:
+        rows = max(1, config.data.batch_size // choose_microbatches(config, runtime.world_size))
+        costs = measure_costs(cascade, loader.sample.repeat(rows, 1, 1, 1)[:rows], config.compute)
+        measured = [
+            [piece.forward(rows) + piece.backward(rows) for piece in pieces]
+            for pieces in (costs.layers, costs.refiners)
+        ]
+    layer_costs, refiner_costs = runtime.from_root("measured costs", measured)
+    return layer_costs, refiner_costs

@@ -1,0 +1,334 @@
+"""Backpropagation over sections on ranks, by the schedules of `torch.distributed.pipelining`."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import pipelining
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
+
+from sidpar.cascade import TensorTuple, as_tuple
+from sidpar.choices import PipelineName
+from sidpar.clock import Clock, span
+from sidpar.cut import PIPELINES, Cut, check_microbatches
+from sidpar.device import preserved_generator
+from sidpar.engines import StepResult
+from sidpar.engines.agreement import agree_on_batch, agree_on_engine
+from sidpar.engines.bp import backpropagated
+from sidpar.errors import UsageError
+from sidpar.losses import local_loss, target_of
+from sidpar.memory import bytes_of
+from sidpar.objective import Objective
+from sidpar.phases import Phase
+from sidpar.pipelines import gpipe, one_f_one_b, with_messages
+from sidpar.schedule import Action, Do
+from sidpar.sections import Section, seams
+from sidpar.specs import Spec
+from sidpar.stage import Stage
+from sidpar.traffic import Traffic
+from sidpar.transport import Pending, Transport
+
+_CLASSES: dict[PipelineName, Any] = {
+    "naive": pipelining.ScheduleGPipe,
+    "gpipe": pipelining.ScheduleGPipe,
+    "1f1b": pipelining.Schedule1F1B,
+    "interleaved": pipelining.ScheduleInterleaved1F1B,
+    "zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
+    "zbv": pipelining.ScheduleZBVZeroBubble,
+    "dualpipe_v": pipelining.ScheduleDualPipeV,
+}
+_WORK = {
+    "FORWARD": Do.SECTION_FORWARD,
+    "FULL_BACKWARD": Do.SECTION_BACKWARD,
+    "BACKWARD_INPUT": Do.SECTION_INPUT_BACKWARD,
+    "BACKWARD_WEIGHT": Do.SECTION_WEIGHT_BACKWARD,
+}
+
+
+class PipelineEngine:
+    """Trains by the loss of the last belief, whose gradient flows back through all sections.
+
+    Args:
+        stage: placed by a `Cut` made for the same schedule.
+        objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
+        schedule: one of `cut.PIPELINES`.
+        microbatches: M. A batch that M does not divide is filled up with rows of weight 0.
+        seed: of the random masks; the same on all ranks.
+
+    Batch norm sees one microbatch at a time, fill rows included.
+    """
+
+    def __init__(
+        self, stage: Stage, objective: Objective, *, schedule: PipelineName, microbatches: int = 1, seed: int = 0
+    ) -> None:
+        if schedule not in PIPELINES:
+            raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(PIPELINES)}")
+        check_microbatches(schedule, microbatches, stage.runtime.world_size)
+        self._cut = _check_cut(stage, schedule)
+        self.stage = stage
+        self.objective = backpropagated(objective)
+        self.steps = 0
+        self.clock: Clock | None = None
+        self._transport = Transport(stage.runtime)
+        self.traffic: Traffic = self._transport.traffic
+        self._schedule, self._microbatches, self._seed = schedule, microbatches, seed
+        agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
+        self._sections: dict[int, Section] = {}
+        self._seams: dict[object, list[tuple[Spec, ...]]] = {}
+        self._pipelines: dict[tuple[object, int], Any] = {}
+        self._targets, self._weights = torch.empty(0), torch.empty(0)
+
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
+        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        device = self.stage.runtime.device
+        specs = self._admit(x, y)
+        size = math.ceil(len(x) / self._microbatches)
+        pipeline = self._pipeline(x, size, specs)
+        self.stage.zero_grad()
+        for section in self._sections.values():
+            section.step = self.steps
+            section.log_beliefs.clear()
+        rows = torch.arange(size * self._microbatches)
+        rows[len(x) :] = 0
+        # What each row of the filled batch counts in the mean over the global batch.
+        self._weights = (torch.arange(len(rows)) < len(x)).to(device, torch.float64) / y.numel()
+        self._targets = y[rows].to(device)
+        arguments = (x[rows].to(device),) if 0 in self._sections else ()
+        ends_here = self._cut.num_sections - 1 in self._sections
+        with preserved_generator(device), self.stage.runtime.during(f"{self._schedule} pipeline", self.steps):
+            pipeline.step(*arguments, target=torch.arange(len(rows), device=device) if ends_here else None)
+        self.steps += 1
+        return self._result(y, self._microbatches)
+
+    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        specs = self._admit(x, y)
+        with self.stage.inference_mode(), torch.no_grad():
+            for section in self._sections.values():
+                section.log_beliefs.clear()
+                section.microbatch = 0
+            self._forward(x.to(self.stage.runtime.device), specs)
+        return self._result(y, 1)
+
+    def clip(self, limit: float) -> None:
+        """Scale all gradients down to the global norm `limit`, over all ranks."""
+        gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
+        norms = torch.nn.utils.get_total_norm(gradients).to(self.stage.runtime.device, torch.float32)
+        squares = self.stage.runtime.sum("gradient norm", norms.square().reshape(1))
+        factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0).to(self.stage.runtime.device)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.dtype))
+
+    def lists(self) -> list[list[Action]]:
+        """All ranks' actions of a step."""
+        ranks = range(self._cut.num_ranks)
+        if self._schedule in ("naive", "gpipe"):
+            work = [list(gpipe(self._cut, rank, self._microbatches)) for rank in ranks]
+        elif self._schedule == "1f1b":
+            work = [list(one_f_one_b(self._cut, rank, self._microbatches)) for rank in ranks]
+        else:
+            assert self._pipelines, "torch plans these schedules when the first batch comes"
+            order = next(iter(self._pipelines.values())).pipeline_order
+            work = [list(_translated(order[rank])) for rank in ranks]
+        return [list(with_messages(self._cut, mine)) for mine in work]
+
+    def _admit(self, x: Tensor, y: Tensor) -> list[tuple[Spec, ...]]:
+        """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""
+        key = (tuple(x.shape), x.dtype, tuple(y.shape))
+        if key not in self._seams:
+            agree_on_batch(self.stage, x, y, self.steps)
+            specs = seams(self.stage, self._cut, x)
+            if not self._seams:
+                self.stage.runtime.connect()
+                features = len(self.stage.skeleton.specs(x).features)
+                for index in self._cut.sections(self.stage.runtime.rank):
+                    section = Section(
+                        self.stage,
+                        self._cut,
+                        index,
+                        features,
+                        splits_backward=PIPELINES[self._schedule].splits_backward,
+                        seed=self._seed,
+                    )
+                    if self.stage.compute.compile:
+                        section.compile()
+                    self._sections[index] = section
+            self._seams[key] = specs
+        return self._seams[key]
+
+    def _pipeline(self, x: Tensor, size: int, specs: list[tuple[Spec, ...]]) -> Any:
+        """torch's schedule for microbatches of `size` rows like x."""
+        key = (tuple(x.shape[1:]), x.dtype, size)
+        if (key, size) not in self._pipelines:
+            stages = [_TimedStage(self, section, specs, size) for section in self._sections.values()]
+            schedule = _CLASSES[self._schedule]
+            several = issubclass(schedule, PipelineScheduleMulti)
+            assert several or issubclass(schedule, PipelineScheduleSingle)
+            self._pipelines[key, size] = schedule(
+                stages if several else stages[0], self._microbatches, loss_fn=self._loss, scale_grads=False
+            )
+        return self._pipelines[key, size]
+
+    def _loss(self, log_p: Tensor, rows: Tensor) -> Tensor:
+        """This microbatch's share of the mean loss over the global batch: so gradients are summed, and not scaled."""
+        target = target_of(self.objective, self._targets[rows], self.stage.num_classes, log_p.dtype)
+        losses = local_loss(self.objective, 1.0, log_p, log_p, target)
+        return (
+            (losses.flatten(1).sum(1) if losses.dim() > 1 else losses).mul(self._weights[rows].to(losses.dtype)).sum()
+        )
+
+    def _forward(self, x: Tensor, specs: list[tuple[Spec, ...]]) -> None:
+        """The plain chain of sections, on one whole batch."""
+        rank, sent = self.stage.runtime.rank, []
+        tensors: TensorTuple = (x,)
+        for s in range(self._cut.num_sections):
+            here = self._cut.rank_of(s)
+            following = self._cut.rank_of(s + 1) if s + 1 < self._cut.num_sections else here
+            if here == rank:
+                with self.stage.runtime.during(f"evaluation of section {s}", self.steps):
+                    tensors = as_tuple(self._sections[s](*tensors))
+                    if following != here:
+                        sent.append(self._transport.send_state(tensors, following))
+            elif following == rank and s + 1 < self._cut.num_sections:
+                with self.stage.runtime.during(f"await the activation from rank {here}", self.steps):
+                    tensors = self._transport.receive_state(specs[s + 1], len(x), here).wait()
+        _wait_all(sent)
+
+    def _result(self, y: Tensor, microbatches: int) -> StepResult:
+        log_beliefs: dict[int, list[Tensor]] = {}
+        remaining = [len(y)] * microbatches
+        if microbatches > 1:
+            size = math.ceil(len(y) / microbatches)
+            remaining = [max(0, min(size, len(y) - m * size)) for m in range(microbatches)]
+        for section in self._sections.values():
+            for (i, m), log_belief in sorted(section.log_beliefs.items()):
+                if m == 0:
+                    log_beliefs[i] = []
+                log_beliefs[i].append(log_belief[: remaining[m]])
+        refiners = self.stage.own_refiners
+        y = y.to(self.stage.runtime.device)
+        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, y.numel())
+
+
+class _TimedStage(PipelineStage):
+    """torch's stage, which also tells its section the microbatch, the clock the time, and the traffic the bytes."""
+
+    def __init__(self, engine: PipelineEngine, section: Section, specs: list[tuple[Spec, ...]], size: int) -> None:
+        runtime = engine.stage.runtime
+        assert runtime.groups is not None
+        inputs, outputs = (
+            tuple(_example(spec, size, gradient=s > 0) for spec in specs[s]) for s in (section.index, section.index + 1)
+        )
+        super().__init__(
+            section,
+            section.index,
+            engine._cut.num_sections,
+            runtime.device,
+            input_args=inputs,
+            output_args=outputs,
+            group=runtime.groups.chain[0],
+        )
+        self._engine = engine
+        self._section = section
+        self._posted: dict[tuple[str, int], int] = {}
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self._section.microbatch = fwd_chunk_id
+        self._arrived("activation", fwd_chunk_id)
+        with self._during("forward", fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: Any = False
+    ) -> Any:
+        self._arrived("activation gradient", bwd_chunk_id)
+        with self._during("backward" if full_backward else "input backward", bwd_chunk_id):
+            return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with self._during("weight backward", bwd_chunk_id):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._received("activation", fwd_chunk_id, super().get_fwd_recv_ops(fwd_chunk_id))
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._received("activation gradient", bwd_chunk_id, super().get_bwd_recv_ops(bwd_chunk_id))
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._counted("activation", super().get_fwd_send_ops(fwd_chunk_id))
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._counted("activation gradient", super().get_bwd_send_ops(bwd_chunk_id))
+
+    def _during(self, phase: Phase, m: int) -> Any:
+        return span(self._engine.clock, phase, f"section {self._section.index}, microbatch {m}")
+
+    def _received(self, kind: str, m: int, messages: list[dist.P2POp]) -> list[dist.P2POp]:
+        """A posted receive occupies its buffers until the work that needs them begins."""
+        self._posted[kind, m] = bytes_of(message.tensor for message in messages)
+        self._engine.traffic.occupy(self._posted[kind, m])
+        return messages
+
+    def _arrived(self, kind: str, m: int) -> None:
+        self._engine.traffic.occupy(-self._posted.pop((kind, m), 0))
+
+    def _counted(self, kind: str, messages: list[dist.P2POp]) -> list[dist.P2POp]:
+        if messages:
+            self._engine.traffic.count(kind, bytes_of(message.tensor for message in messages), len(messages))
+        return messages
+
+
+def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
+    pipeline, runtime = PIPELINES[schedule], stage.runtime
+    cut = stage.placement
+    if runtime.world_size == 1:
+        raise UsageError(f"schedule={schedule} is a pipeline over ranks, but there is one process: use BPEngine")
+    if (
+        not isinstance(cut, Cut)
+        or cut.order != pipeline.order
+        or cut.num_sections != pipeline.sections_per_rank * runtime.world_size
+        or cut.num_ranks != runtime.world_size
+    ):
+        raise UsageError(
+            f"schedule={schedule} on {runtime.world_size} ranks needs a stage placed by cut({schedule!r}, ...) for as "
+            f"many ranks, got {cut}"
+        )
+    if stage.compute.compile and pipeline.splits_backward:
+        raise UsageError(
+            f"schedule={schedule} splits the backward in two, and torch does not support that with compute.compile: "
+            "switch compile off, or use schedule=1f1b, gpipe or interleaved"
+        )
+    if pipeline.order == "v" and runtime.backend == "gloo" and torch.__version__ < "2.15":
+        raise UsageError(
+            f"schedule={schedule} on gloo needs torch 2.15, got {torch.__version__}: earlier ones (seen in 2.11) send "
+            "a first message from a rank to itself, which gloo does not do; use schedule=zero_bubble, or a newer torch"
+        )
+    if runtime.backend == "gloo" and runtime.device.type == "cuda":
+        raise UsageError(
+            "backend=gloo cannot send a pipeline's CUDA tensors from rank to rank: give every rank a GPU of its own "
+            "(backend=nccl), or use device=cpu"
+        )
+    return cut
+
+
+def _translated(order: Iterable[Any]) -> Iterable[Action]:
+    """torch's order of one rank's work, with None for a bubble, as our actions."""
+    for entry in order:
+        if entry is None:
+            continue
+        for part in entry.sub_actions or (entry,):
+            yield Action(_WORK[part.computation_type.name], part.microbatch_index, section=part.stage_index)
+
+
+def _example(spec: Spec, size: int, *, gradient: bool) -> Tensor:
+    return spec.empty(size, torch.device("meta")).requires_grad_(gradient)
+
+
+def _wait_all(pending: list[Pending]) -> None:
+    for message in pending:
+        message.wait()

@@ -1,0 +1,74 @@
+"""Measures what messages cost on the ranks of this job, and fits latency and bandwidth to it."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sidpar import device
+from sidpar.cost_model import Link, Links
+from sidpar.runtime import Runtime
+
+SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22)
+_REPEATS = 15
+
+
+def measure_links(runtime: Runtime) -> Links:
+    """Ping-pong between neighbours, and each collective, over a range of sizes. All ranks call it; all get rank 0's.
+
+    A collective's size is that of the whole buffer: what all-gather returns, what reduce-scatter takes.
+    """
+    groups = runtime.groups
+    if groups is None:
+        return Links()
+    runtime.connect()
+    group, ranks = groups.collectives, runtime.world_size
+    fits = {"message": _fit(runtime, lambda tensor: _ping_pong(runtime, tensor), halves=True)}
+    collectives: dict[str, Callable[[torch.Tensor], object]] = {
+        "all_gather": lambda t: dist.all_gather_into_tensor(t, t[: len(t) // ranks].clone(), group=group),
+        "reduce_scatter": lambda t: dist.reduce_scatter_tensor(t[: len(t) // ranks].clone(), t, group=group),
+        "broadcast": lambda t: dist.broadcast(t, group_src=0, group=group),
+        "reduce": lambda t: dist.reduce(t, group_dst=0, group=group),
+        "all_reduce": lambda t: dist.all_reduce(t, group=group),
+    }
+    for name, run in collectives.items():
+        fits[name] = _fit(runtime, run)
+    agreed = runtime.from_root("links", {name: [link.latency, link.seconds_per_byte] for name, link in fits.items()})
+    return Links(**{name: Link(*values) for name, values in agreed.items()})
+
+
+def _fit(runtime: Runtime, run: Callable[[torch.Tensor], object], *, halves: bool = False) -> Link:
+    """Weighted least squares: relative errors count, or the largest size would decide the latency."""
+    sizes, seconds = [], []
+    for size in SIZES:
+        count = size // 4 // runtime.world_size * runtime.world_size
+        tensor = torch.zeros(count, device=runtime.wire_device)
+        times = []
+        for _ in range(_REPEATS):
+            runtime.barrier()
+            start = time.perf_counter()
+            run(tensor)
+            device.synchronize(runtime.device)
+            times.append(time.perf_counter() - start)
+        sizes.append(4.0 * count)
+        seconds.append(median(times[2:]) / (2 if halves else 1))
+    weights = 1 / np.array(seconds)
+    design = np.stack([np.ones(len(sizes)), np.array(sizes)], axis=1) * weights[:, None]
+    latency, slope = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
+    return Link(max(0.0, float(latency)), max(0.0, float(slope)))
+
+
+def _ping_pong(runtime: Runtime, tensor: torch.Tensor) -> None:
+    """Ranks 0 and 1 exchange a message; the others wait at the next barrier."""
+    assert runtime.groups is not None
+    if runtime.rank > 1:
+        return
+    group = runtime.groups.edge(0, 1)
+    for sender in (0, 1):
+        if runtime.rank == sender:
+            dist.send(tensor, group=group, group_dst=1 - sender)
+        else:
+            dist.recv(tensor, group=group, group_src=sender)

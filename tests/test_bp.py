@@ -1,0 +1,119 @@
+"""Backpropagation in one process and by DDP, against a loop in plain PyTorch."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidpar import BPEngine, Objective, Runtime, Stage, UsageError
+from sidpar.cascade import Cascade
+from sidpar.losses import kl_to, target_of
+from sidpar.placement import Copies
+from tests import networks
+from tests.harness import run_ranks
+from tests.oracle import assert_close_gradients, gradients
+
+OBJECTIVES = (Objective(), Objective(kl="reverse", label_smoothing=0.1))
+NETWORKS: list[Callable[[], Cascade]] = [
+    lambda: networks.plain(4),
+    lambda: networks.with_float_state(3),
+    lambda: networks.residual(3),
+]
+
+
+def plain_backpropagation(
+    cascade: Cascade, objective: Objective, x: Tensor, y: Tensor, deep_supervision: bool = False
+) -> dict[str, Tensor]:
+    """Gradients of the last loss, or of all, with one graph from end to end: independent of every engine."""
+    log_beliefs = [state[0] for state in cascade.states(x)][1:]
+    target = target_of(objective, y, cascade.num_classes, torch.float64)
+    losses = [kl_to(log_p, target, objective.kl).mean() for log_p in log_beliefs]
+    (torch.stack(losses).sum() if deep_supervision else losses[-1]).backward()
+    return {name: p.grad for name, p in cascade.named_parameters() if p.grad is not None}
+
+
+def whole(cascade: Cascade, runtime: Runtime) -> Stage:
+    return Stage(cascade, runtime, placement=Copies(len(cascade.refiners), runtime.world_size))
+
+
+def grid(runtime: Runtime) -> None:
+    for build, objective, size, deep in product(NETWORKS, OBJECTIVES, (2, 7, 12), (False, True)):
+        x, y = networks.batch(size)
+        expected = plain_backpropagation(build(), objective, x, y, deep)
+        for microbatches, checkpointing in ((1, False), (3, False), (2, True)):
+            stage = whole(build(), runtime)
+            engine = BPEngine(
+                stage, objective, microbatches=microbatches, checkpointing=checkpointing, deep_supervision=deep
+            )
+            result = engine.step(x, y)
+            case = f"B={size} M={microbatches} checkpointing={checkpointing} deep={deep} {objective}"
+            assert_close_gradients(case, gradients(stage), expected)
+            assert result.samples == size
+            evaluated = engine.evaluate(x, y)
+            for found in (result, evaluated):
+                measures = runtime.sum("measures", found.measures())
+                log_belief = build()(x).log()
+                target = target_of(objective, y, 3, torch.float64)
+                assert measures[-1, 1].item() == pytest.approx(kl_to(log_belief, target, objective.kl).sum().item()), (
+                    case
+                )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_gradients_equal_a_plain_loop(ranks: int) -> None:
+    """Also where a rank has no share of the batch (B = 2 on 3 ranks)."""
+    run_ranks(grid, ranks)
+
+
+def dropout_masks(runtime: Runtime) -> None:
+    """Checkpointing draws the masks of the first pass again."""
+    x, y = networks.batch(8)
+    found = []
+    for checkpointing in (False, True):
+        stage = whole(networks.with_dropout(3), runtime)
+        engine = BPEngine(stage, Objective(), checkpointing=checkpointing, seed=4)
+        for _ in range(2):
+            engine.step(x, y)
+        found.append(gradients(stage))
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
+def test_checkpointing_repeats_random_masks() -> None:
+    run_ranks(dropout_masks, 1)
+
+
+def test_batch_norm_counts_a_checkpointed_batch_once() -> None:
+    x, y = networks.batch(8)
+    buffers = []
+    for checkpointing in (False, True):
+        stage = whole(networks.noisy(2), Runtime.single("cpu"))
+        BPEngine(stage, Objective(), checkpointing=checkpointing).step(x, y)
+        buffers.append(dict(stage.named_buffers()))
+    for name, buffer in buffers[0].items():
+        assert torch.allclose(buffer, buffers[1][name]), name
+
+
+def traffic(runtime: Runtime) -> None:
+    x, y = networks.batch(6)
+    stage = whole(networks.plain(2), runtime)
+    engine = BPEngine(stage, Objective())
+    engine.step(x, y)
+    size = sum(p.numel() * 8 for p in stage.parameters())
+    ranks = runtime.world_size
+    assert engine.traffic.sent["parameter gradients"].bytes == pytest.approx(2 * (ranks - 1) / ranks * size)
+
+
+def test_ddp_counts_its_traffic() -> None:
+    run_ranks(traffic, 2)
+
+
+def test_settings_without_meaning_are_refused() -> None:
+    runtime = Runtime.single("cpu")
+    with pytest.raises(UsageError, match="extractor_update=frozen"):
+        BPEngine(whole(networks.plain(2), runtime), Objective(extractor_update="frozen"))
+    with pytest.raises(UsageError, match="placement=Copies"):
+        BPEngine(Stage(networks.plain(2), runtime), Objective())
+    with pytest.raises(UsageError, match="microbatches must be at least 1, got 0"):
+        BPEngine(whole(networks.plain(2), runtime), Objective(), microbatches=0)

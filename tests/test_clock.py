@@ -1,0 +1,86 @@
+"""The clock of a step, and the offset between the clocks of ranks."""
+
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar.clock import Clock, clock_offset, span
+from sidpar.phases import COMPUTE, PHASE
+from sidpar.schedule import Do
+from tests import networks
+from tests.harness import run_ranks
+
+
+def test_spans_lie_where_they_happened() -> None:
+    clock = Clock(torch.device("cpu"))
+    clock.start()
+    with clock.span("refiner forward", "a"):
+        time.sleep(0.02)
+    time.sleep(0.01)
+    with span(clock, "send", 3):
+        pass
+    length, spans = clock.read()
+    first, second = spans
+    assert (first.phase, first.label, second.phase, second.label) == ("refiner forward", "a", "send", "3")
+    assert 0 <= first.start < first.start + 0.02 <= first.end <= second.start - 0.01
+    assert second.end <= length
+    clock.start()
+    assert clock.read()[1] == [], "a new window is empty"
+
+
+def test_without_a_clock_nothing_is_recorded() -> None:
+    with span(None, "send"):
+        pass
+
+
+def test_a_span_that_fails_is_recorded_and_the_error_passes() -> None:
+    clock = Clock(torch.device("cpu"))
+    clock.start()
+    with pytest.raises(ZeroDivisionError), clock.span("send"):
+        raise ZeroDivisionError
+    assert len(clock.read()[1]) == 1
+
+
+def test_every_verb_has_a_phase() -> None:
+    assert set(PHASE) == set(Do)
+
+
+def phases(runtime: Runtime) -> set[str]:
+    stage = Stage(networks.plain(4), runtime, extractor="sharded")
+    engine = SIDEngine(stage, Objective(), microbatches=2)
+    engine.clock = Clock(runtime.device)
+    engine.clock.start()
+    engine.step(*networks.batch(8))
+    length, spans = engine.clock.read()
+    for before, after in pairwise(spans):
+        assert before.end <= after.start, "a rank does one thing after the other"
+    assert sum(s.end - s.start for s in spans if s.phase in COMPUTE) < length
+    return {s.phase for s in spans}
+
+
+def test_a_step_of_sid_has_all_its_phases() -> None:
+    for found in run_ranks(phases, 2):
+        assert found == {
+            "extractor forward",
+            "send",
+            "receive wait",
+            "refiner forward",
+            "refiner backward",
+            "feature reduction",
+            "extractor backward",
+            "parameter reduction",
+        }
+
+
+def offsets(runtime: Runtime) -> float:
+    return clock_offset(runtime)
+
+
+def test_ranks_of_one_host_share_a_clock() -> None:
+    """Processes of one host read the same monotonic clock, so the true offset is 0."""
+    first, *others = run_ranks(offsets, 3)
+    assert first == 0
+    assert all(abs(offset) < 0.5 for offset in others)
