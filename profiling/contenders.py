@@ -1,0 +1,136 @@
+"""The methods that are compared: how each is built, what its law and its model predict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from workloads import Workload
+
+from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage
+from sidpar.batching import BatchLayout
+from sidpar.cost_model import (
+    Costs,
+    Prediction,
+    law_speedup,
+    naive_seconds,
+    paper_seconds,
+    predict_pipeline,
+    predict_sid,
+    predict_whole,
+)
+from sidpar.cut import PIPELINES, Cut, cut
+from sidpar.engines import Engine
+from sidpar.placement import Copies, Placement
+
+SINGLE = "one process"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the report."""
+
+    method: str
+    schedule: str
+    extractor: str
+    microbatches: int = 1
+    network: str = "cascade"
+    threads: int = 1
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        parts = [self.method, self.schedule, self.extractor, f"M={self.microbatches}"]
+        return " ".join(parts + (["plain"] if self.network == "plain" else []))
+
+    @property
+    def single(self) -> bool:
+        """Whether one rank works and the others wait."""
+        return self.schedule.startswith(SINGLE)
+
+    def build(self, runtime: Runtime, workload: Workload, costs: Costs) -> Engine | None:
+        """The engine, or None on a rank that only waits. Raises UsageError for what cannot be."""
+        if self.single and runtime.rank > 0:
+            return None
+        here = Runtime(rank=0, world_size=1, device=runtime.device, backend="none") if self.single else runtime
+        cascade, objective = workload.networks[self.network](), Objective()
+        num_refiners, ranks, m = len(cascade.refiners), here.world_size, self.microbatches
+        if self.method == "sid":
+            extractor: Any = "sharded" if self.single else self.extractor
+            stage = Stage(cascade, here, extractor=extractor, compute=workload.compute)
+            schedule: Any = "fused" if self.single else self.schedule
+            return SIDEngine(stage, objective, schedule=schedule, microbatches=m)
+        if self.single or self.method == "ddp":
+            stage = Stage(cascade, here, placement=Copies(num_refiners, ranks), compute=workload.compute)
+            return BPEngine(
+                stage,
+                objective,
+                microbatches=m,
+                checkpointing="checkpointing" in self.schedule,
+                deep_supervision="deep supervision" in self.schedule,
+            )
+        stage = Stage(cascade, here, placement=self.cut(ranks, workload, costs), compute=workload.compute)
+        return PipelineEngine(stage, objective, schedule=self.schedule, microbatches=m)  # type: ignore[arg-type]
+
+    def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:
+        """The sections of a pipeline, balanced by the measured costs of a microbatch."""
+        rows = len(workload.x) / self.microbatches
+        layers = [piece.forward(rows) + piece.backward(rows) for piece in costs.layers]
+        refiners = [piece.forward(rows) + piece.backward(rows) for piece in costs.refiners]
+        return cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
+
+    def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
+        """What the cost model makes of it."""
+        batch = len(workload.x)
+        if self.single or self.method == "ddp":
+            ranks = 1 if self.single else num_ranks
+            checkpointing = "checkpointing" in self.schedule
+            m = self.microbatches
+            return predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
+        if isinstance(engine, SIDEngine):
+            return predict_sid(engine.lists(), costs, BatchLayout(batch, self.microbatches, num_ranks))
+        assert isinstance(engine, PipelineEngine)
+        cut = self.cut(num_ranks, workload, costs)
+        return predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
+
+    def law(self, num_ranks: int) -> float | None:
+        """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
+        if self.single:
+            return 1.0
+        return law_speedup(self.method, self.schedule, num_ranks, self.microbatches)
+
+    def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
+        """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
+        if self.single or not isinstance(engine, SIDEngine) or not isinstance(engine.stage.placement, Placement):
+            return None
+        placement, batch = engine.stage.placement, len(workload.x)
+        groups = [placement.refiners(rank) for rank in range(placement.num_ranks)]
+        return naive_seconds(costs, batch) / paper_seconds(costs, batch, groups)
+
+
+def contenders(
+    workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str]
+) -> Iterator[Contender]:
+    """All that are compared, whether they can run or not."""
+    yield Contender("bp", "naive", "root")
+    for m in microbatches:
+        for schedule in PIPELINES:
+            if schedule != "naive":
+                yield Contender("bp", schedule, "cut", m)
+        for schedule in ("two_phase", "fused"):
+            for extractor in extractors:
+                yield Contender("sid", schedule, extractor, m)
+    yield Contender("ddp", "ddp", "whole")
+    yield Contender("bp", SINGLE, "whole")
+    yield Contender("bp", f"{SINGLE}, accumulation", "whole", max(microbatches))
+    yield Contender("bp", f"{SINGLE}, checkpointing", "whole")
+    yield Contender("bp", f"{SINGLE}, deep supervision", "whole")
+    yield Contender("sid", SINGLE, "whole")
+    if workload.name != "emulated" and not torch.cuda.is_available():
+        yield Contender("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+        yield Contender("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+    if "plain" in workload.networks:
+        yield Contender("ddp", "ddp", "whole", network="plain")
+        yield Contender("bp", SINGLE, "whole", network="plain")
+        for m in microbatches[1:]:
+            yield Contender("bp", "1f1b", "cut", m, network="plain")

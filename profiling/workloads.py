@@ -1,0 +1,77 @@
+"""What the harness trains: networks, a batch, and for `emulated` how long each piece sleeps."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidpar import Cascade, Compute, models
+from sidpar.models.emulated import emulated
+
+IMAGE = (3, 32, 32)
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Networks to compare, and the batch to compare them on."""
+
+    name: str
+    networks: dict[str, Callable[[], Cascade]]
+    """`cascade`, and where there is one `plain`: a network for backpropagation alone, of the same cost."""
+    x: Tensor
+    y: Tensor
+    compute: Compute
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that describe a workload."""
+    parser.add_argument("--workload", choices=["emulated", "simple_cnn", "wide_mlp"], default="emulated")
+    parser.add_argument("--refiners", type=int, help="L; by default 2 per rank")
+    parser.add_argument("--batch", type=int, default=256, help="global batch B")
+    parser.add_argument("--width", type=int, default=1024, help="wide_mlp: hidden units of a refiner")
+    parser.add_argument("--refiner-ms", type=float, default=100.0, help="emulated: one refiner's forward on the batch")
+    parser.add_argument(
+        "--extractor-ms", type=float, default=20.0, help="emulated: the extractor's forward on the batch"
+    )
+    parser.add_argument("--time-scale", type=float, default=1.0, help="emulated: multiplies both")
+    parser.add_argument("--autocast", choices=["none", "bf16"], default="none", help="simple_cnn, wide_mlp")
+
+
+def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
+    """The workload of a command line."""
+    num_refiners = arguments.refiners or 2 * num_ranks
+    batch = arguments.batch
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, CLASSES, (batch,), generator=generator)
+    conditions: dict[str, Any] = {"num_refiners": num_refiners, "batch_size": batch}
+    if arguments.workload == "emulated":
+        refiner, extractor = (arguments.time_scale * ms for ms in (arguments.refiner_ms, arguments.extractor_ms))
+        conditions |= {
+            "refiner_forward_ms": refiner,
+            "extractor_forward_ms": extractor,
+            "backward": "twice the forward",
+        }
+        seconds = {"refiner_seconds": refiner / 1000 / batch, "extractor_seconds": extractor / 1000 / batch}
+        networks: dict[str, Callable[[], Cascade]] = {"cascade": lambda: emulated(num_refiners, CLASSES, **seconds)}
+        x = torch.randn(batch, 32, generator=generator)
+        return Workload("emulated", networks, x, y, Compute(), conditions)
+    x = torch.randn(batch, *IMAGE, generator=generator)
+    compute = Compute(autocast=arguments.autocast, channels_last=arguments.workload == "simple_cnn")
+    conditions |= {"image": list(IMAGE), "autocast": arguments.autocast}
+    if arguments.workload == "simple_cnn":
+        networks = {
+            "cascade": lambda: models.simple_cnn(IMAGE, CLASSES, num_refiners),
+            "plain": lambda: models.plain_cnn(IMAGE, CLASSES, num_refiners),
+        }
+        return Workload("simple_cnn", networks, x, y, compute, conditions)
+    width = arguments.width
+    networks = {
+        "cascade": lambda: models.wide_mlp(IMAGE, CLASSES, num_refiners, width=width),
+        "plain": lambda: models.plain_mlp(IMAGE, CLASSES, num_refiners, width=width),
+    }
+    return Workload("wide_mlp", networks, x, y, compute, conditions | {"width": width})
