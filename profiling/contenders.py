@@ -19,7 +19,7 @@ from sidpar.cost_model import (
     predict_sid,
     predict_whole,
 )
-from sidpar.cut import PIPELINES, Cut, cut
+from sidpar.cut import PIPELINES, Cut, make_cut
 from sidpar.engines import Engine
 from sidpar.placement import Copies, Placement
 
@@ -56,7 +56,7 @@ class Contender:
         cascade, objective = workload.networks[self.network](), Objective()
         num_refiners, ranks, m = len(cascade.refiners), here.world_size, self.microbatches
         if self.method == "sid":
-            extractor: Any = "sharded" if self.single else self.extractor
+            extractor: Any = "replicated" if self.single else self.extractor
             stage = Stage(cascade, here, extractor=extractor, compute=workload.compute)
             schedule: Any = "fused" if self.single else self.schedule
             return SIDEngine(stage, objective, schedule=schedule, microbatches=m)
@@ -77,10 +77,12 @@ class Contender:
         rows = len(workload.x) / self.microbatches
         layers = [piece.forward(rows) + piece.backward(rows) for piece in costs.layers]
         refiners = [piece.forward(rows) + piece.backward(rows) for piece in costs.refiners]
-        return cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
+        return make_cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
 
-    def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
-        """What the cost model makes of it."""
+    def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction | None:
+        """What the cost model makes of it; nothing, where the pieces were not measured with as many threads."""
+        if self.threads > 1:
+            return None
         batch = len(workload.x)
         if self.single or self.method == "ddp":
             ranks = 1 if self.single else num_ranks
@@ -96,7 +98,7 @@ class Contender:
     def law(self, num_ranks: int) -> float | None:
         """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
         if self.single:
-            return 1.0
+            return 1.0 if self.threads == 1 else None
         return law_speedup(self.method, self.schedule, num_ranks, self.microbatches)
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
@@ -132,5 +134,5 @@ def contenders(
     if "plain" in workload.networks:
         yield Contender("ddp", "ddp", "whole", network="plain")
         yield Contender("bp", SINGLE, "whole", network="plain")
-        for m in microbatches[1:]:
+        for m in [m for m in microbatches if m > 1]:
             yield Contender("bp", "1f1b", "cut", m, network="plain")

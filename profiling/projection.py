@@ -37,7 +37,7 @@ from sidpar.cost_model import (
     predict_whole,
     ring_links,
 )
-from sidpar.cut import cut
+from sidpar.cut import make_cut
 from sidpar.device import describe
 from sidpar.pipelines import one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
@@ -100,7 +100,7 @@ def measure(name: str, num_refiners: int, batch: int, arguments: argparse.Namesp
     workload = make(given, 1)
     workload = replace(workload, x=workload.x.to(runtime.device), y=workload.y.to(runtime.device))
     cuts = {batch} | {batch // m for m in (2, 4, 8, 16, 32, 64) if batch // m >= 1}
-    costs = measure_costs(workload.networks["cascade"](), workload.x, workload.compute, sorted(cuts))
+    costs = measure_costs(workload.networks["cascade"](), workload.x, workload.compute, sorted(cuts), apart=True)
     memory = {c.key: asdict(memory_of(Entry(c, runtime, workload, costs), runtime, workload)[0]) for c in SINGLES}
     return {
         "network": name,
@@ -156,7 +156,7 @@ def pipeline(costs: Costs, batch: int, ranks: int, microbatches: int) -> Predict
     layers, refiners = (
         [piece.forward(rows) + piece.backward(rows) for piece in pieces] for pieces in (costs.layers, costs.refiners)
     )
-    sections = cut("1f1b", "cut", ranks, layers, refiners)
+    sections = make_cut("1f1b", "cut", ranks, layers, refiners)
     lists = [list(with_messages(sections, one_f_one_b(sections, rank, microbatches))) for rank in range(ranks)]
     return predict_pipeline(lists, costs, sections, rows)
 

@@ -234,7 +234,8 @@ MEMORY_NOTE = (
     "The maximum over ranks. *saved activations*: exact, by saved-tensor hooks, storages counted once, parameters and "
     "the input batch excluded; in brackets each rank's, in the same unit. *allocator*: on GPUs only. *driver* and "
     "*resident*: the whole process, seen by the GPU's driver and by the operating system. *process peak*: the "
-    "allocator's peak on a GPU, the largest resident set on a CPU."
+    "allocator's peak on a GPU, the largest resident set on a CPU. Not in *saved activations*: the features of the "
+    "whole batch that SID's ranks hold for their refiners, and activations that a pipeline received or has yet to send."
 )
 
 

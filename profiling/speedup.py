@@ -17,10 +17,12 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import workloads
 from contenders import Contender, contenders
@@ -35,6 +37,7 @@ from sidpar.device import describe, peak_memory, reset_peak_memory
 from sidpar.engines import Engine
 from sidpar.links import measure_links
 from sidpar.memory import Memory, SavedTensors, measure_memory
+from sidpar.optim import at_least_one
 from sidpar.phases import COMPUTE, PHASE
 from sidpar.run_folder import source_commit
 
@@ -60,7 +63,7 @@ class Entry:
         self.engine: Engine | None = contender.build(runtime, workload, costs)
         self._workload = workload
         if self.engine is not None:
-            self.optimizer = torch.optim.SGD(self.engine.stage.parameters(), lr=1e-3, momentum=0.9)
+            self.optimizer = torch.optim.SGD(at_least_one(self.engine.stage.parameters()), lr=1e-3, momentum=0.9)
 
     def step(self, clock: Clock) -> None:
         """One step, the optimizer's included."""
@@ -79,12 +82,14 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, nargs="+", help="M to try; by default 1, K and 4 K")
     parser.add_argument("--extractors", nargs="+", default=["replicated", "sharded"], help="placements for SID")
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each method")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before them, besides those of the memory pass")
+    parser.add_argument("--warmup", type=int, default=2, help="steps of each method before them that are not counted")
     parser.add_argument("--only", nargs="+", help="methods whose key contains one of these words")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    with Runtime.start() as runtime:
+    # Where work is a sleep of the host, a message must hold up the host, not a stream of a GPU.
+    where: dict[str, Any] = {"device": "cpu", "backend": "gloo"} if arguments.workload == "emulated" else {}
+    with Runtime.start(**where) as runtime:
         profile(runtime, arguments)
 
 
@@ -134,7 +139,7 @@ def calibrate(runtime: Runtime, workload: Workload, network: str, microbatches: 
     the median over ranks."""
     batch, ranks = len(workload.x), runtime.world_size
     sizes = {-(-batch // part) for m in microbatches for part in (1, ranks, m, m * ranks)}
-    mine = measure_costs(workload.networks[network](), workload.x, workload.compute, sorted(sizes))
+    mine = measure_costs(workload.networks[network](), workload.x, workload.compute, sorted(sizes), apart=True)
     plain = asdict(mine) | {"links": None}
     others = runtime.exchange(f"costs of {network}", plain)
 
@@ -186,10 +191,14 @@ def feasible(
     for contender in contenders(workload, runtime.world_size, microbatches, arguments.extractors):
         if arguments.only and not any(word in contender.key for word in arguments.only):
             continue
+        reason = None
         try:
             contender.build(runtime, workload, costs[contender.network])
         except UsageError as error:
-            left_out.append({"key": contender.key, "reason": str(error)})
+            reason = str(error)
+        reasons = [found for found in runtime.exchange(f"feasible: {contender.key}", reason) if found is not None]
+        if reasons:
+            left_out.append({"key": contender.key, "reason": reasons[0]})
         else:
             chosen.append(contender)
     return chosen, left_out
@@ -198,8 +207,6 @@ def feasible(
 def memory_pass(contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> Measured:
     """Each method alone in memory."""
     measured = Measured()
-    gc.collect()
-    reset_peak_memory(runtime.device)
     entry = Entry(contender, runtime, workload, costs)
     if entry.engine is not None:
         memory, traffic = memory_of(entry, runtime, workload)
@@ -212,6 +219,8 @@ def memory_pass(contender: Contender, runtime: Runtime, workload: Workload, cost
 def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memory, dict[str, dict[str, float]]]:
     """A step that is not counted, then one whose memory and traffic are."""
     assert entry.engine is not None
+    gc.collect()
+    reset_peak_memory(runtime.device)
     clock = Clock(runtime.device)
     entry.step(clock)
     stage, traffic = entry.engine.stage, entry.engine.traffic
@@ -237,7 +246,7 @@ def timed_step(entry: Entry, runtime: Runtime, offset: float, measured: Measured
         measured.spans.append(spans)
 
 
-def predict(entry: Entry, runtime: Runtime, workload: Workload, costs: Costs) -> tuple[Prediction, float | None]:
+def predict(entry: Entry, runtime: Runtime, workload: Workload, costs: Costs) -> tuple[Prediction | None, float | None]:
     """The model's step and the paper's projected speed-up."""
     contender = entry.contender
     prediction = contender.predict(entry.engine, runtime.world_size, workload, costs)
@@ -246,18 +255,18 @@ def predict(entry: Entry, runtime: Runtime, workload: Workload, costs: Costs) ->
 
 def rows(
     everyone: dict[Contender, list[Measured]],
-    predictions: dict[Contender, tuple[Prediction, float | None]],
+    predictions: dict[Contender, tuple[Prediction | None, float | None]],
     workload: Workload,
     num_ranks: int,
 ) -> list[dict[str, Any]]:
     """The rows of the report."""
     medians = {contender: statistics.median(step_seconds(ranks)) for contender, ranks in everyone.items()}
     naive = [seconds for c, seconds in medians.items() if c.schedule == "naive"]
-    pipelines = [s for c, s in medians.items() if c.method == "bp" and not c.single and c.network == "cascade"]
+    backpropagation = [seconds for c, seconds in medians.items() if c.method != "sid"]
     found = []
     for contender, measured in everyone.items():
         ranks = [m for m in measured if m.seconds]
-        steps = sorted(1000 * seconds for seconds in step_seconds(measured))
+        p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(measured), [0.1, 0.9]))
         median = medians[contender]
         prediction, paper = predictions[contender]
         found.append(
@@ -266,17 +275,18 @@ def rows(
                 **{name: getattr(contender, name) for name in ("method", "schedule", "network", "extractor")},
                 "microbatches": contender.microbatches,
                 "world_size": 1 if contender.single else num_ranks,
-                "step_ms": {"median": 1000 * median, "p10": quantile(steps, 0.1), "p90": quantile(steps, 0.9)},
+                "step_ms": {"median": 1000 * median, "p10": p10, "p90": p90},
                 "samples_per_second": len(workload.x) / median,
                 "speedup_vs_naive_bp": naive[0] / median if naive else None,
-                "speedup_vs_best_bp": min(pipelines) / median if pipelines else None,
+                "speedup_vs_best_bp": min(backpropagation) / median if backpropagation else None,
                 "law_speedup": contender.law(num_ranks),
                 "paper_speedup": paper,
-                "model_step_ms": 1000 * prediction.seconds,
-                "bubble_fraction": statistics.median(bubbles(ranks)),
-                "model_bubble_fraction": prediction.bubble,
+                "model_step_ms": None if prediction is None else 1000 * prediction.seconds,
+                # DDP waits for other ranks inside its backward, where no clock of ours sees it.
+                "bubble_fraction": None if contender.method == "ddp" else statistics.median(bubbles(ranks)),
+                "model_bubble_fraction": None if prediction is None else prediction.bubble,
                 "saved_activation_bytes": [m.memory["saved_activations"] for m in ranks],
-                "model_saved_activation_bytes": prediction.saved_bytes,
+                "model_saved_activation_bytes": None if prediction is None else prediction.saved_bytes,
                 "peak_memory_bytes": [m.peak_memory for m in ranks],
                 "bytes_sent": [sum(count["bytes"] for count in m.traffic.values()) for m in ranks],
                 "messages_sent": [sum(count["messages"] for count in m.traffic.values()) for m in ranks],
@@ -313,34 +323,26 @@ def phases(measured: Measured) -> dict[str, float]:
     return {phase: statistics.median(values) for phase, values in per_step.items()}
 
 
-def timelines_of(ranks: list[Measured], prediction: Prediction) -> dict[str, Any]:
+def timelines_of(ranks: list[Measured], prediction: Prediction | None) -> dict[str, Any]:
     """The measured step whose length is the median, on a clock common to all ranks, and the modelled one."""
     running = [m for m in ranks if m.seconds]
     steps = step_seconds(running)
     k = sorted(range(len(steps)), key=steps.__getitem__)[len(steps) // 2]
     zero = min(m.begins[k] for m in running)
-    measured = [
-        [
-            [phase, label, m.begins[k] - zero + start, m.begins[k] - zero + end]
-            for phase, label, start, end in m.spans[k]
-        ]
-        for m in running
-    ]
+    measured = [[shifted(span, m.begins[k] - zero) for span in m.spans[k]] for m in running]
     modelled = None
-    if prediction.timeline is not None:
+    if prediction is not None and prediction.timeline is not None:
         modelled = [
-            [[PHASE[action.do], str(action), start, end] for start, end, action in spans]
+            [shifted((PHASE[action.do], str(action), start, end), 0.0) for start, end, action in spans]
             for spans in prediction.timeline.spans
         ]
     return {"measured": measured, "modelled": modelled}
 
 
-def quantile(ordered: list[float], share: float) -> float:
-    """Linear interpolation between the values of an ordered list."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def shifted(span: Sequence[Any], seconds: float) -> list[Any]:
+    """A span on the common clock, to the microsecond: a clock tells no more, and the file is half as long."""
+    phase, label, start, end = span
+    return [phase, label, round(start + seconds, 6), round(end + seconds, 6)]
 
 
 def describe_link(link: dict[str, float]) -> dict[str, float | None]:
@@ -370,7 +372,7 @@ def environment(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, An
         "commit": source_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "command": f"torchrun --standalone --nproc_per_node={runtime.world_size} profiling/speedup.py {given}",
-        "warmup_steps": arguments.warmup + 2,
+        "warmup_steps": arguments.warmup,
         "steps": arguments.steps,
     }
 

@@ -8,6 +8,7 @@ result = engine.step(x, y)  # gradients are in stage.parameters()
 
 from sidpar.cascade import Cascade
 from sidpar.compute import Compute
+from sidpar.cut import make_cut
 from sidpar.engines import StepResult
 from sidpar.engines.bp import BPEngine
 from sidpar.engines.local import LocalEngine
@@ -15,6 +16,7 @@ from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
+from sidpar.placement import Copies
 from sidpar.runtime import Runtime
 from sidpar.stage import Stage
 from sidpar.version import __version__
@@ -23,6 +25,7 @@ __all__ = [
     "BPEngine",
     "Cascade",
     "Compute",
+    "Copies",
     "LocalEngine",
     "Objective",
     "PipelineEngine",
@@ -32,4 +35,5 @@ __all__ = [
     "StepResult",
     "UsageError",
     "__version__",
+    "make_cut",
 ]

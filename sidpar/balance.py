@@ -2,37 +2,43 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from sidpar import device
-from sidpar.cascade import Cascade, TensorTuple, initial_state
+from sidpar.cascade import Cascade, TensorTuple, at_least_fp32, initial_state
 from sidpar.compute import Compute
 from sidpar.cost_model import Costs, Curve, Piece
 from sidpar.memory import SavedTensors, bytes_of
 from sidpar.runtime import Runtime
+from sidpar.specs import layer_names, named_sequence
 from sidpar.stage import Stage
 
 _REPEATS = 5
 
 
-def measure_costs(cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = ()) -> Costs:
-    """Forward and backward time and saved bytes of each of the extractor's layers and each refiner, on x's device.
+def measure_costs(
+    cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = (), *, apart: bool = False
+) -> Costs:
+    """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
 
     Medians of a few runs after one that is not counted, by CUDA events on a GPU, for batches of each size in `rows` (by
-    default x's own), cut from x. Works on a copy of the cascade. Messages are not measured here (see `links.py`).
+    default x's own), cut from x. With `apart`, each layer of a Sequential extractor is a piece of its own. Works on a
+    copy of the cascade. Messages are not measured here (see `links.py`).
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(copy.deepcopy(cascade), runtime, compute=compute)
     sizes = sorted(set(rows) or {len(x)})
-    measured = [_measure(stage, x[:size]) for size in sizes]
+    measured = [_measure(stage, x[:size], apart) for size in sizes]
+    saved = _saved_bytes(stage, x[: sizes[-1]], apart)
     pieces = [
         Piece(
             Curve(tuple(sizes), tuple(runs[k].forward for runs in measured)),
             Curve(tuple(sizes), tuple(runs[k].backward for runs in measured)),
-            measured[-1][k].saved_bytes / sizes[-1],
+            saved[k] / sizes[-1],
         )
         for k in range(len(measured[0]))
     ]
@@ -51,9 +57,9 @@ def measure_costs(cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[
 
 
 class _Run:
-    """One piece's figures for one size, and its output, detached."""
+    """One piece's times on inputs of one size, and its outputs, detached."""
 
-    def __init__(self, forward: Callable[[], TensorTuple], place: torch.device, known: Sequence[Tensor]) -> None:
+    def __init__(self, forward: Callable[[], TensorTuple], place: torch.device) -> None:
         forwards, backwards = [], []
         for _ in range(_REPEATS + 1):
             device.synchronize(place)
@@ -67,35 +73,52 @@ class _Run:
             device.synchronize(place)
             forwards.append(device.seconds_between(start, middle))
             backwards.append(device.seconds_between(middle, end))
-        with SavedTensors(known) as saved:
-            outputs = forward()
-            self.saved_bytes = saved.now
         self.forward, self.backward = median(forwards[1:]), median(backwards[1:])
         self.output_bytes = bytes_of(outputs)
-        self.outputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in outputs)
+        self.outputs = outputs
 
 
-def _measure(stage: Stage, x: Tensor) -> list[_Run]:
-    """All pieces in turn, each fed with what the one before returned."""
-    place, parameters = x.device, list(stage.parameters())
-    layers = _layers(stage)
+def _measure(stage: Stage, x: Tensor, apart: bool) -> list[_Run]:
+    """The times of all pieces."""
     runs: list[_Run] = []
-    tensors: TensorTuple = (x,)
-    for layer in layers:
-        known = [*parameters, x]
-        runs.append(_Run(lambda layer=layer, seen=tensors[0]: stage.run_layers(layer, seen, graph=True), place, known))  # type: ignore[misc]
-        tensors = runs[-1].outputs
-    features = tuple(t.detach().float().requires_grad_() if t.dtype == torch.bfloat16 else t for t in tensors)
-    state = initial_state(features, stage.num_classes)
-    for i in stage.own_refiners:
-        run = _Run(lambda i=i, s=state: stage.refine(i, features, s, graph=True), place, [*parameters, *features])  # type: ignore[misc]
-        runs.append(run)
-        state = run.outputs
+
+    def run(forward: Callable[[], TensorTuple]) -> TensorTuple:
+        runs.append(_Run(forward, x.device))
+        return runs[-1].outputs
+
+    _chain(stage, x, apart, run)
     return runs
 
 
-def _layers(stage: Stage) -> list[torch.nn.Module]:
+def _saved_bytes(stage: Stage, x: Tensor, apart: bool) -> list[int]:
+    """What each piece adds to what autograd keeps for the whole chain: a tensor that two pieces save counts once, for
+    the first of them. The images count for nobody."""
+    alive: list[TensorTuple] = []
+    added: list[int] = []
+    with SavedTensors([*stage.parameters(), x]) as saved:
+
+        def run(forward: Callable[[], TensorTuple]) -> TensorTuple:
+            before = saved.now
+            alive.append(forward())
+            added.append(saved.now - before)
+            return alive[-1]
+
+        _chain(stage, x, apart, run)
+    return added
+
+
+def _chain(stage: Stage, x: Tensor, apart: bool, run: Callable[[Callable[[], TensorTuple]], TensorTuple]) -> None:
+    """Run the pieces in turn, each on what the one before returned, without its graph."""
     assert stage.extractor is not None
-    if isinstance(stage.extractor, torch.nn.Sequential):
-        return list(stage.extractor.children())
-    return [stage.extractor]
+    tensors: TensorTuple = (x,)
+    for name in layer_names(stage.extractor) if apart else [""]:
+        layer = named_sequence(stage.extractor, [name]) if name else stage.extractor
+        tensors = _leaves(run(partial(stage.run_layers, layer, tensors[0], graph=True)))
+    features = _leaves(tuple(at_least_fp32(tensor) for tensor in tensors))
+    state = initial_state(features, stage.num_classes)
+    for i in stage.own_refiners:
+        state = _leaves(run(partial(stage.refine, i, features, state, graph=True)))
+
+
+def _leaves(tensors: TensorTuple) -> TensorTuple:
+    return tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors)

@@ -7,7 +7,7 @@ from sidpar.balance import measure_costs
 from sidpar.cascade import Cascade
 from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config import Config
-from sidpar.cut import Cut, check_microbatches, cut
+from sidpar.cut import Cut, check_microbatches, make_cut
 from sidpar.data.datasets import Dataset
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
@@ -106,11 +106,11 @@ def choose_cut(config: Config, cascade: Cascade, loader: Loader, runtime: Runtim
     counts = parallel.placement if isinstance(parallel.placement, list) else None
     num_layers = len(Skeleton(cascade).layer_names)
     layers, refiners = [1.0] * num_layers, [1.0] * len(cascade.refiners)
-    cut(schedule, extractor, world_size, layers, refiners, counts=counts)  # nor if it cannot be cut at all
+    make_cut(schedule, extractor, world_size, layers, refiners, counts=counts)  # nor if it cannot be cut at all
     if parallel.placement == "cost":
         layers, refiners = _costs(config, cascade, loader, runtime)
     by_cost = parallel.placement == "cost"
-    return cut(schedule, extractor, world_size, layers, refiners, counts=counts, by_cost=by_cost)
+    return make_cut(schedule, extractor, world_size, layers, refiners, counts=counts, by_cost=by_cost)
 
 
 def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> tuple[list[float], list[float]]:
@@ -128,7 +128,7 @@ def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -
     measured = None
     if runtime.rank == 0:
         rows = max(1, config.data.batch_size // choose_microbatches(config, runtime.world_size))
-        costs = measure_costs(cascade, loader.sample.repeat(rows, 1, 1, 1)[:rows], config.compute)
+        costs = measure_costs(cascade, loader.sample.repeat(rows, 1, 1, 1)[:rows], config.compute, apart=num_layers > 0)
         measured = [
             [piece.forward(rows) + piece.backward(rows) for piece in pieces]
             for pieces in (costs.layers, costs.refiners)

@@ -4,6 +4,7 @@ Nothing here waits for the device while a window is open. On a GPU a span is wha
 two events, so a `receive wait` there is the time for which computing stood still, not the message itself.
 """
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -73,17 +74,20 @@ def span(clock: Clock | None, phase: Phase, label: object = "") -> AbstractConte
 def clock_offset(runtime: Runtime) -> float:
     """Seconds to add to this rank's `time.perf_counter` to get rank 0's. All ranks call it.
 
-    Of several round trips the fastest is taken, and its answer to be from the middle, as NTP does.
+    Processes of one host share that clock. For other hosts, of several round trips the fastest is taken, and its answer
+    to be from the middle, as NTP does.
     """
     if runtime.groups is None:
         return 0.0
+    hosts = runtime.exchange("host", platform.node())
     group = runtime.groups.collectives
     token = torch.zeros(1, dtype=torch.float64, device=runtime.wire_device)
     offset = 0.0
-    for rank in range(1, runtime.world_size):
+    for rank in [rank for rank, host in enumerate(hosts) if host != hosts[0]]:
         if runtime.rank == 0:
             for _ in range(_ROUND_TRIPS):
                 dist.recv(token, group=group, group_src=rank)
+                synchronize(runtime.device)  # on NCCL a receive returns before the message is there
                 token.fill_(time.perf_counter())
                 dist.send(token, group=group, group_dst=rank)
         elif runtime.rank == rank:

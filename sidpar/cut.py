@@ -107,7 +107,7 @@ class Cut:
         return [layer for section in self.sections(rank) for layer in self.layers_of(section)]
 
 
-def cut(
+def make_cut(
     schedule: PipelineName,
     extractor: CutExtractor,
     num_ranks: int,

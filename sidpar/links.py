@@ -13,11 +13,12 @@ from sidpar.cost_model import Link, Links
 from sidpar.runtime import Runtime
 
 SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22)
-_REPEATS = 15
+_REPEATS = 8
+_IN_A_ROW = 4
 
 
 def measure_links(runtime: Runtime) -> Links:
-    """Ping-pong between neighbours, and each collective, over a range of sizes. All ranks call it; all get rank 0's.
+    """Ping-pong between ranks 0 and 1, and each collective, over a range of sizes. All ranks call it; all get rank 0's.
 
     A collective's size is that of the whole buffer: what all-gather returns, what reduce-scatter takes.
     """
@@ -50,9 +51,10 @@ def _fit(runtime: Runtime, run: Callable[[torch.Tensor], object], *, halves: boo
         for _ in range(_REPEATS):
             runtime.barrier()
             start = time.perf_counter()
-            run(tensor)
+            for _ in range(_IN_A_ROW):  # so that leaving the barrier at different times hardly counts
+                run(tensor)
             device.synchronize(runtime.device)
-            times.append(time.perf_counter() - start)
+            times.append((time.perf_counter() - start) / _IN_A_ROW)
         sizes.append(4.0 * count)
         seconds.append(median(times[2:]) / (2 if halves else 1))
     weights = 1 / np.array(seconds)

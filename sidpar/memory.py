@@ -18,9 +18,9 @@ from sidpar import device
 class SavedTensors:
     """Counts the bytes of the tensors that autograd keeps for backwards, now and at most, while it is entered.
 
-    Exact on any device. A tensor that several operations save counts once, as do views of the same memory; tensors in
-    `known` (parameters, the input batch), which are there in any case, do not count. Under autocast the copies of the
-    weights in half precision do count: they are memory that a forward holds until its backward.
+    Exact on any device. A tensor that several operations save counts once (overlapping views of different sizes count
+    each); tensors in `known` (parameters, the input batch), which are there in any case, do not count. Under autocast
+    the copies of the weights in half precision do count: they are memory that a forward holds until its backward.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:

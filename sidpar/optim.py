@@ -13,6 +13,7 @@ from sidpar.config import OptimConfig
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
     """The configured optimizer in torch's fused form, which makes one call per step instead of one per tensor."""
+    parameters = at_least_one(parameters)
     if config.name == "sgd":
         assert config.momentum is not None
         assert config.nesterov is not None
@@ -26,6 +27,12 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def at_least_one(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """A rank of a pipeline may hold layers without parameters alone, and torch refuses an optimizer of nothing: then an
+    empty parameter that never gets a gradient."""
+    return list(parameters) or [nn.Parameter(torch.zeros(0))]
 
 
 def build_scheduler(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> LambdaLR:

@@ -4,7 +4,6 @@ What crosses the seam between two sections: within the extractor, one activation
 later refiner reads, and the state, both with their graph, since in backpropagation gradients do cross.
 """
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from sidpar.cut import Cut
 from sidpar.device import seed_generator
 from sidpar.errors import UsageError
 from sidpar.seeding import mask_seed
-from sidpar.specs import Spec
+from sidpar.specs import Spec, named_sequence
 from sidpar.stage import Stage
 
 
@@ -74,7 +73,12 @@ class Section(nn.Module):
     def _outputs(self, tensors: TensorTuple) -> TensorTuple:
         """Tensors that can be sent, and that torch can detach in place once the gradient of the input is computed. So
         they are no views, and, where the weights' backward comes later, none that it still needs."""
-        return tuple(t.clone() if self._splits_backward or t._is_view() else t.contiguous() for t in tensors)
+        return tuple(
+            tensor.clone(memory_format=torch.contiguous_format)
+            if self._splits_backward or tensor._is_view()
+            else tensor.contiguous()
+            for tensor in tensors
+        )
 
     def _seed_masks(self, part: str) -> None:
         if self._stage[0].training:
@@ -126,9 +130,7 @@ def _layers(stage: Stage, layers: range) -> nn.Module | None:
     assert stage.extractor is not None
     if stage.placement.extractor != "cut":
         return stage.extractor
-    names = [stage.skeleton.layer_names[k] for k in layers]
-    children = dict(stage.extractor.named_children())
-    return nn.Sequential(OrderedDict((name, children[name]) for name in names))
+    return named_sequence(stage.extractor, [stage.skeleton.layer_names[k] for k in layers])
 
 
 def _refuse_integers(specs: tuple[Spec, ...], what: str) -> None:

@@ -6,6 +6,7 @@ sides of every message know its shape and dtype beforehand, and a module that do
 
 import copy
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,16 +77,15 @@ class Skeleton:
 
     @property
     def layer_names(self) -> list[str]:
-        """The extractor's layers, if it is a Sequential; a name that stands for all of it, otherwise."""
-        extractor = self._cascade.extractor
-        return [name for name, _ in extractor.named_children()] if isinstance(extractor, nn.Sequential) else [""]
+        """The extractor's layers, if it is a plain Sequential; a name that stands for all of it, otherwise."""
+        return layer_names(self._cascade.extractor)
 
     @torch.no_grad()
     def layers(self, x: Tensor) -> list[Spec]:
         """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
         be taken apart."""
         extractor = self._cascade.extractor
-        if not isinstance(extractor, nn.Sequential):
+        if self.layer_names == [""]:
             raise UsageError(
                 f"extractor=cut needs an extractor that is an nn.Sequential, whose layers can lie on different ranks, "
                 f"but it is a {type(extractor).__name__}: use extractor=root"
@@ -93,8 +93,8 @@ class Skeleton:
         self.specs(x)  # refuses inputs that do not fit, with the better message
         activation: Any = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
         specs: list[Spec] = []
-        for name, layer in extractor.named_children():
-            activation = layer(activation)
+        for name in self.layer_names:
+            activation = named_sequence(extractor, [name])(activation)
             if not isinstance(activation, Tensor):
                 raise UsageError(
                     f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only "
@@ -131,6 +131,17 @@ class Skeleton:
                 )
             states.append(_specs(state))
         return CascadeSpecs(_specs(features), tuple(states))
+
+
+def layer_names(extractor: nn.Module) -> list[str]:
+    """The layers of a Sequential in order, one that occurs twice twice; [""] for a module with a forward of its own."""
+    plain = isinstance(extractor, nn.Sequential) and type(extractor).forward is nn.Sequential.forward
+    return list(extractor._modules) if plain else [""]
+
+
+def named_sequence(extractor: nn.Module, names: list[str]) -> nn.Sequential:
+    """Some layers of a Sequential as one, under the names they have there."""
+    return nn.Sequential(OrderedDict((name, extractor.get_submodule(name)) for name in names))
 
 
 def _fingerprint(cascade: Cascade) -> str:

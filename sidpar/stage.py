@@ -1,7 +1,6 @@
 """What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,12 +12,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from sidpar.cascade import Cascade, TensorTuple, as_tuple, extract, refine
 from sidpar.choices import ExtractorPlacement
 from sidpar.compute import Compute
-from sidpar.cut import Cut
 from sidpar.device import preserved_generator, seed_generator
 from sidpar.errors import UsageError
 from sidpar.placement import Copies, Holding, Placement, place_as_given, place_by_count
 from sidpar.runtime import Runtime
-from sidpar.specs import CascadeSpecs, Skeleton
+from sidpar.specs import CascadeSpecs, Skeleton, layer_names, named_sequence
 
 _PROBE_ROWS = 32
 
@@ -46,7 +44,7 @@ class Stage(nn.Module):
         super().__init__()
         self.placement: Holding = placement or _place(len(cascade.refiners), runtime.world_size, extractor, counts)
         if runtime.world_size > 1 and not isinstance(self.placement, Copies):
-            _refuse_shared_parameters(cascade)
+            _refuse_shared_parameters(cascade, layers=self.placement.extractor == "cut")
         self.runtime = runtime
         self.compute = compute
         self.num_classes = cascade.num_classes
@@ -57,9 +55,10 @@ class Stage(nn.Module):
         self.to(runtime.device)
         if compute.channels_last and self.extractor is not None:
             self.extractor.to(memory_format=torch.channels_last)
-        if compute.compile and not isinstance(self.placement, Cut):  # sections are compiled as they are executed
-            for module in self.parts().values():
-                module.compile()
+        if compute.compile:
+            for name, module in self.parts().items():
+                if name != "extractor" or self.placement.extractor != "cut":  # sections compile their own layers
+                    module.compile()
 
     @property
     def own_refiners(self) -> Sequence[int]:
@@ -87,8 +86,7 @@ class Stage(nn.Module):
         own = self.placement.extractor_layers(self.runtime.rank, len(names))
         if len(own) == len(names):
             return extractor
-        children = dict(extractor.named_children())
-        return nn.Sequential(OrderedDict((names[k], children[names[k]]) for k in own)) if own else None
+        return named_sequence(extractor, [names[k] for k in own]) if own else None
 
     def parts(self) -> dict[str, nn.Module]:
         """This rank's extractor and refiners, by global name."""
@@ -177,9 +175,13 @@ def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, cou
     return Placement(place_as_given(counts, num_refiners, num_ranks), extractor)
 
 
-def _refuse_shared_parameters(cascade: Cascade) -> None:
-    """A parameter of two parts would be two parameters once these are on different ranks."""
-    parts = {"extractor": cascade.extractor} | {f"refiners.{i}": part for i, part in enumerate(cascade.refiners)}
+def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
+    """A parameter of two parts would be two parameters once these are on different ranks. With `layers`, each layer of
+    the extractor is a part of its own."""
+    names = layer_names(cascade.extractor) if layers else [""]
+    parts = {f"extractor.{name}" if name else "extractor": cascade.extractor.get_submodule(name) for name in names} | {
+        f"refiners.{i}": part for i, part in enumerate(cascade.refiners)
+    }
     owners: dict[int, str] = {}
     for name, part in parts.items():
         for parameter_name, parameter in part.named_parameters():

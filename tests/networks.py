@@ -81,6 +81,26 @@ def residual(num_blocks: int) -> Cascade:
     ).double()
 
 
+def flat(num_refiners: int) -> Cascade:
+    """An extractor whose first and third layers have no parameters; the third is there twice."""
+    tanh = nn.Tanh()
+    return assemble(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 6), tanh, nn.Linear(6, 6), tanh, nn.Linear(6, 4)),
+        lambda: ConcatRefiner(4, [7], CLASSES),
+        CLASSES,
+        num_refiners,
+        seed=9,
+    ).double()
+
+
+class Residual(nn.Sequential):
+    """A Sequential with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = super().forward(x).repeat(1, 1)
+        return output
+
+
 class TokenExtractor(nn.Module):
     """x [B, 5] to features [B, T = 5, 4]."""
 

@@ -61,9 +61,9 @@ def grid(runtime: Runtime) -> None:
                 )
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_gradients_equal_a_plain_loop(ranks: int) -> None:
-    """Also where a rank has no share of the batch (B = 2 on 3 ranks)."""
+    """Also where a rank has no share of the batch (B = 2 on 4 ranks)."""
     run_ranks(grid, ranks)
 
 
@@ -82,6 +82,47 @@ def dropout_masks(runtime: Runtime) -> None:
 
 def test_checkpointing_repeats_random_masks() -> None:
     run_ranks(dropout_masks, 1)
+
+
+def test_checkpointing_where_nothing_that_enters_is_trained() -> None:
+    """A frozen extractor: refiner 0's features have no gradient, and its parameters have one all the same."""
+    x, y = networks.batch(8)
+    found = []
+    for checkpointing in (False, True):
+        cascade = networks.plain(3)
+        cascade.extractor.requires_grad_(False)
+        stage = whole(cascade, Runtime.single("cpu"))
+        BPEngine(stage, Objective(), checkpointing=checkpointing).step(x, y)
+        found.append({name: gradient for name, gradient in gradients(stage).items() if "refiners" in name})
+    assert_close_gradients("checkpointing", found[1], found[0])
+
+
+def other_masks(runtime: Runtime) -> float:
+    """How alike the two ranks' log-beliefs are on two halves of a batch that are the same."""
+    x, y = networks.batch(4)
+    stage = whole(networks.with_dropout(2), runtime)
+    result = BPEngine(stage, Objective()).step(torch.cat([x, x]), torch.cat([y, y]))
+    return result.measures()[-1, 0].item()
+
+
+def test_every_rank_drops_something_else() -> None:
+    first, second = run_ranks(other_masks, 2)
+    assert first != second
+
+
+def running_statistics(runtime: Runtime) -> list[float]:
+    """Evaluation uses the statistics that are saved, rank 0's."""
+    x, y = networks.batch(8)
+    stage = whole(networks.noisy(2), runtime)
+    engine = BPEngine(stage, Objective())
+    engine.step(x, y)
+    engine.evaluate(x, y)
+    return [buffer.double().sum().item() for buffer in stage.buffers()]
+
+
+def test_ranks_evaluate_with_the_same_statistics() -> None:
+    first, second = run_ranks(running_statistics, 2)
+    assert first == second
 
 
 def test_batch_norm_counts_a_checkpointed_batch_once() -> None:

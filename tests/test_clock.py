@@ -81,6 +81,21 @@ def offsets(runtime: Runtime) -> float:
 
 def test_ranks_of_one_host_share_a_clock() -> None:
     """Processes of one host read the same monotonic clock, so the true offset is 0."""
-    first, *others = run_ranks(offsets, 3)
+    assert run_ranks(offsets, 3) == [0, 0, 0]
+
+
+def offset_between_hosts(runtime: Runtime) -> float:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sidpar.clock.platform.node", lambda: f"host {runtime.rank}")
+        if runtime.rank == 1:
+            ahead = time.perf_counter
+            patch.setattr("sidpar.clock.time.perf_counter", lambda: ahead() + 100)
+        return clock_offset(runtime)
+
+
+def test_clocks_of_other_hosts_are_compared() -> None:
+    """Rank 1's clock is 100 s ahead of the others'. Its error is at most half of the fastest round trip."""
+    first, ahead, other = run_ranks(offset_between_hosts, 3)
     assert first == 0
-    assert all(abs(offset) < 0.5 for offset in others)
+    assert ahead == pytest.approx(-100, abs=0.1)
+    assert other == pytest.approx(0, abs=0.1)

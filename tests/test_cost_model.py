@@ -20,7 +20,7 @@ from sidpar.cost_model import (
     predict_sid,
     predict_whole,
 )
-from sidpar.cut import cut
+from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
 from sidpar.schedule import SCHEDULES, all_ranks
@@ -45,7 +45,7 @@ def sid(schedule: Any, ranks: int, microbatches: int, given: Costs, extractor: A
 
 
 def pipeline(schedule: Any, ranks: int, microbatches: int, given: Costs) -> Prediction:
-    sections = cut(schedule, "root", ranks, [0.0], [1.0] * len(given.refiners))
+    sections = make_cut(schedule, "root", ranks, [0.0], [1.0] * len(given.refiners))
     generate = one_f_one_b if schedule == "1f1b" else gpipe
     lists = [list(with_messages(sections, generate(sections, rank, microbatches))) for rank in range(ranks)]
     return predict_pipeline(lists, given, sections, BATCH / microbatches)

@@ -1,15 +1,19 @@
 """Backpropagation over sections on ranks: the same gradients as one process, and torch's own order of work."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
-from sidpar import Compute, Objective, PipelineEngine, Runtime, Stage, UsageError
+from sidpar import BPEngine, Compute, Copies, Objective, PipelineEngine, Runtime, Stage, UsageError
 from sidpar.cascade import Cascade
 from sidpar.clock import Clock
-from sidpar.cut import PIPELINES, check_microbatches, cut
+from sidpar.cut import PIPELINES, check_microbatches, make_cut
+from sidpar.engines.pipeline import _check_cut
+from sidpar.optim import at_least_one
 from sidpar.phases import COMPUTE, PHASE
 from tests import networks
 from tests.harness import RankError, run_ranks
@@ -29,7 +33,7 @@ def pipeline(
     runtime: Runtime, schedule: Any, microbatches: int, network: str, objective: Objective = OBJECTIVES[0]
 ) -> PipelineEngine:
     build, extractor, layers, refiners = NETWORKS[network]
-    placement = cut(schedule, extractor, runtime.world_size, [1.0] * layers, [1.0] * refiners)
+    placement = make_cut(schedule, extractor, runtime.world_size, [1.0] * layers, [1.0] * refiners)
     stage = Stage(build(), runtime, placement=placement)
     return PipelineEngine(stage, objective, schedule=schedule, microbatches=microbatches, seed=3)
 
@@ -69,6 +73,42 @@ def test_gradients_equal_one_process(ranks: int) -> None:
     assert run_ranks(grid, ranks) == [4 * 16] * ranks
 
 
+def without_parameters(runtime: Runtime) -> None:
+    """Sections of Flatten alone and of tanh alone, and a module that occurs twice."""
+    x, y = networks.batch(8)
+    expected = plain_backpropagation(networks.flat(3), Objective(), x, y)
+    for schedule, counts in (("1f1b", (1, 8)), ("gpipe", (1, 8)), ("zbv", (1, 1, 1, 6)), ("zero_bubble", (2, 1, 1, 5))):
+        placement = make_cut(schedule, "cut", 2, [1.0] * 6, [1.0] * 3, counts=counts)  # type: ignore[arg-type]
+        stage = Stage(networks.flat(3), runtime, placement=placement)
+        engine = PipelineEngine(stage, Objective(), schedule=schedule, microbatches=4)  # type: ignore[arg-type]
+        optimizer = torch.optim.SGD(at_least_one(stage.parameters()), lr=0.0, momentum=0.9)
+        for _ in range(2):
+            engine.step(x, y)
+            engine.clip(1e9)
+            optimizer.step()
+        found = gradients(stage)
+        if found:
+            assert_close_gradients(schedule, found, expected)
+        assert engine.evaluate(x, y).samples == 8
+
+
+def test_a_rank_may_hold_no_parameters() -> None:
+    run_ranks(without_parameters, 2)
+
+
+def compiled(runtime: Runtime) -> None:
+    build = NETWORKS["cascade, extractor cut"][0]
+    x, y = networks.batch(8)
+    placement = make_cut("1f1b", "cut", 2, [1.0] * 3, [1.0] * 9, counts=[2, 10])
+    stage = Stage(build(), runtime, placement=placement, compute=Compute(compile=True))
+    PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2).step(x, y)
+    assert_close_gradients("compiled", gradients(stage), plain_backpropagation(build(), Objective(), x, y))
+
+
+def test_a_compiled_pipeline() -> None:
+    run_ranks(compiled, 2, timeout=300, step_timeout=120)
+
+
 def several_shapes(runtime: Runtime) -> None:
     """A ragged last batch, a batch smaller than M, and the first shape again."""
     engine = pipeline(runtime, "1f1b", 4, "cascade")
@@ -81,6 +121,64 @@ def several_shapes(runtime: Runtime) -> None:
 
 def test_batches_of_any_size() -> None:
     run_ranks(several_shapes, 2)
+
+
+def half_precision(runtime: Runtime) -> None:
+    """Convolutions in channels_last, cut between them: activations travel in bf16, contiguous."""
+    compute = Compute("bf16", channels_last=True)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 2, 4, 4, generator=generator), torch.arange(8) % networks.CLASSES
+    alone = Stage(networks.convolutional().float(), Runtime.single("cpu"), placement=Copies(5, 1), compute=compute)
+    BPEngine(alone, Objective()).step(x, y)
+    expected = gradients(alone)
+    for schedule, counts in (("1f1b", (3, 7)), ("zbv", (1, 2, 5, 2))):
+        placement = make_cut(schedule, "cut", 2, [1.0] * 5, [1.0] * 5, counts=counts)  # type: ignore[arg-type]
+        stage = Stage(networks.convolutional().float(), runtime, placement=placement, compute=compute)
+        engine = PipelineEngine(stage, Objective(), schedule=schedule, microbatches=4)  # type: ignore[arg-type]
+        engine.step(x, y)
+        for name, gradient in gradients(stage).items():
+            scale = expected[name].abs().max()
+            assert (gradient - expected[name]).abs().max() < 0.1 * scale, f"{schedule}: {name}"
+        if schedule == "1f1b" and runtime.rank == 0:
+            assert engine.traffic.sent["activation"].bytes == 8 * (8 * 4 * 4) * 2, "[8, 4, 4] per sample, 2 bytes each"
+
+
+def test_half_precision_and_memory_format() -> None:
+    run_ranks(half_precision, 2)
+
+
+def tokens(runtime: Runtime) -> None:
+    """Beliefs [B, T, C] and labels [B, T]."""
+    x, y = networks.batch(6, 5)
+    stage = Stage(networks.tokens(4), runtime, placement=make_cut("1f1b", "root", 2, [1.0], [1.0] * 4))
+    engine = PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=4)
+    result = engine.step(x, y)
+    assert_close_gradients("tokens", gradients(stage), plain_backpropagation(networks.tokens(4), Objective(), x, y))
+    assert result.samples == 30
+
+
+def test_a_belief_for_each_token() -> None:
+    run_ranks(tokens, 2)
+
+
+def masks(runtime: Runtime) -> None:
+    """Dropout masks do not depend on where the cascade is cut."""
+    found = []
+    for counts in ((2, 4), (5, 1)):
+        placement = make_cut("gpipe", "root", 2, [1.0], [1.0] * 6, counts=counts)
+        engine = PipelineEngine(
+            Stage(networks.with_dropout(6), runtime, placement=placement), Objective(), schedule="gpipe", microbatches=2
+        )
+        x, y = networks.batch(8)
+        engine.step(x, y)
+        engine.step(x, y)
+        total = sum(gradient.abs().sum() for gradient in gradients(engine.stage).values())
+        found.append(runtime.sum("gradients", torch.as_tensor(total).reshape(1)).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_masks_do_not_depend_on_the_cut() -> None:
+    run_ranks(masks, 2)
 
 
 def order(runtime: Runtime) -> None:
@@ -142,20 +240,31 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
 def refused(runtime: Runtime, case: str) -> None:
     build = NETWORKS["cascade"][0]
     if case == "compile":
-        placement = cut("zbv", "root", 2, [1.0], [1.0] * 9)
+        placement = make_cut("zbv", "root", 2, [1.0], [1.0] * 9)
         stage = Stage(build(), runtime, placement=placement, compute=Compute(compile=True))
         PipelineEngine(stage, Objective(), schedule="zbv", microbatches=4)
     elif case == "other cut":
-        stage = Stage(build(), runtime, placement=cut("zbv", "root", 2, [1.0], [1.0] * 9))
+        stage = Stage(build(), runtime, placement=make_cut("zbv", "root", 2, [1.0], [1.0] * 9))
         PipelineEngine(stage, Objective(), schedule="interleaved", microbatches=4)
     elif case == "integers":
-        stage = Stage(networks.with_hidden_state(4), runtime, placement=cut("1f1b", "root", 2, [1.0], [1.0] * 4))
+        stage = Stage(networks.with_hidden_state(4), runtime, placement=make_cut("1f1b", "root", 2, [1.0], [1.0] * 4))
         PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2).step(*networks.batch(4))
     elif case == "extractor":
-        stage = Stage(networks.tokens(4), runtime, placement=cut("1f1b", "cut", 2, [1.0], [1.0] * 4))
+        stage = Stage(networks.tokens(4), runtime, placement=make_cut("1f1b", "cut", 2, [1.0], [1.0] * 4))
         PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2).step(*networks.batch(4, 5))
+    elif case in ("subclass", "shared layer", "no tensor"):
+        cascade = networks.with_hidden_state(4) if case == "no tensor" else networks.plain(4)
+        layers = {
+            "subclass": networks.Residual(torch.nn.Linear(5, 4)),
+            "shared layer": torch.nn.Sequential(*[torch.nn.Linear(5, 5)] * 2, torch.nn.Linear(5, 4)),
+            "no tensor": torch.nn.Sequential(networks.TwoFeatures(), torch.nn.Identity()),
+        }
+        cascade.extractor = layers[case].double()
+        placement = make_cut("1f1b", "cut", 2, [1.0] * len(layers[case]), [1.0] * 4)
+        stage = Stage(cascade, runtime, placement=placement)
+        PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2).step(*networks.batch(4))
     elif case == "ranks differ":
-        stage = Stage(build(), runtime, placement=cut("1f1b", "root", 2, [1.0], [1.0] * 9))
+        stage = Stage(build(), runtime, placement=make_cut("1f1b", "root", 2, [1.0], [1.0] * 9))
         PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2 + runtime.rank)
 
 
@@ -163,9 +272,12 @@ def refused(runtime: Runtime, case: str) -> None:
     ("case", "message"),
     [
         ("compile", "torch does not support that with compute.compile"),
-        ("other cut", "needs a stage placed by cut('interleaved', ...)"),
+        ("other cut", "needs a stage placed by make_cut('interleaved', ...)"),
         ("integers", "feature 2 is torch.int64"),
         ("extractor", "extractor=cut needs an extractor that is an nn.Sequential"),
+        ("subclass", "extractor=cut needs an extractor that is an nn.Sequential"),
+        ("no tensor", "layer 0 of the extractor returns a tuple, and only tensors travel between layers"),
+        ("shared layer", "extractor.1.weight is also a parameter of extractor.0"),
         ("ranks differ", "microbatches: rank 0 has 2, rank 1 has 3"),
     ],
 )
@@ -176,7 +288,22 @@ def test_what_cannot_work_is_refused_on_every_rank(case: str, message: str) -> N
     assert all("UsageError: " in text and message in text for text in failure.value.errors.values())
 
 
+def test_what_gloo_cannot_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by looking at the runtime alone, so a runtime that could be will do."""
+
+    def stage(device: str) -> Any:
+        runtime = Runtime(rank=0, world_size=2, device=torch.device(device), backend="gloo")
+        placement = make_cut("zbv", "root", 2, [1.0], [1.0] * 4)
+        return SimpleNamespace(runtime=runtime, placement=placement, compute=Compute())
+
+    with pytest.raises(UsageError, match="backend=gloo cannot send a pipeline's CUDA tensors"):
+        _check_cut(stage("cuda"), "zbv")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0"))
+    with pytest.raises(UsageError, match="schedule=zbv on gloo needs torch 2.15, got 2.11.0"):
+        _check_cut(stage("cpu"), "zbv")
+
+
 def test_one_process_is_no_pipeline() -> None:
-    stage = Stage(networks.plain(2), Runtime.single("cpu"), placement=cut("gpipe", "root", 1, [1.0], [1.0, 1.0]))
+    stage = Stage(networks.plain(2), Runtime.single("cpu"), placement=make_cut("gpipe", "root", 1, [1.0], [1.0, 1.0]))
     with pytest.raises(UsageError, match="there is one process: use BPEngine"):
         PipelineEngine(stage, Objective(), schedule="gpipe")

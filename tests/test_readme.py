@@ -1,13 +1,16 @@
-"""The README's library example runs as printed, and its file tree is complete."""
+"""The README's examples run as printed, its tables are those of the committed results, its file tree is complete."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.harness import ROOT, torchrun
 
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "profiling" / "results"
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -27,3 +30,118 @@ def test_the_file_tree_names_every_file() -> None:
         name = str(path.relative_to(ROOT / "sidpar"))
         described = name if name.split("/")[0] not in ("models", "data") else f"{name.split('/')[0]}/"
         assert path.name == "__init__.py" or f" {described} " in tree, f"{name} is missing from the README's tree"
+    for path in (ROOT / "profiling").glob("*.py"):
+        assert f" {path.name} " in tree or path.name == "draw.py", f"{path.name} is missing from the README's tree"
+
+
+def read(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((RESULTS / name / "report.json").read_text())
+    return report
+
+
+METHODS = {
+    "SID `fused`, sharded": ("sid", "fused", "sharded"),
+    "SID `fused`, replicated": ("sid", "fused", "replicated"),
+    "SID `two_phase` (the paper's algorithms), sharded": ("sid", "two_phase", "sharded"),
+    "BP naive": ("bp", "naive", "root"),
+    "BP GPipe": ("bp", "gpipe", "cut"),
+    "BP 1F1B": ("bp", "1f1b", "cut"),
+    "BP interleaved 1F1B": ("bp", "interleaved", "cut"),
+    "BP zero bubble": ("bp", "zero_bubble", "cut"),
+    "BP ZBV": ("bp", "zbv", "cut"),
+    "BP DualPipeV": ("bp", "dualpipe_v", "cut"),
+    "DDP": ("ddp", "ddp", "whole"),
+}
+
+
+def speed_table(report: dict[str, Any]) -> list[str]:
+    """Measured speed-up over naive backpropagation, the law in brackets, for each M."""
+    rows = {(r["method"], r["schedule"], r["extractor"], r["microbatches"]): r for r in report["rows"]}
+    counts = sorted({r["microbatches"] for r in report["rows"]})
+    lines = ["| | " + " | ".join(f"M = {m}" for m in counts) + " |", "| --- " * (len(counts) + 1) + "|"]
+    for name, method in METHODS.items():
+        cells = []
+        for m in counts:
+            row = rows.get((*method, m))
+            law = "" if row is None or row["law_speedup"] is None else f" ({row['law_speedup']:.2f})"
+            cells.append("-" if row is None else f"{row['speedup_vs_naive_bp']:.2f}{law}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def memory_table(report: dict[str, Any], keys: dict[str, str]) -> list[str]:
+    """Peak of saved activations per rank, and what else a rank holds, on the rank that holds most of it."""
+    rows = {r["key"]: r for r in report["rows"]}
+    lines = ["| | saved activations per rank, MiB | parameters, gradients, optimizer state, MiB | sent per step, MiB |"]
+    lines.append("| --- " * 4 + "|")
+    for name, key in keys.items():
+        row = rows[key]
+        saved = ", ".join(f"{size / 2**20:.2f}" for size in row["saved_activation_bytes"])
+        held = max(m["parameters"] + m["gradients"] + m["optimizer_state"] for m in row["memory"]) / 2**20
+        lines.append(f"| {name} | {saved} | {held:.1f} | {max(row['bytes_sent']) / 2**20:.2f} |")
+    return lines
+
+
+MEMORY = {
+    "SID `fused`, sharded, M = 8": "sid fused sharded M=8",
+    "SID `two_phase`, sharded, M = 8": "sid two_phase sharded M=8",
+    "BP GPipe, M = 8": "bp gpipe cut M=8",
+    "BP 1F1B, M = 8": "bp 1f1b cut M=8",
+    "BP interleaved 1F1B, M = 8": "bp interleaved cut M=8",
+    "BP zero bubble, M = 8": "bp zero_bubble cut M=8",
+    "BP ZBV, M = 8": "bp zbv cut M=8",
+    "DDP": "ddp ddp whole M=1",
+    "BP, one process": "bp one process whole M=1",
+    "BP, one process, 8 accumulated parts": "bp one process, accumulation whole M=8",
+    "BP, one process, checkpointing": "bp one process, checkpointing whole M=1",
+}
+
+
+def ratio_table(report: dict[str, Any]) -> list[str]:
+    """Step times of real arithmetic, as ratios to the fastest SID."""
+    rows = [row for row in report["rows"] if row["network"] == "cascade"]
+    groups = {
+        "SID": [r for r in rows if r["method"] == "sid" and not r["schedule"].startswith("one process")],
+        "best BP pipeline": [r for r in rows if r["method"] == "bp" and not r["schedule"].startswith("one process")],
+        "DDP": [r for r in rows if r["method"] == "ddp"],
+        "one process, 1 thread": [r for r in rows if r["key"] == "bp one process whole M=1"],
+        "one process, 2 threads": [
+            r for r in rows if r["schedule"] == "one process, 2 threads" and r["method"] == "bp"
+        ],
+    }
+    best = {name: min(group, key=lambda row: row["step_ms"]["median"]) for name, group in groups.items()}
+    sid = best["SID"]["step_ms"]["median"]
+    lines = ["| | setting | step, ms (p10 to p90) | step : SID's |", "| --- " * 4 + "|"]
+    for name, row in best.items():
+        step = row["step_ms"]
+        lines.append(
+            f"| {name} | {row['schedule']}, {row['extractor']}, M = {row['microbatches']} | {step['median']:.0f} "
+            f"({step['p10']:.0f} to {step['p90']:.0f}) | {step['median'] / sid:.2f} |"
+        )
+    return lines
+
+
+@pytest.mark.parametrize("name", ["emulated_k4", "emulated_k8"])
+def test_speed_tables(name: str) -> None:
+    assert "\n".join(speed_table(read(name))) in README
+
+
+def test_memory_table() -> None:
+    assert "\n".join(memory_table(read("wide_mlp_k2"), MEMORY)) in README
+
+
+@pytest.mark.parametrize("name", ["wide_mlp_k2", "simple_cnn_k2"])
+def test_ratio_tables(name: str) -> None:
+    assert "\n".join(ratio_table(read(name))) in README
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/report.json")), ids=lambda path: path.parent.name)
+def test_commands_are_those_of_the_results(path: Path) -> None:
+    """Each committed comparison can be made again by a command that the README prints."""
+    command = json.loads(path.read_text())["environment"]["command"]
+    assert command in " ".join(README.split()), command
+
+
+def test_pictures_are_there() -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README):
+        assert (ROOT / picture).stat().st_size > 10_000, picture

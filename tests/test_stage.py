@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Copies, Objective, Runtime, SIDEngine, Stage, make_cut
 from sidpar.cascade import Cascade
 from sidpar.models import ConcatRefiner
 from sidpar.seeding import seeded
@@ -27,6 +27,31 @@ def test_parameters_keep_their_global_names() -> None:
     assert {name.split(".")[1] for name in found[1]} == {"1", "2", "3", "4"}
     for name in run_ranks(shares, 2, "replicated", None)[1]:
         assert name in everything
+
+
+def cut_shares(runtime: Runtime) -> tuple[list[str], dict[str, int]]:
+    """The extractor of this cascade is Linear, Tanh, Linear; five refiners follow."""
+    placement = make_cut("1f1b", "cut", 2, [1.0] * 3, [1.0] * 5, counts=[1, 7])
+    stage = Stage(networks.plain(5), runtime, placement=placement)
+    return list(stage.state_dict()), {name: stage.owner(name) for name in stage.skeleton.state_dict()}
+
+
+def test_layers_of_a_cut_extractor_keep_their_global_names() -> None:
+    (first, owners), (second, same) = run_ranks(cut_shares, 2)
+    assert first == ["extractor.0.weight", "extractor.0.bias"]
+    assert set(first) | set(second) == set(owners) == set(networks.plain(5).state_dict())
+    assert owners == same == {name: int(name not in first) for name in owners}
+
+
+def copies(runtime: Runtime) -> tuple[list[str], set[int]]:
+    stage = Stage(networks.plain(3), runtime, placement=Copies(3, 2))
+    return list(stage.state_dict()), {stage.owner(name) for name in stage.state_dict()}
+
+
+def test_copies_hold_everything_and_rank_0_speaks_for_it() -> None:
+    for names, owners in run_ranks(copies, 2):
+        assert set(names) == set(networks.plain(3).state_dict())
+        assert owners == {0}
 
 
 def test_one_rank_holds_everything() -> None:

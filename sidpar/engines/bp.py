@@ -99,7 +99,8 @@ class BPEngine:
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad():
-            seen = [log_belief[: len(rows)] for log_belief in self._chain(self._move(x, y, rows)[0])]
+            # Through DDP, which first gives all ranks rank 0's running statistics, those that are saved.
+            seen = [log_belief[: len(rows)] for log_belief in self._parallel(self._move(x, y, rows)[0])]
         return self._result([seen], y[rows.start : rows.stop], y.numel())
 
     def clip(self, limit: float) -> None:
@@ -109,7 +110,9 @@ class BPEngine:
     def _learn(self, m: int, x: Tensor, y: Tensor, weight: float, samples: int) -> list[Tensor]:
         """Forward and backward of this rank's share of microbatch m."""
         with span(self.clock, "forward", f"microbatch {m}"):
-            self._chain.prepare(self._seed, self.steps, m, self._checkpointing)
+            # Every rank's share has random masks of its own.
+            share = m * self.stage.runtime.world_size + self.stage.runtime.rank
+            self._chain.prepare(self._seed, self.steps, share, self._checkpointing)
             log_beliefs: list[Tensor] = self._parallel(x)
             target = target_of(self.objective, y, self.stage.num_classes, log_beliefs[0].dtype)
             losses = [
@@ -181,6 +184,8 @@ class _Chain(nn.Module):
         self._seed_masks("extractor")
         features = stage.extract(x, graph=torch.is_grad_enabled())
         state = initial_state(features, stage.num_classes)
+        if self._checkpointing and torch.is_grad_enabled():
+            state[0].requires_grad_()  # or nothing that enters refiner 0 might, and checkpointing would cut the graph
         log_beliefs = [state[0]]
         for i in stage.own_refiners:
             self._seed_masks(f"refiners.{i}")

@@ -79,8 +79,9 @@ class PipelineEngine:
         agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
         self._sections: dict[int, Section] = {}
         self._seams: dict[object, list[tuple[Spec, ...]]] = {}
-        self._pipelines: dict[tuple[object, int], Any] = {}
-        self._targets, self._weights = torch.empty(0), torch.empty(0)
+        self._pipelines: dict[object, Any] = {}
+        self._fillings: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._places = self._targets = self._weights = torch.empty(0)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
@@ -92,15 +93,14 @@ class PipelineEngine:
         for section in self._sections.values():
             section.step = self.steps
             section.log_beliefs.clear()
-        rows = torch.arange(size * self._microbatches)
-        rows[len(x) :] = 0
-        # What each row of the filled batch counts in the mean over the global batch.
-        self._weights = (torch.arange(len(rows)) < len(x)).to(device, torch.float64) / y.numel()
-        self._targets = y[rows].to(device)
-        arguments = (x[rows].to(device),) if 0 in self._sections else ()
-        ends_here = self._cut.num_sections - 1 in self._sections
+        rows, self._weights = self._filled(len(x), size * self._microbatches, y[0].numel())
+        x, self._targets = x.to(device), y.to(device)
+        if len(rows) > len(x):
+            x, self._targets = x[rows], self._targets[rows]
+        arguments = (x,) if 0 in self._sections else ()
+        target = self._places[: len(rows)] if self._cut.num_sections - 1 in self._sections else None
         with preserved_generator(device), self.stage.runtime.during(f"{self._schedule} pipeline", self.steps):
-            pipeline.step(*arguments, target=torch.arange(len(rows), device=device) if ends_here else None)
+            pipeline.step(*arguments, target=target)
         self.steps += 1
         return self._result(y, self._microbatches)
 
@@ -154,8 +154,8 @@ class PipelineEngine:
                         splits_backward=PIPELINES[self._schedule].splits_backward,
                         seed=self._seed,
                     )
-                    if self.stage.compute.compile:
-                        section.compile()
+                    if self.stage.compute.compile and section.layers is not None:
+                        section.layers.compile()
                     self._sections[index] = section
             self._seams[key] = specs
         return self._seams[key]
@@ -163,15 +163,30 @@ class PipelineEngine:
     def _pipeline(self, x: Tensor, size: int, specs: list[tuple[Spec, ...]]) -> Any:
         """torch's schedule for microbatches of `size` rows like x."""
         key = (tuple(x.shape[1:]), x.dtype, size)
-        if (key, size) not in self._pipelines:
+        if key not in self._pipelines:
             stages = [_TimedStage(self, section, specs, size) for section in self._sections.values()]
             schedule = _CLASSES[self._schedule]
             several = issubclass(schedule, PipelineScheduleMulti)
             assert several or issubclass(schedule, PipelineScheduleSingle)
-            self._pipelines[key, size] = schedule(
+            self._pipelines[key] = schedule(
                 stages if several else stages[0], self._microbatches, loss_fn=self._loss, scale_grads=False
             )
-        return self._pipelines[key, size]
+        return self._pipelines[key]
+
+    def _filled(self, batch: int, filled: int, labels_per_row: int) -> tuple[Tensor, Tensor]:
+        """Which row of the batch each row of the filled batch is, and what it counts in the mean over all labels.
+
+        On the device, and once per shape: a copy from the host would wait for the device in every step."""
+        key = (batch, filled, labels_per_row)
+        if key not in self._fillings:
+            rows = torch.arange(filled)
+            weights = (rows < batch).to(torch.float64) / (batch * labels_per_row)
+            rows[batch:] = 0
+            device = self.stage.runtime.device
+            self._fillings[key] = rows.to(device), weights.to(device)
+            if filled > len(self._places):
+                self._places = torch.arange(filled, device=device)
+        return self._fillings[key]
 
     def _loss(self, log_p: Tensor, rows: Tensor) -> Tensor:
         """This microbatch's share of the mean loss over the global batch: so gradients are summed, and not scaled."""
@@ -295,8 +310,8 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
         or cut.num_ranks != runtime.world_size
     ):
         raise UsageError(
-            f"schedule={schedule} on {runtime.world_size} ranks needs a stage placed by cut({schedule!r}, ...) for as "
-            f"many ranks, got {cut}"
+            f"schedule={schedule} on {runtime.world_size} ranks needs a stage placed by make_cut({schedule!r}, ...) "
+            f"for as many ranks, got {cut}"
         )
     if stage.compute.compile and pipeline.splits_backward:
         raise UsageError(
