@@ -203,10 +203,11 @@ def verdict(rows: Sequence[Row]) -> str:
 
 SPEED_NOTE = (
     "Sorted by time. *step*: median and 10th to 90th percentile; *vs naive BP*, *vs best BP*: measured speed-up over "
-    "the pipeline without microbatches and over the fastest backpropagation; *law*: the speed-up over naive BP of "
-    "DESIGN section 5, for equal refiners, extractor and messages left out; *model*: the cost model's step, and its "
-    "share of the measured one; *bubble*: share of a step in which ranks do not compute, measured / modelled; *paper*: "
-    "the projection of its appendix B.3, T_BP / (T_teacher + T_extractor + max over processors), communication ignored."
+    "the pipeline without microbatches and over the fastest backpropagation of this table; *law*: the speed-up over "
+    "naive BP by the laws of DESIGN section 5 (two_phase and interleaved: derived alike), for equal refiners, without "
+    "extractor and messages; *model*: the cost model's step, and its share of the measured one; *bubble*: share of a "
+    "step in which ranks do not compute, measured / modelled; *paper*: the projection of its appendix B.3, T_BP / "
+    "(T_teacher + T_extractor + max over processors), communication ignored."
 )
 
 

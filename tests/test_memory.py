@@ -1,10 +1,13 @@
 """The counter of saved activations against networks counted by hand, and the other figures."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sidpar.device import peak_memory, reset_peak_memory
 from sidpar.memory import SavedTensors, bytes_of, measure_memory, resident
 
 
@@ -70,6 +73,19 @@ def test_resident_set_grows() -> None:
     before = resident()
     ballast = torch.ones(64 << 18)
     assert resident() - before > bytes_of([ballast]) // 2
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not let the peak be reset")
+def test_the_peak_of_the_resident_set_begins_anew() -> None:
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    ballast = torch.ones(64 << 18)
+    high = peak_memory(cpu)
+    assert high - before > bytes_of([ballast]) // 2
+    del ballast
+    reset_peak_memory(cpu)
+    assert high - peak_memory(cpu) > 32 << 20
 
 
 @pytest.mark.parametrize("autocast", [False, True])

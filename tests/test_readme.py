@@ -69,30 +69,34 @@ def speed_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def memory_table(report: dict[str, Any], keys: dict[str, str]) -> list[str]:
+def memory_table(report: dict[str, Any], m: int, unit: str) -> list[str]:
     """Peak of saved activations per rank, and what else a rank holds, on the rank that holds most of it."""
     rows = {r["key"]: r for r in report["rows"]}
-    lines = ["| | saved activations per rank, MiB | parameters, gradients, optimizer state, MiB | sent per step, MiB |"]
+    size = {"KiB": 2**10, "MiB": 2**20}[unit]
+    lines = [
+        f"| | saved activations per rank, {unit} | parameters, gradients, optimizer state, {unit} | sent, {unit} |"
+    ]
     lines.append("| --- " * 4 + "|")
-    for name, key in keys.items():
-        row = rows[key]
-        saved = ", ".join(f"{size / 2**20:.2f}" for size in row["saved_activation_bytes"])
-        held = max(m["parameters"] + m["gradients"] + m["optimizer_state"] for m in row["memory"]) / 2**20
-        lines.append(f"| {name} | {saved} | {held:.1f} | {max(row['bytes_sent']) / 2**20:.2f} |")
+    for name, key in MEMORY.items():
+        row = rows[key.format(m=m)]
+        saved = ", ".join(f"{saved / size:.1f}" for saved in row["saved_activation_bytes"])
+        held = max(r["parameters"] + r["gradients"] + r["optimizer_state"] for r in row["memory"]) / size
+        lines.append(f"| {name.format(m=m)} | {saved} | {held:.1f} | {max(row['bytes_sent']) / size:.1f} |")
     return lines
 
 
 MEMORY = {
-    "SID `fused`, sharded, M = 8": "sid fused sharded M=8",
-    "SID `two_phase`, sharded, M = 8": "sid two_phase sharded M=8",
-    "BP GPipe, M = 8": "bp gpipe cut M=8",
-    "BP 1F1B, M = 8": "bp 1f1b cut M=8",
-    "BP interleaved 1F1B, M = 8": "bp interleaved cut M=8",
-    "BP zero bubble, M = 8": "bp zero_bubble cut M=8",
-    "BP ZBV, M = 8": "bp zbv cut M=8",
+    "SID `fused`, replicated, M = {m}": "sid fused replicated M={m}",
+    "SID `fused`, sharded, M = {m}": "sid fused sharded M={m}",
+    "SID `two_phase`, replicated, M = {m}": "sid two_phase replicated M={m}",
+    "BP GPipe, M = {m}": "bp gpipe cut M={m}",
+    "BP 1F1B, M = {m}": "bp 1f1b cut M={m}",
+    "BP interleaved 1F1B, M = {m}": "bp interleaved cut M={m}",
+    "BP zero bubble, M = {m}": "bp zero_bubble cut M={m}",
+    "BP ZBV, M = {m}": "bp zbv cut M={m}",
     "DDP": "ddp ddp whole M=1",
     "BP, one process": "bp one process whole M=1",
-    "BP, one process, 8 accumulated parts": "bp one process, accumulation whole M=8",
+    "BP, one process, {m} accumulated parts": "bp one process, accumulation whole M={m}",
     "BP, one process, checkpointing": "bp one process, checkpointing whole M=1",
 }
 
@@ -126,8 +130,9 @@ def test_speed_tables(name: str) -> None:
     assert "\n".join(speed_table(read(name))) in README
 
 
-def test_memory_table() -> None:
-    assert "\n".join(memory_table(read("wide_mlp_k2"), MEMORY)) in README
+@pytest.mark.parametrize(("name", "m", "unit"), [("emulated_k4", 16, "KiB"), ("wide_mlp_k2", 8, "MiB")])
+def test_memory_tables(name: str, m: int, unit: str) -> None:
+    assert "\n".join(memory_table(read(name), m, unit)) in README
 
 
 @pytest.mark.parametrize("name", ["wide_mlp_k2", "simple_cnn_k2"])

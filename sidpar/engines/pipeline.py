@@ -5,25 +5,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import pipelining
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
 from sidpar.cascade import TensorTuple, as_tuple
 from sidpar.choices import PipelineName
-from sidpar.clock import Clock, span
+from sidpar.clock import Clock
 from sidpar.cut import PIPELINES, Cut, check_microbatches
 from sidpar.device import preserved_generator
 from sidpar.engines import StepResult
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.bp import backpropagated
+from sidpar.engines.timed_stage import TimedStage
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
-from sidpar.memory import bytes_of
 from sidpar.objective import Objective
-from sidpar.phases import Phase
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.schedule import Action, Do
 from sidpar.sections import Section, seams
@@ -164,7 +161,9 @@ class PipelineEngine:
         """torch's schedule for microbatches of `size` rows like x."""
         key = (tuple(x.shape[1:]), x.dtype, size)
         if key not in self._pipelines:
-            stages = [_TimedStage(self, section, specs, size) for section in self._sections.values()]
+            stages = [
+                TimedStage(self, section, self._cut.num_sections, specs, size) for section in self._sections.values()
+            ]
             schedule = _CLASSES[self._schedule]
             several = issubclass(schedule, PipelineScheduleMulti)
             assert several or issubclass(schedule, PipelineScheduleSingle)
@@ -192,9 +191,8 @@ class PipelineEngine:
         """This microbatch's share of the mean loss over the global batch: so gradients are summed, and not scaled."""
         target = target_of(self.objective, self._targets[rows], self.stage.num_classes, log_p.dtype)
         losses = local_loss(self.objective, 1.0, log_p, log_p, target)
-        return (
-            (losses.flatten(1).sum(1) if losses.dim() > 1 else losses).mul(self._weights[rows].to(losses.dtype)).sum()
-        )
+        per_row = losses.reshape(len(losses), -1).sum(1)
+        return per_row.mul(self._weights[rows].to(losses.dtype)).sum()
 
     def _forward(self, x: Tensor, specs: list[tuple[Spec, ...]]) -> None:
         """The plain chain of sections, on one whole batch."""
@@ -227,75 +225,6 @@ class PipelineEngine:
         refiners = self.stage.own_refiners
         y = y.to(self.stage.runtime.device)
         return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, y.numel())
-
-
-class _TimedStage(PipelineStage):
-    """torch's stage, which also tells its section the microbatch, the clock the time, and the traffic the bytes."""
-
-    def __init__(self, engine: PipelineEngine, section: Section, specs: list[tuple[Spec, ...]], size: int) -> None:
-        runtime = engine.stage.runtime
-        assert runtime.groups is not None
-        inputs, outputs = (
-            tuple(_example(spec, size, gradient=s > 0) for spec in specs[s]) for s in (section.index, section.index + 1)
-        )
-        super().__init__(
-            section,
-            section.index,
-            engine._cut.num_sections,
-            runtime.device,
-            input_args=inputs,
-            output_args=outputs,
-            group=runtime.groups.chain[0],
-        )
-        self._engine = engine
-        self._section = section
-        self._posted: dict[tuple[str, int], int] = {}
-
-    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        self._section.microbatch = fwd_chunk_id
-        self._arrived("activation", fwd_chunk_id)
-        with self._during("forward", fwd_chunk_id):
-            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-
-    def backward_one_chunk(
-        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: Any = False
-    ) -> Any:
-        self._arrived("activation gradient", bwd_chunk_id)
-        with self._during("backward" if full_backward else "input backward", bwd_chunk_id):
-            return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
-
-    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        with self._during("weight backward", bwd_chunk_id):
-            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
-
-    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return self._received("activation", fwd_chunk_id, super().get_fwd_recv_ops(fwd_chunk_id))
-
-    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return self._received("activation gradient", bwd_chunk_id, super().get_bwd_recv_ops(bwd_chunk_id))
-
-    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return self._counted("activation", super().get_fwd_send_ops(fwd_chunk_id))
-
-    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return self._counted("activation gradient", super().get_bwd_send_ops(bwd_chunk_id))
-
-    def _during(self, phase: Phase, m: int) -> Any:
-        return span(self._engine.clock, phase, f"section {self._section.index}, microbatch {m}")
-
-    def _received(self, kind: str, m: int, messages: list[dist.P2POp]) -> list[dist.P2POp]:
-        """A posted receive occupies its buffers until the work that needs them begins."""
-        self._posted[kind, m] = bytes_of(message.tensor for message in messages)
-        self._engine.traffic.occupy(self._posted[kind, m])
-        return messages
-
-    def _arrived(self, kind: str, m: int) -> None:
-        self._engine.traffic.occupy(-self._posted.pop((kind, m), 0))
-
-    def _counted(self, kind: str, messages: list[dist.P2POp]) -> list[dist.P2POp]:
-        if messages:
-            self._engine.traffic.count(kind, bytes_of(message.tensor for message in messages), len(messages))
-        return messages
 
 
 def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
@@ -338,10 +267,6 @@ def _translated(order: Iterable[Any]) -> Iterable[Action]:
             continue
         for part in entry.sub_actions or (entry,):
             yield Action(_WORK[part.computation_type.name], part.microbatch_index, section=part.stage_index)
-
-
-def _example(spec: Spec, size: int, *, gradient: bool) -> Tensor:
-    return spec.empty(size, torch.device("meta")).requires_grad_(gradient)
 
 
 def _wait_all(pending: list[Pending]) -> None:
