@@ -128,7 +128,7 @@ def contenders(
     yield Contender("bp", f"{SINGLE}, checkpointing", "whole")
     yield Contender("bp", f"{SINGLE}, deep supervision", "whole")
     yield Contender("sid", SINGLE, "whole")
-    if workload.name != "emulated" and not torch.cuda.is_available():
+    if workload.name != "emulated" and num_ranks > 1 and not torch.cuda.is_available():
         yield Contender("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
         yield Contender("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
     if "plain" in workload.networks:
