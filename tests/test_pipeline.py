@@ -29,6 +29,14 @@ NETWORKS: dict[str, tuple[Callable[[], Cascade], Any, int, int]] = {
 }
 
 
+SCHEDULES: list[Any] = [
+    # On gloo, which these tests use, the others need torch 2.15.
+    name
+    for name, entry in PIPELINES.items()
+    if entry.order == "loop" or torch.__version__ >= "2.15"
+]
+
+
 def pipeline(
     runtime: Runtime, schedule: Any, microbatches: int, network: str, objective: Objective = OBJECTIVES[0]
 ) -> PipelineEngine:
@@ -53,7 +61,7 @@ def grid(runtime: Runtime) -> int:
         x, y = networks.batch(size)
         objective = OBJECTIVES[k % 2]
         expected = plain_backpropagation(build(), objective, x, y)
-        for schedule in PIPELINES:
+        for schedule in SCHEDULES:
             for microbatches in [m for m in (1, ranks, 2 * ranks) if allowed(schedule, m, ranks)]:
                 engine = pipeline(runtime, schedule, microbatches, network, objective)
                 result = engine.step(x, y)
@@ -69,8 +77,8 @@ def grid(runtime: Runtime) -> int:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_gradients_equal_one_process(ranks: int) -> None:
     """Per parameter, relative to its largest entry: gradients fade through a chain of beliefs, tolerances must not."""
-    # 4 networks; naive 1, gpipe 3, 1f1b 2, interleaved 3, zero bubble 3, zbv 3, dualpipe_v 1
-    assert run_ranks(grid, ranks) == [4 * 16] * ranks
+    # 4 networks; naive 1, gpipe 3, 1f1b 2, interleaved 3, zero bubble 3; zbv 3, dualpipe_v 1
+    assert run_ranks(grid, ranks) == [4 * (12 + 4 * ("zbv" in SCHEDULES))] * ranks
 
 
 def without_parameters(runtime: Runtime) -> None:
@@ -78,6 +86,8 @@ def without_parameters(runtime: Runtime) -> None:
     x, y = networks.batch(8)
     expected = plain_backpropagation(networks.flat(3), Objective(), x, y)
     for schedule, counts in (("1f1b", (1, 8)), ("gpipe", (1, 8)), ("zbv", (1, 1, 1, 6)), ("zero_bubble", (2, 1, 1, 5))):
+        if schedule not in SCHEDULES:
+            continue
         placement = make_cut(schedule, "cut", 2, [1.0] * 6, [1.0] * 3, counts=counts)  # type: ignore[arg-type]
         stage = Stage(networks.flat(3), runtime, placement=placement)
         engine = PipelineEngine(stage, Objective(), schedule=schedule, microbatches=4)  # type: ignore[arg-type]
@@ -131,7 +141,9 @@ def half_precision(runtime: Runtime) -> None:
     alone = Stage(networks.convolutional().float(), Runtime.single("cpu"), placement=Copies(5, 1), compute=compute)
     BPEngine(alone, Objective()).step(x, y)
     expected = gradients(alone)
-    for schedule, counts in (("1f1b", (3, 7)), ("zbv", (1, 2, 5, 2))):
+    for schedule, counts in (("1f1b", (3, 7)), ("zero_bubble", (1, 2, 5, 2)), ("zbv", (1, 2, 5, 2))):
+        if schedule not in SCHEDULES:
+            continue
         placement = make_cut(schedule, "cut", 2, [1.0] * 5, [1.0] * 5, counts=counts)  # type: ignore[arg-type]
         stage = Stage(networks.convolutional().float(), runtime, placement=placement, compute=compute)
         engine = PipelineEngine(stage, Objective(), schedule=schedule, microbatches=4)  # type: ignore[arg-type]
@@ -183,7 +195,7 @@ def test_masks_do_not_depend_on_the_cut() -> None:
 
 def order(runtime: Runtime) -> None:
     """What each rank really executes, by the clock, is its list."""
-    for schedule in PIPELINES:
+    for schedule in SCHEDULES:
         for microbatches in [m for m in (1, 4, 8) if allowed(schedule, m, runtime.world_size)]:
             engine = pipeline(runtime, schedule, microbatches, "cascade")
             x, y = networks.batch(16)
@@ -291,16 +303,16 @@ def test_what_cannot_work_is_refused_on_every_rank(case: str, message: str) -> N
 def test_what_gloo_cannot_carry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by looking at the runtime alone, so a runtime that could be will do."""
 
-    def stage(device: str) -> Any:
+    def stage(device: str, schedule: Any) -> Any:
         runtime = Runtime(rank=0, world_size=2, device=torch.device(device), backend="gloo")
-        placement = make_cut("zbv", "root", 2, [1.0], [1.0] * 4)
+        placement = make_cut(schedule, "root", 2, [1.0], [1.0] * 4)
         return SimpleNamespace(runtime=runtime, placement=placement, compute=Compute())
 
     with pytest.raises(UsageError, match="backend=gloo cannot send a pipeline's CUDA tensors"):
-        _check_cut(stage("cuda"), "zbv")
+        _check_cut(stage("cuda", "1f1b"), "1f1b")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0"))
     with pytest.raises(UsageError, match="schedule=zbv on gloo needs torch 2.15, got 2.11.0"):
-        _check_cut(stage("cpu"), "zbv")
+        _check_cut(stage("cpu", "zbv"), "zbv")
 
 
 def test_one_process_is_no_pipeline() -> None:
