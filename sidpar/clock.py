@@ -34,7 +34,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marks: list[tuple[Phase, str, Mark, Mark]] = []
+        self._marks: list[tuple[Phase, object, Mark, Mark]] = []
         self._zero = mark(device)
         self.started = 0.0
         """Host time of the last `start`, by `time.perf_counter`, which all processes of a host share."""
@@ -53,14 +53,14 @@ class Clock:
         try:
             yield
         finally:
-            self._marks.append((phase, str(label), begin, mark(self._device)))
+            self._marks.append((phase, label, begin, mark(self._device)))
 
     def read(self) -> tuple[float, list[Span]]:
         """Close the window: its length in seconds, and its spans. Waits for the device."""
         end = mark(self._device)
         synchronize(self._device)
         spans = [
-            Span(phase, label, seconds_between(self._zero, begin), seconds_between(self._zero, finish))
+            Span(phase, str(label), seconds_between(self._zero, begin), seconds_between(self._zero, finish))
             for phase, label, begin, finish in self._marks
         ]
         return seconds_between(self._zero, end), spans

@@ -137,12 +137,6 @@ class ParallelConfig:
             _at_least("parallel.microbatches", self.microbatches, 1)
         _positive("parallel.init_timeout", self.init_timeout)
         _positive("parallel.step_timeout", self.step_timeout)
-        if self.placement == "count" or isinstance(self.placement, list):
-            _without_effect("parallel", self, ["costs"], "only parallel.placement=cost reads it")
-        if self.costs is None or self.extractor != "root":
-            _without_effect(
-                "parallel", self, ["extractor_cost"], "only given parallel.costs with parallel.extractor=root read it"
-            )
 
 
 @dataclass(frozen=True)
@@ -229,8 +223,7 @@ class Config:
         self._offers("schedule", get_args(ScheduleName))
         self._offers("extractor", get_args(ExtractorPlacement))
         _default(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
-        if self.parallel.placement != "cost":
-            _without_effect("parallel", self.parallel, ["costs"], "only parallel.placement=cost reads it")
+        self._reads_costs()
         self._learns_locally()
 
     def _check_local(self) -> None:
@@ -242,6 +235,7 @@ class Config:
         self._offers("schedule", get_args(PipelineName))
         self._offers("extractor", get_args(CutExtractor))
         _default(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
+        self._reads_costs()
         self._has_one_loss()
 
     def _check_ddp(self) -> None:
@@ -254,6 +248,14 @@ class Config:
         value = getattr(self.parallel, name)
         if value not in (None, *choices):
             raise UsageError(f"method={self.method} has no parallel.{name}={value}; choose one of {list(choices)}")
+
+    def _reads_costs(self) -> None:
+        parallel = self.parallel
+        if parallel.placement != "cost":
+            _without_effect("parallel", parallel, ["costs"], "only parallel.placement=cost reads it")
+        if parallel.costs is None or parallel.extractor != "root":
+            reason = "only given parallel.costs with parallel.extractor=root read it"
+            _without_effect("parallel", parallel, ["extractor_cost"], reason)
 
     def _learns_locally(self) -> None:
         _without_effect("bp", self.bp, ["checkpointing", "deep_supervision"], f"method={self.method} is not bp or ddp")

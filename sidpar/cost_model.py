@@ -57,6 +57,15 @@ class Link:
         return self.latency + size * self.seconds_per_byte
 
 
+def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
+    """Latency and bandwidth from measured messages, by weighted least squares: relative errors count, or the largest
+    size would decide the latency. Neither is negative."""
+    weights = 1 / np.array(seconds)
+    design = np.stack([np.ones(len(sizes)), np.array(sizes)], axis=1) * weights[:, None]
+    latency, slope = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
+    return Link(max(0.0, float(latency)), max(0.0, float(slope)))
+
+
 @dataclass(frozen=True)
 class Links:
     """One link per kind of message; of a collective, `size` is the whole buffer, on the number of ranks measured."""

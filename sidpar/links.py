@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from sidpar import device
-from sidpar.cost_model import Link, Links
+from sidpar.cost_model import Link, Links, fit_link
 from sidpar.runtime import Runtime
 
 SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22)
@@ -42,7 +41,7 @@ def measure_links(runtime: Runtime) -> Links:
 
 
 def _fit(runtime: Runtime, run: Callable[[torch.Tensor], object], *, halves: bool = False) -> Link:
-    """Weighted least squares: relative errors count, or the largest size would decide the latency."""
+    """The link that a message or collective of every size in SIZES shows."""
     sizes, seconds = [], []
     for size in SIZES:
         count = size // 4 // runtime.world_size * runtime.world_size
@@ -57,10 +56,7 @@ def _fit(runtime: Runtime, run: Callable[[torch.Tensor], object], *, halves: boo
             times.append((time.perf_counter() - start) / _IN_A_ROW)
         sizes.append(4.0 * count)
         seconds.append(median(times[2:]) / (2 if halves else 1))
-    weights = 1 / np.array(seconds)
-    design = np.stack([np.ones(len(sizes)), np.array(sizes)], axis=1) * weights[:, None]
-    latency, slope = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
-    return Link(max(0.0, float(latency)), max(0.0, float(slope)))
+    return fit_link(sizes, seconds)
 
 
 def _ping_pong(runtime: Runtime, tensor: torch.Tensor) -> None:

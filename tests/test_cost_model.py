@@ -13,12 +13,14 @@ from sidpar.cost_model import (
     Links,
     Piece,
     Prediction,
+    fit_link,
     law_speedup,
     naive_seconds,
     paper_seconds,
     predict_pipeline,
     predict_sid,
     predict_whole,
+    ring_links,
 )
 from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
@@ -130,6 +132,24 @@ def test_many_ranks() -> None:
     assert naive_seconds(given, BATCH) / sid("fused", 512, 64, given).seconds == pytest.approx(
         law_speedup("sid", "fused", 512, 64)
     )
+
+
+def test_latency_and_bandwidth_are_found_again() -> None:
+    """Exact messages give them exactly; small messages, whose relative error counts as much, decide the latency."""
+    sizes = [1e3, 1e5, 1e7]
+    link = fit_link(sizes, [2e-4 + 5e-10 * size for size in sizes])
+    assert (link.latency, link.seconds_per_byte) == pytest.approx((2e-4, 5e-10))
+    noisy = fit_link(sizes, [2e-4 + 5e-10 * 1e3, 2e-4 + 5e-10 * 1e5, 1.2 * (2e-4 + 5e-10 * 1e7)])
+    assert noisy.latency == pytest.approx(2e-4, rel=0.1)
+    assert fit_link(sizes, [1e-10 * size for size in sizes]).latency == pytest.approx(0, abs=1e-9)
+
+
+def test_links_of_a_ring() -> None:
+    """Three ranks, 1 s per message and 8 bytes per second; two hops round the ring, an all-reduce twice."""
+    links = ring_links(1.0, 8.0, 3)
+    assert links.message(16) == 3
+    assert links.all_gather(24) == links.reduce_scatter(24) == pytest.approx(2 + 2)
+    assert links.all_reduce(24) == pytest.approx(4 + 4)
 
 
 def test_a_curve_is_linear_between_what_was_measured_and_proportional_outside() -> None:

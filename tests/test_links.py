@@ -16,8 +16,6 @@ def test_links_are_measured_and_alike_on_all_ranks() -> None:
     first, *others = run_ranks(links, 3)
     assert all(other == first for other in others)
     for name, link in first.items():
-        assert link["latency"] >= 0, name
-        assert link["seconds_per_byte"] >= 0, name
         assert link["latency"] + link["seconds_per_byte"] > 0, name
 
 

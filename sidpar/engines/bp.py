@@ -75,6 +75,9 @@ class BPEngine:
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._chain = _Chain(stage)
         self._parallel = _data_parallel(self._chain, stage.runtime)
+        trained, ranks = bytes_of(p for p in stage.parameters() if p.requires_grad), stage.runtime.world_size
+        self._sent = 2 * (ranks - 1) / ranks * trained
+        self._buckets = 0
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
@@ -90,7 +93,8 @@ class BPEngine:
                     log_beliefs = self._learn(m, *self._move(x, y, rows), y.numel())
                 seen.append([log_belief.detach()[: len(rows)] for log_belief in log_beliefs])
                 labels.append(y[rows.start : rows.stop])
-        self._count_traffic()
+        if isinstance(self._parallel, DistributedDataParallel):
+            self.traffic.count("parameter gradients", self._sent, self._count_buckets())
         self.steps += 1
         return self._result(seen, torch.cat(labels), y.numel())
 
@@ -151,13 +155,12 @@ class BPEngine:
         synchronisation: AbstractContextManager[None] = self._parallel.no_sync()
         return synchronisation
 
-    def _count_traffic(self) -> None:
-        if isinstance(self._parallel, DistributedDataParallel):
-            size = bytes_of(p for p in self.stage.parameters() if p.requires_grad)
-            others = (self.stage.runtime.world_size - 1) / self.stage.runtime.world_size
-            logged: dict[str, Any] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-            buckets = len(str(logged.get("bucket_sizes", "")).split(","))
-            self.traffic.count("parameter gradients", 2 * others * size, buckets)
+    def _count_buckets(self) -> int:
+        """Messages per step. DDP rebuilds its buckets once, after the first step, so the second one's number stays."""
+        if self.steps < 2:
+            logged: dict[str, Any] = self._parallel._get_ddp_logging_data()  # type: ignore[operator]
+            self._buckets = len(str(logged.get("bucket_sizes", "")).split(","))
+        return self._buckets
 
     def _result(self, seen: list[list[Tensor]], y: Tensor, samples: int) -> StepResult:
         log_beliefs = {i: [microbatch[i] for microbatch in seen] for i in range(len(seen[0]))}
