@@ -1,4 +1,4 @@
-"""The settings of a run: dataclasses, parsed by jsonargparse from defaults < YAML < dotted flags. No torch.
+"""The settings of a run, as dataclasses; `command_line.py` fills them from defaults, YAML and flags. No torch.
 
 A wrong key, type or range is refused, and so is a setting that would have no effect. What only the network or the
 world can tell (L >= K, one alpha per refiner, ...) is checked where these are first known, before any message.
@@ -8,9 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sidpar.choices import (
     AnyExtractor,
@@ -30,6 +27,7 @@ from sidpar.choices import (
 from sidpar.compute import Compute
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
+from sidpar.validation import at_least, fill_in, positive, without_effect
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class RunConfig:
     """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
-        _at_least("run.seed", self.seed, 0)
-        _at_least("run.log_every", self.log_every, 1)
-        _at_least("run.eval_every", self.eval_every, 1)
+        at_least("run.seed", self.seed, 0)
+        at_least("run.log_every", self.log_every, 1)
+        at_least("run.eval_every", self.eval_every, 1)
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,12 @@ class DataConfig:
     """The paper's random crops and flips (no flips for digits)."""
 
     def __post_init__(self) -> None:
-        _at_least("data.batch_size", self.batch_size, 1)
-        _at_least("data.eval_batch_size", self.eval_batch_size, 1)
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.eval_batch_size", self.eval_batch_size, 1)
         if self.name == "digits":
-            _without_effect("data", self, ["root", "download"], "data.name=digits is embedded")
+            without_effect("data", self, ["root", "download"], "data.name=digits is embedded")
         else:
-            _default(self, root="data")
+            fill_in(self, root="data")
 
 
 @dataclass(frozen=True)
@@ -94,13 +92,13 @@ class ModelConfig:
     """wide_mlp and plain_mlp: hidden layers of each refiner; by default 2."""
 
     def __post_init__(self) -> None:
-        _at_least("model.num_refiners", self.num_refiners, 1)
+        at_least("model.num_refiners", self.num_refiners, 1)
         if self.name in ("wide_mlp", "plain_mlp"):
-            _default(self, width=1024, depth=2)
-            _at_least("model.width", self.width, 1)
-            _at_least("model.depth", self.depth, 1)
+            fill_in(self, width=1024, depth=2)
+            at_least("model.width", self.width, 1)
+            at_least("model.depth", self.depth, 1)
         else:
-            _without_effect("model", self, ["width", "depth"], f"model.name={self.name} has fixed sizes")
+            without_effect("model", self, ["width", "depth"], f"model.name={self.name} has fixed sizes")
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,9 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         if self.microbatches is not None:
-            _at_least("parallel.microbatches", self.microbatches, 1)
-        _positive("parallel.init_timeout", self.init_timeout)
-        _positive("parallel.step_timeout", self.step_timeout)
+            at_least("parallel.microbatches", self.microbatches, 1)
+        positive("parallel.init_timeout", self.init_timeout)
+        positive("parallel.step_timeout", self.step_timeout)
 
 
 @dataclass(frozen=True)
@@ -173,20 +171,20 @@ class OptimConfig:
     """Largest gradient norm: of each part on its own where learning is local, else of all."""
 
     def __post_init__(self) -> None:
-        _positive("optim.lr", self.lr)
-        _at_least("optim.epochs", self.epochs, 0)
-        _at_least("optim.weight_decay", self.weight_decay, 0)
-        _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        positive("optim.lr", self.lr)
+        at_least("optim.epochs", self.epochs, 0)
+        at_least("optim.weight_decay", self.weight_decay, 0)
+        at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         if self.clip is not None:
-            _positive("optim.clip", self.clip)
+            positive("optim.clip", self.clip)
         if self.warmup_epochs > self.epochs:
             raise UsageError(
                 f"optim.warmup_epochs={self.warmup_epochs:g} is longer than optim.epochs={self.epochs}: shorten it"
             )
         if self.name != "sgd":
-            _without_effect("optim", self, ["momentum", "nesterov"], f"optim.name={self.name} has no momentum setting")
+            without_effect("optim", self, ["momentum", "nesterov"], f"optim.name={self.name} has no momentum setting")
             return
-        _default(self, momentum=0.9, nesterov=self.momentum != 0)
+        fill_in(self, momentum=0.9, nesterov=self.momentum != 0)
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise UsageError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
         if self.momentum == 0 and self.nesterov:
@@ -215,33 +213,33 @@ class Config:
         check = {"sid": self._check_sid, "local": self._check_local, "bp": self._check_bp, "ddp": self._check_ddp}
         check[self.method]()
         if self.model.name in ("wide_mlp", "plain_mlp"):
-            _without_effect(
+            without_effect(
                 "compute", self.compute, ["channels_last"], f"model.name={self.model.name} has no convolutions"
             )
 
     def _check_sid(self) -> None:
         self._offers("schedule", get_args(ScheduleName))
         self._offers("extractor", get_args(ExtractorPlacement))
-        _default(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
+        fill_in(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
         self._reads_costs()
         self._learns_locally()
 
     def _check_local(self) -> None:
         keys = [f.name for f in dataclasses.fields(ParallelConfig) if f.name != "device"]
-        _without_effect("parallel", self.parallel, keys, "method=local is one process")
+        without_effect("parallel", self.parallel, keys, "method=local is one process")
         self._learns_locally()
 
     def _check_bp(self) -> None:
         self._offers("schedule", get_args(PipelineName))
         self._offers("extractor", get_args(CutExtractor))
-        _default(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
+        fill_in(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
         self._reads_costs()
         self._has_one_loss()
 
     def _check_ddp(self) -> None:
         keys = ["extractor", "schedule", "placement", "costs", "extractor_cost"]
-        _without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
-        _default(self.parallel, microbatches=1)
+        without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
+        fill_in(self.parallel, microbatches=1)
         self._has_one_loss()
 
     def _offers(self, name: str, choices: Sequence[str]) -> None:
@@ -252,13 +250,13 @@ class Config:
     def _reads_costs(self) -> None:
         parallel = self.parallel
         if parallel.placement != "cost":
-            _without_effect("parallel", parallel, ["costs"], "only parallel.placement=cost reads it")
+            without_effect("parallel", parallel, ["costs"], "only parallel.placement=cost reads it")
         if parallel.costs is None or parallel.extractor != "root":
             reason = "only given parallel.costs with parallel.extractor=root read it"
-            _without_effect("parallel", parallel, ["extractor_cost"], reason)
+            without_effect("parallel", parallel, ["extractor_cost"], reason)
 
     def _learns_locally(self) -> None:
-        _without_effect("bp", self.bp, ["checkpointing", "deep_supervision"], f"method={self.method} is not bp or ddp")
+        without_effect("bp", self.bp, ["checkpointing", "deep_supervision"], f"method={self.method} is not bp or ddp")
         if self.model.name in ("plain_cnn", "plain_mlp"):
             raise UsageError(
                 f"model.name={self.model.name} has a belief at its end only, so its blocks have nothing to learn from "
@@ -266,7 +264,7 @@ class Config:
             )
 
     def _has_one_loss(self) -> None:
-        _without_effect(
+        without_effect(
             "objective",
             self.objective,
             ["alpha", "extractor_update"],
@@ -276,73 +274,3 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what is written to the run folder and compared between ranks."""
         return dataclasses.asdict(self)
-
-
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration of a command line: `--config FILE`, then `--group.key VALUE` over it.
-
-    A mistake ends the process with exit code 2 and one line that names the key. `--print_config` prints the resolved
-    configuration, as the run folder would keep it, and ends the process.
-    """
-    parser = _parser()
-    namespace = parser.parse_args(arguments)
-    try:
-        settings = parser.instantiate(namespace)
-        print_only = settings.pop("print_config")
-        settings.pop("config")
-        config = Config(**settings)
-    except UsageError as error:
-        parser.error(str(error))
-    if print_only:
-        print(to_yaml(config), end="")
-        parser.exit()
-    return config
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as a file that `--config` reads back."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False)
-
-
-def _parser() -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="sidpar.train",
-        usage="torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
-        description="Train a cascade by Synergistic Information Distillation, one process per rank.",
-        default_env=False,
-        print_config=None,  # jsonargparse's own would print settings that are neither resolved nor validated
-    )
-    parser.add_argument("--config", action="config", help="YAML file of differences from the defaults.")
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def _at_least(name: str, value: float | None, least: float) -> None:
-    if value is None or not value >= least:
-        raise UsageError(f"{name} must be at least {least}, got {value}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name} must be a positive number, got {value}")
-
-
-def _default(settings: Any, **values: Any) -> None:
-    """Fill in settings that were left open, now that they are known to have an effect."""
-    for name, value in values.items():
-        if getattr(settings, name) is None:
-            object.__setattr__(settings, name, value)
-
-
-def _without_effect(group: str, settings: Any, names: Sequence[str], reason: str) -> None:
-    """Refuse settings that differ from their defaults although nothing would read them."""
-    defaults = type(settings).__dataclass_fields__
-    given = [
-        f"{group}.{name}={getattr(settings, name)}"
-        for name in names
-        if getattr(settings, name) != defaults[name].default
-    ]
-    if given:
-        raise UsageError(f"{', '.join(given)} would have no effect, because {reason}: remove it")

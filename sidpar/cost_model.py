@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 
+from sidpar.actions import Action, Do
 from sidpar.batching import BatchLayout
 from sidpar.cut import Cut
 from sidpar.phases import COMPUTE, PHASE
-from sidpar.schedule import Action, Do
 from sidpar.simulator import Lists, Timeline, simulate
 
 INPUT_SHARE = 0.5

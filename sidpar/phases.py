@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from sidpar.schedule import Do
+from sidpar.actions import Do
 
 Phase = Literal[
     "extractor forward",

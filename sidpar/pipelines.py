@@ -8,8 +8,8 @@ Letters: s section, m microbatch, M microbatches, K ranks.
 
 from collections.abc import Iterable, Iterator
 
+from sidpar.actions import Action, Do
 from sidpar.cut import Cut
-from sidpar.schedule import Action, Do
 
 BACKWARDS_TO_INPUT = (Do.SECTION_BACKWARD, Do.SECTION_INPUT_BACKWARD)
 

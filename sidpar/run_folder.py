@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sidpar.config import Config, to_yaml
+from sidpar.command_line import to_yaml
+from sidpar.config import Config
 from sidpar.errors import UsageError
 from sidpar.runtime import Runtime
 

@@ -9,8 +9,8 @@ ahead, go once they are sent. Collectives match by order: the k-th of one rank w
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sidpar.actions import Action, Do
 from sidpar.phases import COMPUTE, PHASE
-from sidpar.schedule import Action, Do
 
 COLLECTIVES = (Do.START_GATHER, Do.START_BROADCAST, Do.START_SCATTER, Do.START_REDUCE)
 AWAITS = {

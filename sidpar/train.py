@@ -9,7 +9,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar.build import build_cascade, build_engine, build_stage
 from sidpar.checkpoint import save_weights
-from sidpar.config import Config, parse
+from sidpar.command_line import parse
+from sidpar.config import Config
 from sidpar.data.datasets import Dataset, load
 from sidpar.data.loader import Loader
 from sidpar.device import describe

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar.actions import Do
 from sidpar.clock import Clock, clock_offset, span
 from sidpar.phases import COMPUTE, PHASE
-from sidpar.schedule import Do
 from tests import networks
 from tests.harness import run_ranks
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidpar.config import Config, parse
+from sidpar.command_line import parse
+from sidpar.config import Config
 from tests.harness import ROOT
 
 

@@ -12,8 +12,19 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "pure",
         [
-            *["version", "errors", "choices", "placement", "cut", "schedule", "pipelines", "phases", "simulator"],
-            *["cost_model", "batching", "objective", "compute", "config"],
+            *[
+                "version",
+                "errors",
+                "choices",
+                "placement",
+                "cut",
+                "actions",
+                "schedule",
+                "pipelines",
+                "phases",
+                "simulator",
+            ],
+            *["cost_model", "batching", "objective", "compute", "validation", "config", "command_line"],
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "models", "data"]),

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sidpar.config import parse
+from sidpar.command_line import parse
 from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.models import simple_cnn

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sidpar.actions import Action, Do
 from sidpar.batching import BatchLayout
 from sidpar.buckets import GradientBuckets
 from sidpar.cascade import TensorTuple, detach, initial_state
@@ -17,7 +18,7 @@ from sidpar.engines import StepResult
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
-from sidpar.schedule import Action, Do, RankView
+from sidpar.schedule import RankView
 from sidpar.seeding import mask_seed
 from sidpar.stage import Stage
 from sidpar.transport import Pending, Transport

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
+from sidpar.actions import Action, Do
 from sidpar.cascade import TensorTuple, as_tuple
 from sidpar.choices import PipelineName
 from sidpar.clock import Clock
@@ -22,7 +23,6 @@ from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
-from sidpar.schedule import Action, Do
 from sidpar.sections import Section, seams
 from sidpar.specs import Spec
 from sidpar.stage import Stage

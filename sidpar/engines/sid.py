@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from sidpar.actions import Action
 from sidpar.batching import BatchLayout
 from sidpar.buckets import GradientBuckets
 from sidpar.choices import ScheduleName
@@ -17,7 +18,7 @@ from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.phases import PHASE
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, Action, RankView, all_ranks, inference
+from sidpar.schedule import SCHEDULES, RankView, all_ranks, inference
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 from sidpar.transport import Transport

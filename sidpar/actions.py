@@ -1,0 +1,65 @@
+"""What a rank can be told to do: the verbs of all schedules, and one entry of a rank's list. No torch."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Do(Enum):
+    """The verbs, each with one meaning. `START_…` begins a message and returns; `AWAIT_…` blocks until it is there."""
+
+    EXTRACT = "extract features"
+    START_GATHER = "start the all-gather of features"
+    AWAIT_GATHER = "await the all-gather of features"
+    START_BROADCAST = "start the broadcast of features"
+    AWAIT_BROADCAST = "await the broadcast of features"
+    AWAIT_BROADCASTS_SENT = "await the end of all broadcasts of features"
+    POST_STATE = "post the receive of the state"
+    AWAIT_STATE = "await the state"
+    FORWARD = "forward"
+    SEND_STATE = "send the state"
+    AWAIT_STATES_SENT = "await the end of all sends of states"
+    BACKWARD = "backward"
+    START_SCATTER = "start the reduce-scatter of the feature gradient"
+    AWAIT_SCATTERS = "await all reduce-scatters of feature gradients"
+    START_REDUCE = "start the reduction of the feature gradient"
+    AWAIT_REDUCE = "await the reduction of the feature gradient"
+    AWAIT_REDUCES_SENT = "await the end of all reductions of feature gradients"
+    EXTRACTOR_BACKWARD = "extractor backward"
+    RELEASE_PARAMETER_GRADIENTS = "let the extractor's parameter gradients leave as the next backward completes them"
+    AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
+    # Pipelines of backpropagation (`pipelines.py`)
+    AWAIT_ACTIVATION = "await the activation"
+    SECTION_FORWARD = "section forward"
+    SEND_ACTIVATION = "send the activation"
+    AWAIT_ACTIVATION_GRADIENT = "await the activation's gradient"
+    SECTION_BACKWARD = "section backward"
+    SECTION_INPUT_BACKWARD = "section backward towards the input"
+    SECTION_WEIGHT_BACKWARD = "section backward towards the weights"
+    SEND_ACTIVATION_GRADIENT = "send the activation's gradient"
+
+
+_SENDS = (Do.SEND_STATE, Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records."""
+
+    do: Do
+    microbatch: int | None = None
+    refiner: int | None = None
+    peer: int | None = None
+    graph: bool = False
+    section: int | None = None
+
+    def __str__(self) -> str:
+        words = [self.do.value]
+        if self.refiner is not None:
+            words.append(f"of refiner {self.refiner}")
+        if self.section is not None:
+            words.append(f"of section {self.section}")
+        if self.microbatch is not None:
+            words.append(f"of microbatch {self.microbatch}")
+        if self.peer is not None:
+            words.append(f"{'to' if self.do in _SENDS else 'from'} rank {self.peer}")
+        return " ".join(words)
