@@ -7,18 +7,9 @@ from typing import Any
 import torch
 from workloads import Workload
 
-from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage
+from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, cost_model
 from sidpar.batching import BatchLayout
-from sidpar.cost_model import (
-    Costs,
-    Prediction,
-    law_speedup,
-    naive_seconds,
-    paper_seconds,
-    predict_pipeline,
-    predict_sid,
-    predict_whole,
-)
+from sidpar.cost_model import Costs, Prediction
 from sidpar.cut import PIPELINES, Cut, make_cut
 from sidpar.engines import Engine
 from sidpar.placement import Copies, Placement
@@ -88,18 +79,18 @@ class Contender:
             ranks = 1 if self.single else num_ranks
             checkpointing = "checkpointing" in self.schedule
             m = self.microbatches
-            return predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
+            return cost_model.predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
         if isinstance(engine, SIDEngine):
-            return predict_sid(engine.lists(), costs, BatchLayout(batch, self.microbatches, num_ranks))
+            return cost_model.predict_sid(engine.lists(), costs, BatchLayout(batch, self.microbatches, num_ranks))
         assert isinstance(engine, PipelineEngine)
         cut = self.cut(num_ranks, workload, costs)
-        return predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
+        return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
 
     def law(self, num_ranks: int) -> float | None:
         """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
         if self.single:
             return 1.0 if self.threads == 1 else None
-        return law_speedup(self.method, self.schedule, num_ranks, self.microbatches)
+        return cost_model.law_speedup(self.method, self.schedule, num_ranks, self.microbatches)
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
         """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
@@ -107,7 +98,7 @@ class Contender:
             return None
         placement, batch = engine.stage.placement, len(workload.x)
         groups = [placement.refiners(rank) for rank in range(placement.num_ranks)]
-        return naive_seconds(costs, batch) / paper_seconds(costs, batch, groups)
+        return cost_model.naive_seconds(costs, batch) / cost_model.paper_seconds(costs, batch, groups)
 
 
 def contenders(

@@ -1,28 +1,17 @@
-"""The pictures of profiling/report.py: speed-up, memory, timelines. They show what the files hold, and nothing else."""
+"""The pictures of speed-up and memory. They show what the files hold, and nothing else."""
 
-import math
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot, which would look for a display
-
+from figures import Row, at, human, note, save, saved_activations, unit_of
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
-
-Row = dict[str, Any]
-Span = tuple[str, str, float, float]  # phase, label, start and end in seconds
-Timelines = dict[str, dict[str, list[list[Span]] | None]]  # key -> "measured" or "modelled" -> spans of each rank
 
 CATEGORIES = {
     "parameters": "#4e79a7",
@@ -31,23 +20,6 @@ CATEGORIES = {
     "saved_activations": "#e15759",
     "communication_buffers": "#59a14f",
 }
-PHASES = {  # in the order of tables and legends; a pipeline's phases have the colours of the refiners'
-    "extractor forward": "#b79fd8",
-    "refiner forward": "#3f7fc4",
-    "forward": "#3f7fc4",
-    "refiner backward": "#f28e2b",
-    "backward": "#f28e2b",
-    "input backward": "#f9b66b",
-    "weight backward": "#bf5b17",
-    "extractor backward": "#6a3d9a",
-    "feature reduction": "#66c2a5",
-    "parameter reduction": "#1b7837",
-    "send": "#a6d854",
-    "receive wait": "#dcdcdc",
-    "optimizer": "#7f5539",
-}
-MESSAGES = ("feature reduction", "parameter reduction", "send", "receive wait")  # all of them wait for other ranks
-SPARE = ("#e7298a", "#666666", "#e6ab02", "#1f78b4", "#fb9a99", "#000000")  # for phases that the list does not know
 WARM = ("#c1121f", "#f77f00", "#b5179e", "#7f0e0e")  # schedules of SID
 COOL = (  # schedules of backpropagation
     *("#1f77b4", "#2ca02c", "#6a3d9a", "#17becf", "#111827", "#8c6d31"),
@@ -55,63 +27,6 @@ COOL = (  # schedules of backpropagation
 )
 MARKERS = {"sharded": "o", "replicated": "s", "root": "^", "cut": "D", "whole": "X"}
 FADE = {"sharded": 0.0, "replicated": 0.35, "root": 0.6}
-DPI = 150
-
-
-def at(value: Any, *path: str) -> Any:
-    """value[path[0]][path[1]]..., or None as soon as something is null or absent."""
-    for name in path:
-        if value is None:
-            return None
-        value = value.get(name)
-    return value
-
-
-def unit_of(size: float) -> tuple[int, str]:
-    """The unit in which a size in bytes reads best."""
-    power = 0 if abs(size) < 1024 else min(3, int(math.log2(abs(size)) // 10))
-    return 1024**power, ("B", "KiB", "MiB", "GiB")[power]
-
-
-def human(size: float | None) -> str:
-    """Bytes in units of 1024."""
-    if size is None:
-        return "-"
-    divisor, unit = unit_of(size)
-    return f"{size:.0f} B" if divisor == 1 else f"{size / divisor:.2f} {unit}"
-
-
-def median_ms(row: Row) -> float:
-    """For sorting: a row without a time comes last."""
-    median = at(row, "step_ms", "median")
-    return math.inf if median is None else median
-
-
-def saved_activations(row: Row) -> list[float | None]:
-    """Bytes of each rank."""
-    if row["saved_activation_bytes"] is not None:
-        return list(row["saved_activation_bytes"])
-    return [at(rank, "saved_activations") for rank in row["memory"] or []]
-
-
-def caption(report: dict[str, Any], width: float) -> str:
-    """The conditions, which must be in the picture itself because pictures travel alone; width in inches."""
-    environment = report["environment"]
-    workload = ", ".join(f"{name} {value}" for name, value in report["workload"].items() if value is not None)
-    ranks = max((row["world_size"] or 1 for row in report["rows"]), default=1)
-    where = f"K = {ranks} ranks; {environment.get('device')}, backend {environment.get('backend')}"
-    gpu = "\nno GPU: gloo on CPU" if environment.get("gpus") == 0 else ""
-    wrapped = "\n".join(textwrap.wrap(f"workload: {workload}", int(14 * width)))
-    return f"{wrapped}\n{where}{gpu}"
-
-
-def note(figure: Figure, report: dict[str, Any], width: float) -> None:
-    figure.supxlabel(caption(report, width), x=0.012, ha="left", multialignment="left", fontsize=8, color="#444444")
-
-
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
 
 
 def faded(colour: str, share: float) -> tuple[float, ...]:
@@ -273,85 +188,3 @@ def memory(report: dict[str, Any], path: Path) -> None:
     figure.legend(loc="outside upper left", ncols=5, fontsize=8.5, frameon=False)
     note(figure, report, width)
     save(figure, path)
-
-
-def select(rows: Sequence[Row]) -> list[str]:
-    """At most six keys whose timelines tell the story, of each kind the fastest, at the middle M where it exists."""
-    counts = sorted({row["microbatches"] for row in rows if row["microbatches"] is not None})
-    middle = counts[len(counts) // 2] if counts else None
-    kinds: list[tuple[str, tuple[str, ...], str | None]] = [
-        ("bp", ("naive",), None),
-        ("bp", ("gpipe", "1f1b"), None),
-        ("bp", ("zero_bubble", "zbv", "dualpipe_v"), None),
-        ("sid", ("two_phase",), None),
-        ("sid", ("fused",), "sharded"),
-        ("sid", ("fused",), "replicated"),
-    ]
-    chosen = []
-    for method, schedules, extractor in kinds:
-        kind = [row for row in rows if row["method"] == method and row["schedule"] in schedules]
-        kind = [row for row in kind if extractor in (None, row["extractor"])]
-        kind = [row for row in kind if row["microbatches"] == middle] or kind
-        if kind:
-            chosen.append(min(kind, key=median_ms)["key"])
-    return chosen
-
-
-def phase_order(phases: Iterable[str]) -> list[str]:
-    """Known phases in the order of PHASES, then the others."""
-    known = list(PHASES)
-    return sorted(set(phases), key=lambda phase: (known.index(phase) if phase in known else len(known), phase))
-
-
-def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
-    """Gantt charts, measured above modelled, on one time axis so that lengths can be compared."""
-    rows = {row["key"]: row for row in report["rows"] if row["key"] in timelines}
-    charts = [
-        (key, kind, spans) for key in select(list(rows.values())) for kind, spans in timelines[key].items() if spans
-    ]
-    lanes = [len(spans) for _, _, spans in charts] or [4]
-    width, height = 18.0, sum(0.55 + 0.125 * count for count in lanes) + 1.6
-    figure, grid = plt.subplots(
-        len(lanes), 1, figsize=(width, height), sharex=True, squeeze=False, layout="constrained", height_ratios=lanes
-    )
-    used = phase_order(span[0] for _, _, spans in charts for rank in spans for span in rank)
-    spare = cycle(SPARE)
-    colours = {phase: PHASES.get(phase) or next(spare) for phase in used}
-    ends = [max((span[3] for rank in spans for span in rank), default=0.0) for _, _, spans in charts]
-    horizon = 1000 * max(ends, default=0.0) or 1.0
-    for axes, (key, kind, spans), end in zip(grid[:, 0], charts, ends, strict=False):
-        gantt(axes, spans, colours, 1000 * end, horizon)
-        median = at(rows[key], "step_ms", "median")
-        known = f", median of all steps {median:.4g} ms" if kind == "measured" and median is not None else ""
-        weight = "bold" if kind == "measured" else "normal"
-        axes.set_title(f"{key}   {kind}: {1000 * end:.4g} ms{known}", loc="left", fontsize=9, pad=3, fontweight=weight)
-    grid[-1, 0].set_xlabel("ms from the start of the step", fontsize=9)
-    labels: dict[str, list[str]] = {}
-    for phase, colour in colours.items():
-        labels.setdefault(colour, []).append(phase)
-    handles = [Patch(color=colour, label=" / ".join(names)) for colour, names in labels.items()]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=6, fontsize=9, frameon=False)
-    note(figure, report, width)
-    save(figure, path)
-
-
-def gantt(axes: Axes, spans: list[list[Span]], colours: dict[str, str], end: float, horizon: float) -> None:
-    """One lane per rank, rank 0 on top. Messages and waiting lie below work that overlaps them."""
-    for rank, lane in enumerate(spans):
-        for phase, colour in colours.items():
-            lengths = [(1000 * start, 1000 * (stop - start)) for name, _, start, stop in lane if name == phase]
-            # a gap after each bar, not an edge: an edge has a width of its own and would swallow the short ones
-            bars = [(start, length - min(0.12 * length, 0.0005 * horizon)) for start, length in lengths]
-            layer = 2 if phase in MESSAGES else 3
-            axes.broken_barh(bars, (rank - 0.45, 0.9), facecolor=colour, lw=0, snap=False, zorder=layer)
-    axes.axvline(end, color="#444444", lw=0.8, ls=":", zorder=4)
-    axes.set_xlim(0, horizon * 1.005)
-    axes.set_ylim(len(spans) - 0.4, -0.6)
-    axes.set_yticks(range(len(spans)), [str(rank) for rank in range(len(spans))], fontsize=6.5)
-    axes.set_ylabel("rank", fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.grid(axis="x", color="#e5e5e5", lw=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,6 @@ Reported: the ratio of the medians, and its spread over pairs. No optimizer, no 
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conditions import conditions
 from torch import Tensor
 from torch.nn import functional as F
 
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage, models
 from sidpar.cascade import Cascade
-from sidpar.device import describe, synchronize
-from sidpar.run_folder import source_commit
+from sidpar.device import synchronize
 
 IMAGE = (3, 32, 32)
 ALPHA = 0.5
@@ -108,12 +107,7 @@ def main() -> None:
             f"{row['model']:10} L={row['num_refiners']} B={row['batch_size']} autocast={row['autocast']}: "
             f"sid {row['sid_ms']:.1f} ms, plain {row['plain_ms']:.1f} ms, ratio {row['ratio']:.3f}"
         )
-    environment = {
-        "device": describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": source_commit(),
-    }
+    environment = conditions(Runtime.single().device)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")

@@ -10,9 +10,7 @@ messages. Messages are modelled from --latency-us and --gigabytes-per-s; nothing
 
 import argparse
 import json
-import platform
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
@@ -20,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conditions import conditions
 from contenders import SINGLE, Contender
-from speedup import Entry, describe_costs, memory_of
+from measuring import Entry, memory_of
+from rows import describe_costs
 from workloads import make
 
 from sidpar import Runtime
@@ -38,10 +38,8 @@ from sidpar.cost_model import (
     ring_links,
 )
 from sidpar.cut import make_cut
-from sidpar.device import describe
 from sidpar.pipelines import one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
-from sidpar.run_folder import source_commit
 from sidpar.schedule import all_ranks, fused, two_phase
 
 SCHEDULES = {"two_phase": two_phase, "fused": fused}
@@ -73,14 +71,7 @@ def main() -> None:
     for name, num_refiners, batch in product(arguments.networks, arguments.refiners, arguments.batches):
         print(f"{name}, L = {num_refiners}, B = {batch}", file=sys.stderr, flush=True)
         rows.append(measure(name, num_refiners, batch, arguments))
-    device = Runtime.single().device
-    environment = {
-        "device": describe(device),
-        "gpus": int(device.type == "cuda"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": source_commit(),
-        "date": time.strftime("%Y-%m-%d"),
+    environment = conditions(Runtime.single().device) | {
         "command": f"python profiling/projection.py {' '.join(sys.argv[1:])}",
         "autocast": arguments.autocast,
         "modelled latency": f"{arguments.latency_us:g} us",

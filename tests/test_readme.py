@@ -31,7 +31,7 @@ def test_the_file_tree_names_every_file() -> None:
         described = name if name.split("/")[0] not in ("models", "data") else f"{name.split('/')[0]}/"
         assert path.name == "__init__.py" or f" {described} " in tree, f"{name} is missing from the README's tree"
     for path in (ROOT / "profiling").glob("*.py"):
-        assert f" {path.name} " in tree or path.name == "draw.py", f"{path.name} is missing from the README's tree"
+        assert f" {path.name} " in tree, f"{path.name} is missing from the README's tree"
 
 
 def read(name: str) -> dict[str, Any]:

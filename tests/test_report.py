@@ -14,8 +14,11 @@ from tests.harness import ROOT
 
 sys.path.insert(0, str(ROOT / "profiling"))
 
-from draw import fullest, human, select
-from report import BadFileError, figure, per_rank, remake
+from draw import fullest
+from figures import human
+from gantt import select
+from report import BadFileError, remake
+from tables import figure, per_rank
 
 KIB = 1024
 ROW: dict[str, Any] = {
