@@ -55,6 +55,11 @@ class Clock:
         finally:
             self._marks.append((phase, label, begin, mark(self._device)))
 
+    def waited(self, phase: Phase, label: object = "") -> None:
+        """Record the time since the last span as one: for a wait inside code that is not ours."""
+        begin = self._marks[-1][3] if self._marks else self._zero
+        self._marks.append((phase, label, begin, mark(self._device)))
+
     def read(self) -> tuple[float, list[Span]]:
         """Close the window: its length in seconds, and its spans. Waits for the device."""
         end = mark(self._device)

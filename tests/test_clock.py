@@ -1,7 +1,7 @@
 """The clock of a step, and the offset between the clocks of ranks."""
 
 import time
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -14,19 +14,24 @@ from tests import networks
 from tests.harness import run_ranks
 
 
-def test_spans_lie_where_they_happened() -> None:
+def test_spans_lie_where_they_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that advances by one second whenever it is read."""
+    seconds = count(10.0)
+    monkeypatch.setattr("sidpar.device.time.perf_counter", lambda: next(seconds))
     clock = Clock(torch.device("cpu"))
     clock.start()
     with clock.span("refiner forward", "a"):
-        time.sleep(0.02)
-    time.sleep(0.01)
+        pass
+    clock.waited("receive wait", "b")
     with span(clock, "send", 3):
         pass
     length, spans = clock.read()
-    first, second = spans
-    assert (first.phase, first.label, second.phase, second.label) == ("refiner forward", "a", "send", "3")
-    assert 0 <= first.start < first.start + 0.02 <= first.end <= second.start - 0.01
-    assert second.end <= length
+    assert spans == [
+        ("refiner forward", "a", 1.0, 2.0),
+        ("receive wait", "b", 2.0, 3.0),
+        ("send", "3", 4.0, 5.0),
+    ]
+    assert length == 6.0
     clock.start()
     assert clock.read()[1] == [], "a new window is empty"
 

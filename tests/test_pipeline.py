@@ -1,6 +1,7 @@
 """Backpropagation over sections on ranks: the same gradients as one process, and torch's own order of work."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,13 +205,16 @@ def order(runtime: Runtime) -> None:
             engine.clock.start()
             engine.step(x, y)
             _, spans = engine.clock.read()
-            done = [(span.phase, span.label) for span in spans]
+            done = [(span.phase, span.label) for span in spans if span.phase in COMPUTE]
             planned = [
                 (PHASE[action.do], f"section {action.section}, microbatch {action.microbatch}")
                 for action in engine.lists()[runtime.rank]
                 if PHASE[action.do] in COMPUTE
             ]
             assert done == planned, f"{schedule} M={microbatches}"
+            waits = [action for action in engine.lists()[runtime.rank] if PHASE[action.do] == "receive wait"]
+            assert len([span for span in spans if span.phase == "receive wait"]) == len(waits)
+            assert all(before.end <= after.start for before, after in pairwise(spans))
 
 
 def test_the_lists_are_what_is_executed() -> None:

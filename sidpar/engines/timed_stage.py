@@ -79,7 +79,12 @@ class TimedStage(PipelineStage):
         return messages
 
     def _arrived(self, kind: str, m: int) -> None:
-        self._engine.traffic.occupy(-self._posted.pop((kind, m), 0))
+        """Called when torch has waited for what was posted, if it comes from another rank."""
+        size = self._posted.pop((kind, m), 0)
+        if size:
+            self._engine.traffic.occupy(-size)
+            if self._engine.clock is not None:
+                self._engine.clock.waited("receive wait", f"{kind}, section {self._section.index}, microbatch {m}")
 
     def _counted(self, kind: str, messages: list[dist.P2POp]) -> list[dist.P2POp]:
         if messages:
