@@ -1,5 +1,7 @@
 """Small networks in float64 that exercise every shape an engine must carry."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +16,12 @@ INPUTS = 5
 
 def plain(num_refiners: int) -> Cascade:
     """Features [B, 4], a belief, nothing else."""
-    return assemble(
-        lambda: nn.Sequential(nn.Linear(INPUTS, 6), nn.Tanh(), nn.Linear(6, 4)),
-        lambda: ConcatRefiner(4, [7], CLASSES),
-        CLASSES,
-        num_refiners,
-        seed=1,
-    ).double()
+    return on_features(lambda: nn.Sequential(nn.Linear(INPUTS, 6), nn.Tanh(), nn.Linear(6, 4)), num_refiners, seed=1)
+
+
+def on_features(extractor: Callable[[], nn.Module], num_refiners: int, seed: int) -> Cascade:
+    """An extractor of four features, and small refiners."""
+    return assemble(extractor, lambda: ConcatRefiner(4, [7], CLASSES), CLASSES, num_refiners, seed).double()
 
 
 class TwoFeatures(nn.Module):
@@ -83,14 +84,12 @@ def residual(num_blocks: int) -> Cascade:
 
 def flat(num_refiners: int) -> Cascade:
     """An extractor whose first and third layers have no parameters; the third is there twice."""
-    tanh = nn.Tanh()
-    return assemble(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 6), tanh, nn.Linear(6, 6), tanh, nn.Linear(6, 4)),
-        lambda: ConcatRefiner(4, [7], CLASSES),
-        CLASSES,
-        num_refiners,
-        seed=9,
-    ).double()
+
+    def extractor() -> nn.Module:  # built under its seed
+        tanh = nn.Tanh()
+        return nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 6), tanh, nn.Linear(6, 6), tanh, nn.Linear(6, 4))
+
+    return on_features(extractor, num_refiners, seed=9)
 
 
 class Residual(nn.Sequential):
@@ -115,7 +114,7 @@ class TokenExtractor(nn.Module):
 
 def tokens(num_refiners: int) -> Cascade:
     """A belief for each token: features [B, T, D], beliefs [B, T, C], labels [B, T]."""
-    return assemble(TokenExtractor, lambda: ConcatRefiner(4, [7], CLASSES), CLASSES, num_refiners, seed=3).double()
+    return on_features(TokenExtractor, num_refiners, seed=3)
 
 
 class NoisyRefiner(nn.Module):
