@@ -65,9 +65,7 @@ class Contender:
 
     def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:
         """The sections of a pipeline, balanced by the measured costs of a microbatch."""
-        rows = len(workload.x) / self.microbatches
-        layers = [piece.forward(rows) + piece.backward(rows) for piece in costs.layers]
-        refiners = [piece.forward(rows) + piece.backward(rows) for piece in costs.refiners]
+        layers, refiners = costs.loads(len(workload.x) / self.microbatches)
         return make_cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
 
     def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction | None:

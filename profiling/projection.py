@@ -144,9 +144,7 @@ def project(
 
 def pipeline(costs: Costs, batch: int, ranks: int, microbatches: int) -> Prediction:
     rows = batch / microbatches
-    layers, refiners = (
-        [piece.forward(rows) + piece.backward(rows) for piece in pieces] for pieces in (costs.layers, costs.refiners)
-    )
+    layers, refiners = costs.loads(rows)
     sections = make_cut("1f1b", "cut", ranks, layers, refiners)
     lists = [list(with_messages(sections, one_f_one_b(sections, rank, microbatches))) for rank in range(ranks)]
     return predict_pipeline(lists, costs, sections, rows)

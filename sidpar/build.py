@@ -129,9 +129,6 @@ def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -
     if runtime.rank == 0:
         rows = max(1, config.data.batch_size // choose_microbatches(config, runtime.world_size))
         costs = measure_costs(cascade, loader.sample.repeat(rows, 1, 1, 1)[:rows], config.compute, apart=num_layers > 0)
-        measured = [
-            [piece.forward(rows) + piece.backward(rows) for piece in pieces]
-            for pieces in (costs.layers, costs.refiners)
-        ]
+        measured = costs.loads(rows)
     layer_costs, refiner_costs = runtime.from_root("measured costs", measured)
     return layer_costs, refiner_costs

@@ -111,6 +111,11 @@ class Costs:
         """Forward and backward of the whole extractor."""
         return sum(p.forward(rows) for p in self.layers), sum(p.backward(rows) for p in self.layers)
 
+    def loads(self, rows: float) -> tuple[list[float], list[float]]:
+        """Forward and backward together, of each layer and of each refiner: what placements share out."""
+        layers, refiners = ([p.forward(rows) + p.backward(rows) for p in ps] for ps in (self.layers, self.refiners))
+        return layers, refiners
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -225,7 +230,7 @@ def predict_whole(
 
 def naive_seconds(costs: Costs, batch_size: int) -> float:
     """T_BP = T_fwd + T_bwd: every piece once, one after the other."""
-    return sum(piece.forward(batch_size) + piece.backward(batch_size) for piece in [*costs.layers, *costs.refiners])
+    return sum(sum(loads) for loads in costs.loads(batch_size))
 
 
 def paper_seconds(costs: Costs, batch_size: int, groups: Sequence[Sequence[int]]) -> float:
