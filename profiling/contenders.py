@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from workloads import Workload
 
-from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, cost_model
+from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine, cost_model
 from sidpar.batching import BatchLayout
 from sidpar.cost_model import Costs, Prediction
 from sidpar.cut import PIPELINES, Cut, make_cut
@@ -27,6 +27,8 @@ class Contender:
     microbatches: int = 1
     network: str = "cascade"
     threads: int = 1
+    stream: int = 1
+    """Steps that are measured as one, because they overlap."""
 
     @property
     def key(self) -> str:
@@ -49,6 +51,8 @@ class Contender:
         if self.method == "sid":
             extractor: Any = "replicated" if self.single else self.extractor
             stage = Stage(cascade, here, extractor=extractor, compute=workload.compute)
+            if self.schedule == "streaming":
+                return StreamingEngine(stage, objective, microbatches=m)
             schedule: Any = "fused" if self.single else self.schedule
             return SIDEngine(stage, objective, schedule=schedule, microbatches=m)
         if self.single or self.method == "ddp":
@@ -79,7 +83,9 @@ class Contender:
             m = self.microbatches
             return cost_model.predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
         if isinstance(engine, SIDEngine):
-            return cost_model.predict_sid(engine.lists(), costs, BatchLayout(batch, self.microbatches, num_ranks))
+            layout = BatchLayout(batch, self.microbatches, num_ranks)
+            lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
+            return cost_model.predict_sid(lists, costs, layout, self.stream)
         assert isinstance(engine, PipelineEngine)
         cut = self.cut(num_ranks, workload, costs)
         return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
@@ -100,7 +106,7 @@ class Contender:
 
 
 def contenders(
-    workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str]
+    workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str], stream: int
 ) -> Iterator[Contender]:
     """All that are compared, whether they can run or not."""
     yield Contender("bp", "naive", "root")
@@ -108,9 +114,9 @@ def contenders(
         for schedule in PIPELINES:
             if schedule != "naive":
                 yield Contender("bp", schedule, "cut", m)
-        for schedule in ("two_phase", "fused"):
+        for schedule in ("two_phase", "fused", "streaming"):
             for extractor in extractors:
-                yield Contender("sid", schedule, extractor, m)
+                yield Contender("sid", schedule, extractor, m, stream=stream if schedule == "streaming" else 1)
     yield Contender("ddp", "ddp", "whole")
     yield Contender("bp", SINGLE, "whole")
     yield Contender("bp", f"{SINGLE}, accumulation", "whole", max(microbatches))

@@ -17,6 +17,7 @@ CATEGORIES = {
     "parameters": "#4e79a7",
     "gradients": "#a0cbe8",
     "optimizer_state": "#bab0ac",
+    "versions": "#b07aa1",
     "saved_activations": "#e15759",
     "communication_buffers": "#59a14f",
 }

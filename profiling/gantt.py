@@ -39,9 +39,9 @@ def select(rows: Sequence[Row]) -> list[str]:
         ("bp", ("naive",), None),
         ("bp", ("gpipe", "1f1b"), None),
         ("bp", ("zero_bubble", "zbv", "dualpipe_v"), None),
-        ("sid", ("two_phase",), None),
         ("sid", ("fused",), "sharded"),
-        ("sid", ("fused",), "replicated"),
+        ("sid", ("streaming",), "sharded"),
+        ("sid", ("streaming",), "replicated"),
     ]
     chosen = []
     for method, schedules, extractor in kinds:
@@ -79,8 +79,9 @@ def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
         gantt(axes, spans, colours, 1000 * end, horizon)
         median = at(rows[key], "step_ms", "median")
         known = f", median of all steps {median:.4g} ms" if kind == "measured" and median is not None else ""
+        which = "the first steps of a stream" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
         weight = "bold" if kind == "measured" else "normal"
-        axes.set_title(f"{key}   {kind}: {1000 * end:.4g} ms{known}", loc="left", fontsize=9, pad=3, fontweight=weight)
+        axes.set_title(f"{key}   {kind}: {which}{known}", loc="left", fontsize=9, pad=3, fontweight=weight)
     grid[-1, 0].set_xlabel("ms from the start of the step", fontsize=9)
     labels: dict[str, list[str]] = {}
     for phase, colour in colours.items():

@@ -1,7 +1,9 @@
 """One method measured on this rank: its memory alone, then the time of its steps among all others."""
 
 import gc
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 
 import torch
 from contenders import Contender
@@ -9,11 +11,15 @@ from workloads import Workload
 
 from sidpar import Runtime
 from sidpar.clock import Clock, Span
+from sidpar.config import OptimConfig
 from sidpar.cost_model import Costs
 from sidpar.device import peak_memory, reset_peak_memory
 from sidpar.engines import Engine
-from sidpar.memory import Memory, SavedTensors, measure_memory
-from sidpar.optim import at_least_one
+from sidpar.memory import Memory, SavedTensors, bytes_of, measure_memory
+from sidpar.optim import Optimizers
+
+OPTIM = OptimConfig(name="sgd", lr=1e-3, schedule="constant")
+"""A small rate, since thousands of steps may see one batch."""
 
 
 @dataclass
@@ -24,8 +30,9 @@ class Measured:
     peak_memory: int = 0
     traffic: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    """Of each window: a step, or a stream of several."""
     begins: list[float] = field(default_factory=list)
-    """When each step began, on the clock of rank 0."""
+    """When each window began, on the clock of rank 0."""
     spans: list[list[Span]] = field(default_factory=list)
 
 
@@ -36,17 +43,25 @@ class Entry:
         self.contender = contender
         self.engine: Engine | None = contender.build(runtime, workload, costs)
         self._workload = workload
+        self.gradients: dict[str, int] = {}
         if self.engine is not None:
-            self.optimizer = torch.optim.SGD(at_least_one(self.engine.stage.parameters()), lr=1e-3, momentum=0.9)
+            self.optimizers = Optimizers(self.engine.stage.parts(), OPTIM, steps_per_epoch=1)
 
-    def step(self, clock: Clock) -> None:
-        """One step, the optimizer's included."""
+    def run(self, clock: Clock, steps: int) -> None:
+        """Steps with their updates."""
         if self.engine is None:
             return
         self.engine.clock = clock
-        self.engine.step(self._workload.x, self._workload.y)
-        with clock.span("optimizer"):
-            self.optimizer.step()
+        batches = repeat((self._workload.x, self._workload.y), steps)
+        for _ in self.engine.train(batches, self._update):
+            pass
+
+    def _update(self, parts: Collection[str]) -> None:
+        assert self.engine is not None
+        modules = self.engine.stage.parts()
+        for name in parts if not self.engine.versions else set(parts) - {"extractor"}:  # counted with its versions
+            self.gradients[name] = bytes_of(p.grad for p in modules[name].parameters() if p.grad is not None)
+        self.optimizers.update(parts)
 
 
 def memory_pass(contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> Measured:
@@ -66,24 +81,36 @@ def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memor
     assert entry.engine is not None
     gc.collect()
     reset_peak_memory(runtime.device)
-    clock = Clock(runtime.device)
-    entry.step(clock)
-    stage, traffic = entry.engine.stage, entry.engine.traffic
+    clock, steps = Clock(runtime.device), entry.contender.stream
+    entry.run(clock, 1)
+    engine = entry.engine
+    stage, traffic = engine.stage, engine.traffic
     traffic.reset()
-    with SavedTensors([*stage.parameters(), *stage.buffers(), workload.x, workload.y]) as saved:
-        entry.step(clock)
-    memory = measure_memory(stage, entry.optimizer, saved, traffic.peak_buffers, runtime.device)
-    return memory, {kind: asdict(count) for kind, count in traffic.sent.items()}
+    known = [*stage.parameters(), *stage.buffers(), *engine.versions, workload.x, workload.y]
+    with SavedTensors(known) as saved:
+        entry.run(clock, steps)
+    memory = measure_memory(
+        stage,
+        entry.optimizers.all,
+        saved,
+        runtime.device,
+        gradients=sum(entry.gradients.values()),
+        versions=2 * bytes_of(engine.versions),
+        communication_buffers=traffic.peak_buffers,
+    )
+    counts = traffic.sent.items()
+    per_step = {kind: {"messages": one.messages // steps, "bytes": one.bytes / steps} for kind, one in counts}
+    return memory, per_step
 
 
-def timed_step(entry: Entry, runtime: Runtime, offset: float, measured: Measured | None) -> None:
-    """One step of one contender on all ranks; recorded unless it is for warming up."""
+def timed_window(entry: Entry, runtime: Runtime, offset: float, measured: Measured | None) -> None:
+    """One step of one contender on all ranks, or one stream; recorded unless it is for warming up."""
     if not torch.cuda.is_available():
         torch.set_num_threads(entry.contender.threads)
     clock = Clock(runtime.device)
     runtime.barrier()
     clock.start()
-    entry.step(clock)
+    entry.run(clock, entry.contender.stream)
     seconds, spans = clock.read()
     if measured is not None and entry.engine is not None:
         measured.seconds.append(seconds)

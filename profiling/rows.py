@@ -13,6 +13,8 @@ from workloads import Workload
 from sidpar.cost_model import Costs, Prediction
 from sidpar.phases import COMPUTE, PHASE
 
+STEPS_SEEN = 4
+
 
 def rows(
     everyone: dict[Contender, list[Measured]],
@@ -21,13 +23,13 @@ def rows(
     num_ranks: int,
 ) -> list[dict[str, Any]]:
     """The rows of the report."""
-    medians = {contender: statistics.median(step_seconds(ranks)) for contender, ranks in everyone.items()}
+    medians = {contender: statistics.median(step_seconds(contender, ranks)) for contender, ranks in everyone.items()}
     naive = [seconds for c, seconds in medians.items() if c.schedule == "naive"]
     backpropagation = [seconds for c, seconds in medians.items() if c.method != "sid"]
     found = []
     for contender, measured in everyone.items():
         ranks = [m for m in measured if m.seconds]
-        p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(measured), [0.1, 0.9]))
+        p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(contender, measured), [0.1, 0.9]))
         median = medians[contender]
         prediction, paper = predictions[contender]
         found.append(
@@ -53,48 +55,58 @@ def rows(
                 "messages_sent": [sum(count["messages"] for count in m.traffic.values()) for m in ranks],
                 "memory": [m.memory for m in ranks],
                 "traffic": [m.traffic for m in ranks],
-                "phases_ms": [phases(m) for m in ranks],
+                "phases_ms": [phases(contender, m) for m in ranks],
             }
         )
     return found
 
 
-def step_seconds(ranks: list[Measured]) -> list[float]:
-    """Of each step, from the first rank's begin to the last rank's end."""
+def step_seconds(contender: Contender, ranks: list[Measured]) -> list[float]:
+    """Of a step, for each window."""
+    return [seconds / contender.stream for seconds in window_seconds(ranks)]
+
+
+def window_seconds(ranks: list[Measured]) -> list[float]:
+    """Of each window, from the first rank's begin to the last rank's end."""
     running = [m for m in ranks if m.seconds]
     steps = range(len(running[0].seconds))
     return [max(m.begins[k] + m.seconds[k] for m in running) - min(m.begins[k] for m in running) for k in steps]
 
 
 def bubbles(ranks: list[Measured]) -> list[float]:
-    """Of each step, the share in which a rank, on average, does not compute."""
-    steps = step_seconds(ranks)
+    """Of each window, the share in which a rank, on average, does not compute."""
+    steps = window_seconds(ranks)
     return [
         1 - sum(s[3] - s[2] for m in ranks for s in m.spans[k] if s[0] in COMPUTE) / (len(ranks) * steps[k])
         for k in range(len(steps))
     ]
 
 
-def phases(measured: Measured) -> dict[str, float]:
+def phases(contender: Contender, measured: Measured) -> dict[str, float]:
     """Median milliseconds per step of each phase."""
     per_step: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(measured.spans))
     for k, spans in enumerate(measured.spans):
         for phase, _, start, end in spans:
-            per_step[phase][k] += 1000 * (end - start)
+            per_step[phase][k] += 1000 * (end - start) / contender.stream
     return {phase: statistics.median(values) for phase, values in per_step.items()}
 
 
-def timelines_of(ranks: list[Measured], prediction: Prediction | None) -> dict[str, Any]:
-    """The measured step whose length is the median, on a clock common to all ranks, and the modelled one."""
+def timelines_of(contender: Contender, ranks: list[Measured], prediction: Prediction | None) -> dict[str, Any]:
+    """The measured step whose length is the median, on a clock common to all ranks, and the modelled one; of a stream,
+    its beginning, as many steps as can be seen."""
     running = [m for m in ranks if m.seconds]
-    steps = step_seconds(running)
-    k = sorted(range(len(steps)), key=steps.__getitem__)[len(steps) // 2]
+    windows = window_seconds(running)
+    k = sorted(range(len(windows)), key=windows.__getitem__)[len(windows) // 2]
     zero = min(m.begins[k] for m in running)
-    measured = [[shifted(span, m.begins[k] - zero) for span in m.spans[k]] for m in running]
+    seen = windows[k] * min(1.0, STEPS_SEEN / contender.stream)
+    measured = [
+        [shifted(s, m.begins[k] - zero) for s in m.spans[k] if m.begins[k] + s[3] - zero <= seen] for m in running
+    ]
     modelled = None
     if prediction is not None and prediction.timeline is not None:
+        seen = prediction.seconds * min(contender.stream, STEPS_SEEN)
         modelled = [
-            [shifted((PHASE[action.do], str(action), start, end), 0.0) for start, end, action in spans]
+            [shifted((PHASE[action.do], str(action), start, end), 0.0) for start, end, action in spans if end <= seen]
             for spans in prediction.timeline.spans
         ]
     return {"measured": measured, "modelled": modelled}

@@ -5,8 +5,9 @@
 writes DIR/report.json and DIR/timelines.json, from which `profiling/report.py` makes the tables and pictures.
 
 All methods run in one process group, in turn (A B C A B C ...), so that drift of the machine hits all alike. A step is
-everything from a barrier to the end of the optimizer step on the slowest rank; the barrier itself is not counted. A
-first pass has each method alone in memory and measures that; a second pass measures time.
+everything from a barrier to the end of the optimizer step on the slowest rank; the barrier itself is not counted. The
+steps of `streaming` overlap, so there it is a whole stream of --stream steps, from a barrier to the end of the drain,
+divided by their number. A first pass has each method alone in memory and measures that; a second pass measures time.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import workloads
 from calibration import calibrate
 from conditions import conditions
 from contenders import Contender, contenders
-from measuring import Entry, Measured, memory_pass, timed_step
+from measuring import Entry, Measured, memory_pass, timed_window
 from report import remake
 from rows import describe_costs, describe_link, rows, timelines_of
 from workloads import Workload
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--extractors", nargs="+", default=["replicated", "sharded"], help="placements for SID")
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each method")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each method before them that are not counted")
+    parser.add_argument("--stream", type=int, default=12, help="steps of a stream, from its filling to its drain")
     parser.add_argument("--only", nargs="+", help="methods whose key contains one of these words")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -71,7 +73,7 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
     for k in range(arguments.warmup + arguments.steps):
         say(runtime, f"time: step {k + 1} of {arguments.warmup + arguments.steps}")
         for entry in entries:
-            timed_step(entry, runtime, offset, measured[entry.contender] if k >= arguments.warmup else None)
+            timed_window(entry, runtime, offset, measured[entry.contender] if k >= arguments.warmup else None)
     predictions = {e.contender: predict(e, runtime, workload, costs[e.contender.network]) for e in entries}
     everyone = {c: [Measured(**values) for values in runtime.exchange(c.key, asdict(measured[c]))] for c in chosen}
     if runtime.rank == 0:
@@ -83,6 +85,7 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
                 "command": f"torchrun --standalone --nproc_per_node={ranks} profiling/speedup.py {given}",
                 "warmup_steps": arguments.warmup,
                 "steps": arguments.steps,
+                "stream": arguments.stream,
             },
             "workload": {"name": workload.name, **workload.conditions},
             "link": {name: describe_link(link) for name, link in asdict(links).items()},
@@ -92,7 +95,7 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
         }
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-        timelines = {c.key: timelines_of(everyone[c], predictions[c][0]) for c in chosen}
+        timelines = {c.key: timelines_of(c, everyone[c], predictions[c][0]) for c in chosen}
         (arguments.out / "timelines.json").write_text(json.dumps(timelines) + "\n")
         remake(arguments.out)
         print(f"report: {arguments.out / 'report.md'}")
@@ -107,7 +110,7 @@ def feasible(
 ) -> tuple[list[Contender], list[dict[str, str]]]:
     """Contenders that can run here, and why the others cannot: refused by the engine itself, before any message."""
     chosen, left_out = [], []
-    for contender in contenders(workload, runtime.world_size, microbatches, arguments.extractors):
+    for contender in contenders(workload, runtime.world_size, microbatches, arguments.extractors, arguments.stream):
         if arguments.only and not any(word in contender.key for word in arguments.only):
             continue
         reason = None

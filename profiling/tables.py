@@ -122,15 +122,16 @@ def speed_table(rows: Sequence[Row], costs: dict[str, Any]) -> str:
 
 MEMORY_NOTE = (
     "The maximum over ranks. *saved activations*: exact, by saved-tensor hooks, storages counted once, parameters and "
-    "the input batch excluded; in brackets each rank's, in the same unit. *allocator*: on GPUs only. *driver* and "
-    "*resident*: the whole process, seen by the GPU's driver and by the operating system. *process peak*: the "
-    "allocator's peak on a GPU, the largest resident set on a CPU. Not in *saved activations*: the features of the "
-    "whole batch that SID's ranks hold for their refiners, and activations that a pipeline received or has yet to send."
+    "the input batch excluded; in brackets each rank's, in the same unit. *versions*: weights and gradients of the "
+    "extractor for batches in flight, besides its own (streaming). *allocator*: on GPUs only. *driver* and *resident*: "
+    "the whole process, seen by the GPU's driver and by the operating system. *process peak*: the allocator's peak on "
+    "a GPU, the largest resident set on a CPU. Not in *saved activations*: the features of the whole batch that SID's "
+    "ranks hold for their refiners, and activations that a pipeline received or has yet to send."
 )
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-    names = ["parameters", "gradients", "optimizer_state", "communication_buffers"]
+    names = ["parameters", "gradients", "optimizer_state", "versions", "communication_buffers"]
     names += ["allocator_peak", "allocator_reserved", "driver", "resident"]
     lines = []
     for row in rows:

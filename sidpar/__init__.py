@@ -14,6 +14,7 @@ from sidpar.engines.bp import BPEngine
 from sidpar.engines.local import LocalEngine
 from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
+from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.placement import Copies
@@ -33,6 +34,7 @@ __all__ = [
     "SIDEngine",
     "Stage",
     "StepResult",
+    "StreamingEngine",
     "UsageError",
     "__version__",
     "make_cut",

@@ -27,6 +27,9 @@ class Do(Enum):
     EXTRACTOR_BACKWARD = "extractor backward"
     RELEASE_PARAMETER_GRADIENTS = "let the extractor's parameter gradients leave as the next backward completes them"
     AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
+    # Streaming, whose updates are not all at the end of a step
+    UPDATE_EXTRACTOR = "update the extractor"
+    UPDATE_REFINERS = "update the refiners"
     # Pipelines of backpropagation (`pipelines.py`)
     AWAIT_ACTIVATION = "await the activation"
     SECTION_FORWARD = "section forward"
@@ -43,7 +46,10 @@ _SENDS = (Do.SEND_STATE, Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT)
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records."""
+    """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records.
+
+    `step` says of which batch, counted from the list's own: -1 is the one before it.
+    """
 
     do: Do
     microbatch: int | None = None
@@ -51,6 +57,7 @@ class Action:
     peer: int | None = None
     graph: bool = False
     section: int | None = None
+    step: int = 0
 
     def __str__(self) -> str:
         words = [self.do.value]
@@ -60,6 +67,8 @@ class Action:
             words.append(f"of section {self.section}")
         if self.microbatch is not None:
             words.append(f"of microbatch {self.microbatch}")
+        if self.step:
+            words.append(f"of batch {self.step:+d}")
         if self.peer is not None:
             words.append(f"{'to' if self.do in _SENDS else 'from'} rank {self.peer}")
         return " ".join(words)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidpar.transport import Pending, Transport
 
@@ -20,10 +20,10 @@ class GradientBuckets:
     thread waits for it: at no time do two threads issue messages.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], transport: Transport) -> None:
+    def __init__(self, parameters: Sequence[Tensor], transport: Transport) -> None:
         self._transport = transport
         self._buffers: list[Tensor] = []
-        self._views: list[tuple[nn.Parameter, Tensor]] = []
+        self._views: list[tuple[Tensor, Tensor]] = []
         self._members: list[int] = []
         self._missing: list[int] = []
         self._pending: list[Pending] = []
@@ -72,9 +72,9 @@ class GradientBuckets:
         self._pending.append(self._transport.sum_gradients(self._buffers[len(self._pending)]))
 
 
-def _group(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def _group(parameters: list[Tensor]) -> list[list[Tensor]]:
     """Runs of parameters of one dtype, each of at most BUCKET_BYTES or one parameter."""
-    groups: list[list[nn.Parameter]] = []
+    groups: list[list[Tensor]] = []
     size = 0
     for parameter in parameters:
         weight = parameter.numel() * parameter.element_size()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sidpar import models
 from sidpar.balance import measure_costs
 from sidpar.cascade import Cascade
-from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
+from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, SynchronousName
 from sidpar.config import Config
 from sidpar.cut import Cut, check_microbatches, make_cut
 from sidpar.data.datasets import Dataset
@@ -15,6 +15,7 @@ from sidpar.engines.bp import BPEngine
 from sidpar.engines.local import LocalEngine
 from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
+from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.placement import Copies, place_by_cost
 from sidpar.runtime import Runtime
@@ -57,7 +58,11 @@ def build_engine(config: Config, stage: Stage) -> Engine:
     if config.method == "local":
         return LocalEngine(stage, config.objective, seed=seed)
     if config.method == "sid":
-        schedule: ScheduleName = config.parallel.schedule  # type: ignore[assignment]  # checked by Config
+        if config.parallel.staleness:
+            staleness = config.parallel.staleness
+            return StreamingEngine(stage, config.objective, microbatches=microbatches, staleness=staleness, seed=seed)
+        name = config.parallel.schedule
+        schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config
         return SIDEngine(stage, config.objective, schedule=schedule, microbatches=microbatches, seed=seed)
     if config.method == "bp" and world_size > 1:
         if config.bp.checkpointing or config.bp.deep_supervision:

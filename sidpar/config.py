@@ -109,10 +109,12 @@ class ParallelConfig:
     """Where features are computed. sid: replicated, root, sharded (the default). bp: root, or cut over the ranks layer
     by layer (the default)."""
     schedule: AnySchedule | None = None
-    """Order of the work within a step. sid: fused (the default), two_phase. bp: naive, gpipe, 1f1b (the default),
+    """Order of the work. sid: fused (the default), two_phase, streaming. bp: naive, gpipe, 1f1b (the default),
     interleaved, zero_bubble, zbv, dualpipe_v."""
     microbatches: int | None = None
     """M: microbatches per global batch; by default 1, and 4 per rank for bp on several ranks."""
+    staleness: int | None = None
+    """schedule=streaming: how many steps late the extractor's updates are, by default 1; 0 is fused."""
     placement: Literal["count", "cost"] | list[int] | None = None
     """Refiners per rank: count, as even as possible (the default of sid); cost, with the least maximum load (of bp); or
     as listed. For bp, layers of a cut extractor count too, and some schedules have two sections per rank."""
@@ -133,6 +135,11 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.microbatches is not None:
             at_least("parallel.microbatches", self.microbatches, 1)
+        if self.schedule == "streaming":
+            fill_in(self, staleness=1)
+            at_least("parallel.staleness", self.staleness, 0)
+        else:
+            without_effect("parallel", self, ["staleness"], "only parallel.schedule=streaming reads it")
         positive("parallel.init_timeout", self.init_timeout)
         positive("parallel.step_timeout", self.step_timeout)
 
@@ -155,6 +162,8 @@ class OptimConfig:
     """The optimizer."""
     lr: float = 1e-3
     """Peak learning rate."""
+    extractor_lr: float | None = None
+    """The extractor's peak learning rate; by default optim.lr."""
     epochs: int = 100
     """Passes over the training set; 0 only writes the initial weights."""
     weight_decay: float = 0.0
@@ -172,6 +181,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         positive("optim.lr", self.lr)
+        if self.extractor_lr is not None:
+            positive("optim.extractor_lr", self.extractor_lr)
         at_least("optim.epochs", self.epochs, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
         at_least("optim.warmup_epochs", self.warmup_epochs, 0)

@@ -122,14 +122,15 @@ class Prediction:
     """A modelled step."""
 
     seconds: float
+    """Of a step; of a stream, its length divided by its steps, the filling and the draining included."""
     bubble: float
     saved_bytes: list[float]
     """Peak of each rank's saved activations."""
     timeline: Timeline | None = None
 
 
-def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout) -> Prediction:
-    """A step of the SID engine."""
+def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1) -> Prediction:
+    """A step of the SID engine, or a stream of several."""
     sizes = [len(rows) for rows in layout.microbatches]
 
     def rows(rank: int, action: Action) -> int:
@@ -165,13 +166,13 @@ def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout) -> Prediction:
 
     def saved(rank: int, action: Action) -> tuple[object, float]:
         pieces = costs.layers if action.refiner is None else [costs.refiners[action.refiner]]
-        return (action.refiner, action.microbatch), rows(rank, action) * sum(p.saved_bytes for p in pieces)
+        return (action.step, action.refiner, action.microbatch), rows(rank, action) * sum(p.saved_bytes for p in pieces)
 
     first = [min(_known(a.refiner) for a in mine if a.do is Do.FORWARD) for mine in lists]
     timeline = simulate(lists, seconds)
     begins, ends = (Do.EXTRACT, Do.FORWARD), (Do.EXTRACTOR_BACKWARD, Do.BACKWARD)
     peaks = [_peak(mine, partial(saved, rank), begins, ends) for rank, mine in enumerate(lists)]
-    return Prediction(timeline.makespan, timeline.bubble, peaks, timeline)
+    return Prediction(timeline.makespan / steps, timeline.bubble, peaks, timeline)
 
 
 def predict_pipeline(lists: Lists, costs: Costs, cut: Cut, rows: float) -> Prediction:
@@ -256,6 +257,7 @@ def law_speedup(method: str, schedule: str, num_ranks: int, microbatches: int) -
         "zero_bubble": 1 + (k - 1) / (3 * m) if m >= k else None,  # with fewer it has nothing to fill bubbles with
         "fused": 1 + (k - 1) / (3 * m),
         "two_phase": 4 / 3 + (k - 1) / (3 * m),
+        "streaming": max(1.0, (1 + (k - 1) / (3 * m)) / 2),  # a staleness of 1 has two steps' time for the chain
     }.get(schedule)
     return None if steps is None else k / steps
 

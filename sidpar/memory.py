@@ -82,6 +82,8 @@ class Memory:
     parameters: int
     gradients: int
     optimizer_state: int
+    versions: int
+    """Weights and gradients of the extractor for batches in flight, besides its own (streaming)."""
     saved_activations: int
     """At most at any time of a step."""
     communication_buffers: int
@@ -97,15 +99,23 @@ class Memory:
 
 
 def measure_memory(
-    module: nn.Module, optimizer: Optimizer, saved: SavedTensors, communication_buffers: int, where: torch.device
+    module: nn.Module,
+    optimizers: Iterable[Optimizer],
+    saved: SavedTensors,
+    where: torch.device,
+    *,
+    gradients: int,
+    versions: int,
+    communication_buffers: int,
 ) -> Memory:
-    """What a rank holds after a step of `module` during which `saved` was entered; peaks were reset before it."""
-    parameters = list(module.parameters())
-    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    """What a rank holds after a step of `module` during which `saved` was entered; peaks were reset before it. The last
+    three are known to the engine and to whoever updates."""
+    states = [values for optimizer in optimizers for values in optimizer.state.values()]
     return Memory(
-        parameters=bytes_of([*parameters, *module.buffers()]),
-        gradients=bytes_of(p.grad for p in parameters if p.grad is not None),
-        optimizer_state=bytes_of(state),
+        parameters=bytes_of([*module.parameters(), *module.buffers()]),
+        gradients=gradients,
+        optimizer_state=bytes_of(value for values in states for value in values.values() if isinstance(value, Tensor)),
+        versions=versions,
         saved_activations=saved.peak,
         communication_buffers=communication_buffers,
         allocator_peak=device.peak_memory(where) if where.type == "cuda" else None,

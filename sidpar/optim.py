@@ -1,7 +1,7 @@
 """Optimizers, and the learning rate over time."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,33 +11,53 @@ from torch.optim.lr_scheduler import LambdaLR
 from sidpar.config import OptimConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
+class Optimizers:
+    """This rank's optimizers: the extractor's and the refiners', each with a learning rate of its own over time, since
+    streaming updates them at different moments."""
+
+    def __init__(self, parts: Mapping[str, nn.Module], config: OptimConfig, steps_per_epoch: int) -> None:
+        """`parts` by global name: `extractor`, `refiners.3`."""
+        self._factor = learning_rate_factor(config, steps_per_epoch)
+        self._optimizers: dict[str, tuple[Optimizer, LambdaLR]] = {}
+        for kind in ("extractor", "refiners"):
+            parameters = [p for name, part in parts.items() if _kind(name) == kind for p in part.parameters()]
+            if parameters:
+                rate = config.lr if kind == "refiners" or config.extractor_lr is None else config.extractor_lr
+                optimizer = build_optimizer(parameters, config, rate)
+                self._optimizers[kind] = optimizer, LambdaLR(optimizer, self._factor)
+
+    @property
+    def all(self) -> list[Optimizer]:
+        """torch's optimizers."""
+        return [optimizer for optimizer, _ in self._optimizers.values()]
+
+    def update(self, parts: Collection[str]) -> None:
+        """Apply the gradients of the parts with these names: the extractor, all refiners, or both."""
+        for kind in {_kind(name) for name in parts} & self._optimizers.keys():
+            optimizer, scheduler = self._optimizers[kind]
+            optimizer.step()
+            scheduler.step()
+
+
+def _kind(part: str) -> str:
+    return part.split(".")[0]
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, rate: float) -> Optimizer:
     """The configured optimizer in torch's fused form, which makes one call per step instead of one per tensor."""
-    parameters = at_least_one(parameters)
     if config.name == "sgd":
         assert config.momentum is not None
         assert config.nesterov is not None
         return torch.optim.SGD(
             parameters,
-            lr=config.lr,
+            lr=rate,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             fused=True,
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def at_least_one(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """A rank of a pipeline may hold layers without parameters alone, and torch refuses an optimizer of nothing: then an
-    empty parameter that never gets a gradient."""
-    return list(parameters) or [nn.Parameter(torch.zeros(0))]
-
-
-def build_scheduler(optimizer: Optimizer, config: OptimConfig, steps_per_epoch: int) -> LambdaLR:
-    """One call of `step` per optimizer step."""
-    return LambdaLR(optimizer, learning_rate_factor(config, steps_per_epoch))
+    return kind(parameters, lr=rate, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate_factor(config: OptimConfig, steps_per_epoch: int) -> Callable[[int], float]:

@@ -30,10 +30,14 @@ class Groups:
     """One process group per kind of traffic, so that none queues behind another.
 
     NCCL runs the messages of one group in order, on one stream. A receive that is posted ahead would hold up every
-    later send of the same group, so neighbouring edges of the belief chain use different groups.
+    later send of the same group, so neighbouring edges of the belief chain use different groups. And a reduction waits
+    for the last rank: features of the next batch, which the first rank needs before that, have a group of their own.
     """
 
     collectives: dist.ProcessGroup
+    """Parameter gradients, and what is not part of a step."""
+    features: dist.ProcessGroup
+    feature_gradients: dist.ProcessGroup
     chain: tuple[dist.ProcessGroup, dist.ProcessGroup]
 
     def edge(self, rank: int, peer: int) -> dist.ProcessGroup:
@@ -116,7 +120,8 @@ class Runtime:
             timeout=timeout,
             device_id=chosen if name == "nccl" else None,
         )
-        groups = Groups(collectives=_new_group(timeout), chain=(_new_group(timeout), _new_group(timeout)))
+        collectives, features, feature_gradients, *chain = (_new_group(timeout) for _ in range(5))
+        groups = Groups(collectives, features, feature_gradients, (chain[0], chain[1]))
         runtime = replace(alone, backend=name, groups=groups)
         runtime._explain_sigterm()
         return runtime
@@ -236,7 +241,8 @@ class Runtime:
             return
         token = torch.zeros(1, device=self.wire_device)
         with self.during("first message to every neighbour"):
-            dist.all_reduce(token, group=self.groups.collectives)
+            for group in (self.groups.collectives, self.groups.features, self.groups.feature_gradients):
+                dist.all_reduce(token, group=group)
             for parity in (0, 1):
                 if self.rank % 2 == parity and self.rank + 1 < self.world_size:
                     dist.send(token, group=self.groups.edge(self.rank, self.rank + 1), group_dst=self.rank + 1)

@@ -18,17 +18,20 @@ Letters: i refiner, r rank, K ranks, m microbatch, M microbatches. `fused`, K = 
 
 Rules that hold for every schedule, because a message that waits for the wrong thing is a deadlock on NCCL:
 
-1. On each rank, the messages to one peer, and the collectives, are started in an order that is the same on both sides.
+1. On each rank, the messages to one peer, and the collectives of one group (features, feature gradients, parameter
+   gradients), are started in an order that is the same on both sides.
 2. Every message is started (`POST_STATE`, `SEND_STATE`, `START_…`) without waiting; only an `AWAIT_…` waits. A receive
-   is posted one microbatch ahead of its use.
+   is posted one microbatch ahead of its use, but not before the collectives that its sender needs are started here.
 3. A belief is sent before the backward of its microbatch starts.
+
+The third schedule, `streaming`, runs over many batches and has a file of its own.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sidpar.actions import Action, Do
-from sidpar.choices import ExtractorUpdate, ScheduleName
+from sidpar.choices import ExtractorUpdate, SynchronousName
 from sidpar.placement import Placement
 
 
@@ -83,17 +86,18 @@ def fused(view: RankView) -> Iterator[Action]:
     Only one microbatch of one rank's refiners has saved activations at any time.
     """
     graph = view.runs_extractor_backward
-    yield from _open(view, graph=graph)
+    ahead, lag = _lookahead(view), _lag(view)
+    yield from open_batch(view, graph=graph, lookahead=ahead)
     for m in range(view.microbatches):
-        yield from _receive(view, m)
+        yield from receive(view, m)
         for i in view.refiners:
             yield Action(Do.FORWARD, m, i, graph=True)
-        yield from _send(view, m)
+        yield from send(view, m)
         for i in view.refiners:
             yield Action(Do.BACKWARD, m, i)
-        yield from _return_feature_gradient(view, m, lag=_lag(view))
-        yield from _extract_ahead(view, m, graph=graph)
-    yield from _finish_extractor(view, lag=_lag(view))
+        yield from return_feature_gradient(view, m, lag=lag)
+        yield from extract_ahead(view, m, graph=graph, lookahead=ahead)
+    yield from _finish_extractor(view, lag=lag)
     yield from _close(view)
 
 
@@ -110,7 +114,7 @@ def two_phase(view: RankView) -> Iterator[Action]:
         for i in view.refiners:
             yield Action(Do.FORWARD, m, i, graph=True)
             yield Action(Do.BACKWARD, m, i)
-        yield from _return_feature_gradient(view, m, lag=0)
+        yield from return_feature_gradient(view, m, lag=0)
     yield from _finish_extractor(view, lag=0)
     yield from _close(view)
 
@@ -121,7 +125,7 @@ def inference(view: RankView) -> Iterator[Action]:
     yield from _close(view)
 
 
-SCHEDULES: dict[ScheduleName, Callable[[RankView], Iterator[Action]]] = {
+SCHEDULES: dict[SynchronousName, Callable[[RankView], Iterator[Action]]] = {
     "two_phase": two_phase,
     "fused": fused,
 }
@@ -140,39 +144,47 @@ def all_ranks(
 
 def _chain(view: RankView) -> Iterator[Action]:
     """Every refiner's forward without a graph, belief by belief."""
-    yield from _open(view, graph=False)
+    yield from open_batch(view, graph=False, lookahead=_lookahead(view))
     for m in range(view.microbatches):
-        yield from _receive(view, m)
+        yield from receive(view, m)
         for i in view.refiners:
             yield Action(Do.FORWARD, m, i)
-        yield from _send(view, m)
-        yield from _extract_ahead(view, m, graph=False)
+        yield from send(view, m)
+        yield from extract_ahead(view, m, graph=False, lookahead=_lookahead(view))
 
 
-def _open(view: RankView, *, graph: bool) -> Iterator[Action]:
+def open_batch(view: RankView, *, graph: bool, lookahead: int) -> Iterator[Action]:
     """The features that must exist before the chain starts, and the first receive."""
     match view.placement.extractor:
         case "sharded":
-            # One forward over this rank's share of all microbatches: many small ones would waste the device.
-            yield Action(Do.EXTRACT, graph=graph)
+            yield from extract_shard(view, graph=graph)
             if view.shares_features:
-                yield Action(Do.START_GATHER)
                 yield Action(Do.AWAIT_GATHER)
         case "root":
-            # All broadcasts come before the first reduction: one in between would queue behind a reduction that waits
-            # for the last rank. Per microbatch, so that the other ranks start before the last one is extracted.
-            for m in range(view.microbatches):
-                if view.rank == 0:
-                    yield Action(Do.EXTRACT, m, graph=graph)
-                if view.shares_features:
-                    yield Action(Do.START_BROADCAST, m)
+            yield from broadcast(view, graph=graph)
         case "replicated":
-            for m in range(min(_lookahead(view), view.microbatches)):
+            for m in range(min(lookahead, view.microbatches)):
                 yield Action(Do.EXTRACT, m, graph=graph)
     if view.previous is not None:
         # Not before the collectives above: a receive that waits on the device must never stand between this rank and
         # a collective that its sender needs, or whatever makes the device wait for all streams closes the circle.
         yield Action(Do.POST_STATE, 0, peer=view.previous)
+
+
+def extract_shard(view: RankView, *, graph: bool, step: int = 0) -> Iterator[Action]:
+    """One forward over this rank's share of all microbatches: many small ones would waste the device."""
+    yield Action(Do.EXTRACT, graph=graph, step=step)
+    if view.shares_features:
+        yield Action(Do.START_GATHER, step=step)
+
+
+def broadcast(view: RankView, *, graph: bool, step: int = 0) -> Iterator[Action]:
+    """Per microbatch, so that the other ranks start before the last one is extracted."""
+    for m in range(view.microbatches):
+        if view.rank == 0:
+            yield Action(Do.EXTRACT, m, graph=graph, step=step)
+        if view.shares_features:
+            yield Action(Do.START_BROADCAST, m, step=step)
 
 
 def _lookahead(view: RankView) -> int:
@@ -188,13 +200,15 @@ def _lag(view: RankView) -> int:
     return view.placement.num_ranks - 1 - view.rank
 
 
-def _extract_ahead(view: RankView, m: int, *, graph: bool) -> Iterator[Action]:
-    ahead = m + _lookahead(view)
+def extract_ahead(view: RankView, m: int, *, graph: bool, lookahead: int) -> Iterator[Action]:
+    """A replicated extractor is `lookahead` microbatches ahead of the refiners."""
+    ahead = m + lookahead
     if view.placement.extractor == "replicated" and ahead < view.microbatches:
         yield Action(Do.EXTRACT, ahead, graph=graph)
 
 
-def _receive(view: RankView, m: int) -> Iterator[Action]:
+def receive(view: RankView, m: int) -> Iterator[Action]:
+    """What microbatch m needs of other ranks; the receive of the next one is posted."""
     if view.placement.extractor == "root" and view.rank > 0:
         yield Action(Do.AWAIT_BROADCAST, m)
     if view.previous is not None:
@@ -203,20 +217,22 @@ def _receive(view: RankView, m: int) -> Iterator[Action]:
             yield Action(Do.POST_STATE, m + 1, peer=view.previous)
 
 
-def _send(view: RankView, m: int) -> Iterator[Action]:
+def send(view: RankView, m: int) -> Iterator[Action]:
+    """The belief, before its backward."""
     if view.next is not None:
         yield Action(Do.SEND_STATE, m, peer=view.next)
 
 
-def _return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
+def return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
     """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
     if view.shares_features and view.trains_extractor:
         yield Action(Do.START_SCATTER if view.placement.extractor == "sharded" else Do.START_REDUCE, m)
     elif view.trains_extractor and view.placement.extractor == "replicated" and m >= lag:
-        yield from _replicated_backward(view, m - lag)
+        yield from replicated_backward(view, m - lag)
 
 
-def _replicated_backward(view: RankView, m: int) -> Iterator[Action]:
+def replicated_backward(view: RankView, m: int) -> Iterator[Action]:
+    """This rank's share of the extractor's gradient."""
     if view.reduces_parameters and m == view.microbatches - 1:
         # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
         yield Action(Do.RELEASE_PARAMETER_GRADIENTS)
@@ -243,7 +259,7 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
             yield Action(Do.AWAIT_REDUCES_SENT)
         case "replicated":
             for m in range(max(0, view.microbatches - lag), view.microbatches):
-                yield from _replicated_backward(view, m)
+                yield from replicated_backward(view, m)
     if view.reduces_parameters:
         yield Action(Do.AWAIT_PARAMETER_GRADIENTS)
 

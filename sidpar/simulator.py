@@ -3,16 +3,24 @@
 Messages behave as on NCCL, which is the stricter of the backends. A state goes from one rank to the next once its send
 has started and its receive is posted, and once all earlier messages of its group on either rank are over: NCCL runs a
 group's messages one after the other. The activations of a pipeline of backpropagation, whose receives torch posts
-ahead, go once they are sent. Collectives match by order: the k-th of one rank with the k-th of every other.
+ahead, go once they are sent. Collectives match by order: the k-th of a group on one rank with the k-th on every other.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sidpar.actions import Action, Do
 from sidpar.phases import COMPUTE, PHASE
 
-COLLECTIVES = (Do.START_GATHER, Do.START_BROADCAST, Do.START_SCATTER, Do.START_REDUCE)
+GROUPS = {
+    Do.START_GATHER: "features",
+    Do.START_BROADCAST: "features",
+    Do.START_SCATTER: "feature gradients",
+    Do.START_REDUCE: "feature gradients",
+    Do.RELEASE_PARAMETER_GRADIENTS: "parameter gradients",
+}
+"""The process group of each collective, as in `transport.py`."""
 AWAITS = {
     Do.AWAIT_GATHER: Do.START_GATHER,
     Do.AWAIT_BROADCAST: Do.START_BROADCAST,
@@ -87,7 +95,8 @@ class Timeline:
 class Message:
     """One state between two ranks. `before` are the messages that its group runs first, on either rank."""
 
-    microbatch: int | None
+    batch: tuple[int, int | None]
+    """Step and microbatch."""
     sent: float | None = None
     posted: float | None = None
     seconds: float = 0.0
@@ -119,7 +128,7 @@ class Rank:
         self.sends: list[Message] = []
         self.receives: list[Message] = []
         self.received = 0
-        self.collectives: list[tuple[float, Action]] = []
+        self.collectives: dict[str, list[tuple[float, Action]]] = defaultdict(list)
         self.released: Action | None = None
         self.last: dict[int, Message] = {}
 
@@ -130,7 +139,7 @@ class Rank:
         self.last[group] = message
 
     def start_collective(self, action: Action) -> None:
-        self.collectives.append((self.clock, action))
+        self.collectives[GROUPS[action.do]].append((self.clock, action))
 
 
 class Simulation:
@@ -140,7 +149,7 @@ class Simulation:
         self.ranks = [Rank(mine) for mine in actions]
         self.edges: list[list[Message]] = [[] for _ in actions]  # edges[r]: from rank r to rank r + 1
         self.arrivals: dict[tuple[Do, int | None, int | None], float] = {}
-        self.collected: list[float] = []  # when the k-th collective is over
+        self.collected: dict[str, list[float]] = defaultdict(list)  # when the k-th collective of a group is over
         self.seconds = seconds
         self.chain_groups = chain_groups
 
@@ -154,7 +163,9 @@ class Simulation:
                     if rank.position < len(rank.actions)
                 }
                 raise DeadlockError(f"deadlock: {stuck}")
-        assert len({len(rank.collectives) for rank in self.ranks}) == 1, "ranks start different numbers of collectives"
+        for group in set(GROUPS.values()):
+            counts = {len(rank.collectives[group]) for rank in self.ranks}
+            assert len(counts) == 1, f"ranks start different numbers of collectives of {group}"
         return Timeline([rank.spans for rank in self.ranks], [rank.clock for rank in self.ranks])
 
     def advance(self, r: int) -> bool:
@@ -179,34 +190,35 @@ class Simulation:
         if action.do in _ARRIVALS:
             return self.arrivals.get((_ARRIVALS[action.do], action.microbatch, action.section))
         if action.do is Do.AWAIT_STATES_SENT:
-            times = [message.over() for message in rank.sends]
+            times = [message.over() for message in rank.sends if message.batch[0] == action.step]
         elif action.do in AWAITS:
             if action.do is Do.AWAIT_PARAMETER_GRADIENTS and rank.released is not None:
                 self.leave(rank)  # no backward has completed them, so they leave as they are
-            mine = [
-                k
-                for k, (_, started) in enumerate(rank.collectives)
-                if started.do is AWAITS[action.do] and action.microbatch in (None, started.microbatch)
+            group = GROUPS[AWAITS[action.do]]
+            self.collect(group)
+            over = self.collected[group]
+            times = [
+                over[k] if k < len(over) else None
+                for k, (_, started) in enumerate(rank.collectives[group])
+                if started.step == action.step and action.microbatch in (None, started.microbatch)
             ]
-            self.collect()
-            times = [self.collected[k] if k < len(self.collected) else None for k in mine]
         else:
             return rank.clock
         return None if None in times else max([rank.clock, *(time for time in times if time is not None)])
 
-    def collect(self) -> None:
-        """Finish the collectives that all ranks have started, one after the other."""
-        while all(len(self.collected) < len(rank.collectives) for rank in self.ranks):
-            k = len(self.collected)
-            started = [rank.collectives[k] for rank in self.ranks]
-            kinds = {(action.do, action.microbatch) for _, action in started}
-            assert len(kinds) == 1, f"collective {k} differs between ranks"
-            begin = max([when for when, _ in started] + self.collected[-1:])
-            self.collected.append(begin + self.seconds(0, started[0][1]))
+    def collect(self, group: str) -> None:
+        """Finish the collectives of a group that all ranks have started, one after the other."""
+        started = [rank.collectives[group] for rank in self.ranks]
+        over = self.collected[group]
+        for k in range(len(over), min(len(mine) for mine in started)):
+            kinds = {(mine[k][1].do, mine[k][1].step, mine[k][1].microbatch) for mine in started}
+            assert len(kinds) == 1, f"collective {k} of {group} differs between ranks"
+            begin = max([mine[k][0] for mine in started] + over[-1:])
+            over.append(begin + self.seconds(0, started[0][k][1]))
 
     def perform(self, r: int, rank: Rank, action: Action) -> None:
         if action.do is Do.AWAIT_STATE:
-            assert rank.receives[rank.received].microbatch == action.microbatch
+            assert rank.receives[rank.received].batch == (action.step, action.microbatch)
             rank.received += 1
         elif action.do is Do.SEND_STATE:
             message = self.message(r, len(rank.sends), action)
@@ -221,10 +233,10 @@ class Simulation:
         elif action.do in (Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT):
             arrival = rank.clock + self.seconds(r, action)
             self.arrivals[action.do, action.microbatch, action.section] = arrival
-        elif action.do in COLLECTIVES:
-            rank.start_collective(action)
         elif action.do is Do.RELEASE_PARAMETER_GRADIENTS:
             rank.released = action
+        elif action.do in GROUPS:
+            rank.start_collective(action)
         elif PHASE[action.do] in COMPUTE:
             length = self.seconds(r, action)
             if length:
@@ -241,8 +253,9 @@ class Simulation:
     def message(self, edge: int, k: int, action: Action) -> Message:
         """The k-th message of an edge, as both its ends see it."""
         if k == len(self.edges[edge]):
-            self.edges[edge].append(Message(action.microbatch))
-        assert self.edges[edge][k].microbatch == action.microbatch, "send and receive are of different microbatches"
+            self.edges[edge].append(Message((action.step, action.microbatch)))
+        batch = self.edges[edge][k].batch
+        assert batch == (action.step, action.microbatch), "send and receive are of different microbatches"
         return self.edges[edge][k]
 
 

@@ -123,11 +123,12 @@ class Stage(nn.Module):
             self._checked.append(specs)
         return specs
 
-    def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
-        """Features of x [b, ...], recorded by autograd if `graph`."""
-        assert self.extractor is not None, "only a rank that holds the extractor extracts"
-        with self._execution(self.extractor, graph):
-            return extract(self.extractor, self._in_memory_format(x))
+    def extract(self, x: Tensor, *, graph: bool, version: nn.Module | None = None) -> TensorTuple:
+        """Features of x [b, ...], recorded by autograd if `graph`; by another version of the extractor, if given."""
+        extractor = version or self.extractor
+        assert extractor is not None, "only a rank that holds the extractor extracts"
+        with self._execution(extractor, graph):
+            return extract(extractor, self._in_memory_format(x))
 
     def run_layers(self, layers: nn.Module, x: Tensor, *, graph: bool) -> TensorTuple:
         """The whole extractor, or some of its layers, which lie here, on an activation x [b, ...]."""

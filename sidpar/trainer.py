@@ -1,7 +1,7 @@
 """The loop over epochs and steps. It never asks which method runs: an engine fills gradients, the rest is here."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sidpar.config import Config
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
 from sidpar.meter import Meter, Stopwatch, per_rank
-from sidpar.optim import build_optimizer, build_scheduler
+from sidpar.optim import Optimizers, learning_rate_factor
 from sidpar.run_folder import append_metrics
 
 
@@ -38,8 +38,8 @@ class Trainer:
         self._config = config
         self._folder = folder
         self._runtime = stage.runtime
-        self._optimizer = build_optimizer(stage.parameters(), config.optim)
-        self._scheduler = build_scheduler(self._optimizer, config.optim, loader.steps_per_epoch)
+        self._optimizers = Optimizers(stage.parts(), config.optim, loader.steps_per_epoch)
+        self._rate = learning_rate_factor(config.optim, loader.steps_per_epoch)
         self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
         self._train_watch, self._test_watch = (Stopwatch(stage.runtime) for _ in range(2))
         self._progress = stage.runtime.rank == 0 and sys.stderr.isatty()
@@ -68,17 +68,18 @@ class Trainer:
             batches = tqdm(batches, desc=f"epoch {epoch + 1}", total=self._loader.steps_per_epoch, leave=False)
         last_step = self._config.optim.epochs * self._loader.steps_per_epoch
         self._train_watch.start()
-        for x, y in batches:
-            self._train_meter.add(self._engine.step(x, y))
-            if self._config.optim.clip is not None:
-                self._engine.clip(self._config.optim.clip)
-            self._optimizer.step()
-            rate = self._scheduler.get_last_lr()[0]
-            self._scheduler.step()
-            self._train_watch.images += len(x)
+        for result in self._engine.train(batches, self._update):
+            self._train_meter.add(result)
+            self._train_watch.images += result.batch_size
             if self._engine.steps % self._config.run.log_every == 0 or self._engine.steps == last_step:
+                rate = self._config.optim.lr * self._rate(self._engine.steps - 1)
                 self._log("train", epoch + 1, {"learning_rate": rate} | self._train_meter.read(), self._train_watch)
         self._train_watch.stop()
+
+    def _update(self, parts: Collection[str]) -> None:
+        if self._config.optim.clip is not None:
+            self._engine.clip(self._config.optim.clip, parts)
+        self._optimizers.update(parts)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         self._test_watch.start()

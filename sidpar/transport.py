@@ -76,7 +76,7 @@ class Transport:
             if features is None
             else tuple(tensor.to(self._wire).contiguous() for tensor in features)
         )
-        works = [_work(dist.broadcast(t, group_src=0, group=self._groups.collectives, async_op=True)) for t in buffers]
+        works = [_work(dist.broadcast(t, group_src=0, group=self._groups.features, async_op=True)) for t in buffers]
         self.traffic.count("feature broadcast", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
@@ -85,7 +85,7 @@ class Transport:
         inputs = tuple(_padded(tensor.to(self._wire), layout.padded_shard) for tensor in shard)
         outputs = tuple(t.new_empty((self._world_size * layout.padded_shard, *t.shape[1:])) for t in inputs)
         works = [
-            _work(dist.all_gather_into_tensor(out, t, group=self._groups.collectives, async_op=True))
+            _work(dist.all_gather_into_tensor(out, t, group=self._groups.features, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
         ]
 
@@ -102,7 +102,8 @@ class Transport:
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
         buffers = tuple(tensor.to(self._wire).contiguous() for tensor in gradient)
-        works = [_work(dist.reduce(t, group_dst=0, group=self._groups.collectives, async_op=True)) for t in buffers]
+        group = self._groups.feature_gradients
+        works = [_work(dist.reduce(t, group_dst=0, group=group, async_op=True)) for t in buffers]
         self.traffic.count("feature gradient reduction", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
@@ -113,7 +114,7 @@ class Transport:
         inputs = tuple(self._spread(tensor.to(self._wire), layout, m) for tensor in gradient)
         outputs = tuple(t.new_empty((size, *t.shape[1:])) for t in inputs)
         works = [
-            _work(dist.reduce_scatter_tensor(out, t, group=self._groups.collectives, async_op=True))
+            _work(dist.reduce_scatter_tensor(out, t, group=self._groups.feature_gradients, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
         ]
         self.traffic.count("feature gradient scatter", self._others * bytes_of(inputs), len(inputs))

@@ -33,6 +33,7 @@ def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
     assert parse([]).optim.momentum is None
     assert parse(["--model.name", "wide_mlp"]).model.width == 1024
     assert parse(["--data.name", "cifar10"]).data.root == "data"
+    assert parse(["--parallel.schedule", "streaming"]).parallel.staleness == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -59,6 +60,13 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--optim.lr fast", 'Parser key "optim.lr"'),
         ("--optim.lr -1", "optim.lr must be a positive number, got -1.0"),
         ("--optim.lr nan", 'Parser key "optim.lr"'),
+        ("--optim.extractor_lr 0", "optim.extractor_lr must be a positive number, got 0.0"),
+        (
+            "--parallel.staleness 1",
+            "parallel.staleness=1 would have no effect, because only parallel.schedule",
+        ),
+        ("--parallel.schedule streaming --parallel.staleness -1", "parallel.staleness must be at least 0, got -1"),
+        ("--method bp --parallel.schedule streaming", "method=bp has no parallel.schedule=streaming; choose one of"),
         ("--optim.epochs -1", "optim.epochs must be at least 0, got -1"),
         ("--optim.epochs 1.5", 'Parser key "optim.epochs"'),
         ("--optim.weight_decay -0.1", "optim.weight_decay must be at least 0, got -0.1"),

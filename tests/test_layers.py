@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, list[str]]] = [
                 "cut",
                 "actions",
                 "schedule",
+                "streaming",
                 "pipelines",
                 "phases",
                 "simulator",

@@ -60,11 +60,12 @@ def test_memory_of_a_step() -> None:
     with SavedTensors([*network.parameters(), x]) as saved:
         network(x).sum().backward()
     optimizer.step()
-    memory = measure_memory(network, optimizer, saved, 7, torch.device("cpu"))
+    cpu, grads = torch.device("cpu"), bytes_of(p.grad for p in network.parameters() if p.grad is not None)
+    memory = measure_memory(network, [optimizer], saved, cpu, gradients=grads, versions=5, communication_buffers=7)
     weights = 4 * (8 * 16 + 16 + 16 * 4 + 4)
     assert memory.parameters == memory.gradients == memory.optimizer_state == weights
     assert memory.saved_activations == 4 * 5 * 16
-    assert memory.communication_buffers == 7
+    assert (memory.versions, memory.communication_buffers) == (5, 7)
     assert memory.allocator_peak is memory.allocator_reserved is memory.driver is None, "there is no GPU"
     assert memory.resident > 10 << 20
 

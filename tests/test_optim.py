@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sidpar.config import OptimConfig
-from sidpar.engines import clip_parts
-from sidpar.optim import build_optimizer, build_scheduler, learning_rate_factor
+from sidpar.engines import clip_each
+from sidpar.optim import Optimizers, build_optimizer, learning_rate_factor
 
 
 def test_warm_up_then_cosine() -> None:
@@ -36,18 +36,34 @@ def test_no_epochs() -> None:
 )
 def test_optimizers(name: str, kind: type[torch.optim.Optimizer]) -> None:
     config = OptimConfig(name=name, lr=0.1, weight_decay=0.01, epochs=1)  # type: ignore[arg-type]
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer([parameter], config)
-    scheduler = build_scheduler(optimizer, config, steps_per_epoch=2)
+    optimizer = build_optimizer([nn.Parameter(torch.ones(3))], config, 0.1)
     assert type(optimizer) is kind
     assert optimizer.defaults["weight_decay"] == 0.01
     if name == "sgd":
         assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
-    parameter.grad = torch.ones(3)
-    optimizer.step()
-    scheduler.step()
-    assert (parameter < 1).all()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_extractor_and_refiners_are_updated_apart() -> None:
+    """Each with its own rate, and its own place in the schedule of rates."""
+    parts: dict[str, nn.Module] = {
+        "extractor": nn.Linear(1, 1),
+        "refiners.4": nn.Linear(1, 1),
+        "refiners.5": nn.Linear(1, 1),
+    }
+    config = OptimConfig(name="sgd", momentum=0.0, lr=0.1, extractor_lr=0.01, epochs=1)
+    optimizers = Optimizers(parts, config, steps_per_epoch=2)
+
+    def moved(names: list[str]) -> dict[str, float]:
+        before = {name: parts[name].bias.item() for name in parts}  # type: ignore[union-attr, operator]
+        for part in parts.values():
+            for parameter in part.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        optimizers.update(names)
+        return {name: before[name] - parts[name].bias.item() for name in parts}  # type: ignore[union-attr, operator]
+
+    assert moved(["refiners.4", "refiners.5"]) == pytest.approx({"extractor": 0, "refiners.4": 0.1, "refiners.5": 0.1})
+    assert moved(["extractor"]) == pytest.approx({"extractor": 0.01, "refiners.4": 0, "refiners.5": 0})
+    assert moved(list(parts)) == pytest.approx({"extractor": 0.005, "refiners.4": 0.05, "refiners.5": 0.05}, rel=1e-4)
 
 
 def test_parts_are_clipped_on_their_own() -> None:
@@ -55,7 +71,7 @@ def test_parts_are_clipped_on_their_own() -> None:
     for part, size in ((large, 100.0), (small, 0.01)):
         for parameter in part.parameters():
             parameter.grad = torch.full_like(parameter, size)
-    clip_parts([large, small], 1.0)
+    clip_each([large, small], 1.0)
     norm = torch.cat([p.grad.flatten() for p in large.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
     assert all((p.grad == 0.01).all() for p in small.parameters() if p.grad is not None), "not by a global norm"

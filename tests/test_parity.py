@@ -14,8 +14,7 @@ from torch import Tensor
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
 from sidpar.config import OptimConfig
-from sidpar.engines import clip_parts
-from sidpar.optim import build_optimizer
+from sidpar.optim import Optimizers
 from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import check, gradients, oracle
@@ -116,13 +115,13 @@ def trained_extractor(runtime: Runtime, extractor: str) -> dict[str, Tensor]:
     """After five steps of Adam with weight decay and clipping."""
     stage = Stage(networks.plain(4).float(), runtime, extractor=extractor)  # type: ignore[arg-type]
     engine = SIDEngine(stage, Objective(), microbatches=2)
-    config = OptimConfig(epochs=1, lr=0.01, weight_decay=0.1)
-    optimizer = build_optimizer(stage.parameters(), config)
+    config = OptimConfig(epochs=1, lr=0.01, weight_decay=0.1, schedule="constant")
+    optimizers = Optimizers(stage.parts(), config, steps_per_epoch=5)
     for size in (8, 7, 8, 5, 8):
         x, y = networks.batch(size)
         engine.step(x.float(), y)
-        clip_parts(stage.parts().values(), 0.1)
-        optimizer.step()
+        engine.clip(0.1, stage.parts())
+        optimizers.update(stage.parts())
     assert stage.extractor is not None
     return dict(stage.extractor.state_dict())
 

@@ -155,7 +155,7 @@ def clipping(runtime: Runtime) -> None:
     x, y = networks.batch(8)
     engine = pipeline(runtime, "gpipe", 2, "plain network")
     engine.step(x, y)
-    engine.clip(1e-3)
+    engine.clip(1e-3, engine.stage.parts())
     reference = networks.residual(8)
     plain_backpropagation(reference, Objective(), x, y)
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 1e-3)

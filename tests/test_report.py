@@ -38,7 +38,13 @@ ROW: dict[str, Any] = {
     "messages_sent": [7, 6],
     "memory": [
         {"parameters": 8 * KIB, "gradients": 8 * KIB, "optimizer_state": 16 * KIB, "saved_activations": 3 * KIB}
-        | {"communication_buffers": KIB, "allocator_peak": None, "allocator_reserved": None, "driver": None}
+        | {
+            "versions": 5 * KIB,
+            "communication_buffers": KIB,
+            "allocator_peak": None,
+            "allocator_reserved": None,
+            "driver": None,
+        }
         | {"resident": 4096 * KIB},
         None,
     ],
@@ -119,7 +125,7 @@ def test_speed_is_sorted_by_time(folder: Path) -> None:
 def test_memory_and_traffic_of_every_rank(folder: Path) -> None:
     memory, traffic = section(folder, "Memory"), section(folder, "Traffic")
     assert memory[0][:4] == ["sid fused sharded M=4", "3.00 KiB [3.00, 2.00]", "8.00 KiB", "8.00 KiB"]
-    assert memory[0][4:] == ["16.00 KiB", "1.00 KiB", "-", "-", "-", "4.00 MiB", "2.00 MiB"]
+    assert memory[0][4:] == ["16.00 KiB", "5.00 KiB", "1.00 KiB", "-", "-", "-", "4.00 MiB", "2.00 MiB"]
     assert traffic[0] == ["sid fused sharded M=4", "7 [7, 6]", "5.00 KiB [5.00, -]", "4: 4.00 KiB"]
     assert set(memory[-1][1:] + traffic[-1][1:]) == {"-"}
 
@@ -184,8 +190,11 @@ def test_select_takes_the_fastest_of_each_kind_at_the_middle_m() -> None:
         row("sid", "fused", "sharded", 32, 10.0),
         row("sid", "fused", "root", 8, 5.0),
         row("sid", "fused", "replicated", 32, 9.0),
-        row("sid", "two_phase", "root", 8, None),
-        row("sid", "two_phase", "sharded", 8, 22.0),
+        row("sid", "two_phase", "sharded", 8, 21.0),
+        row("sid", "streaming", "root", 8, 4.0),
+        row("sid", "streaming", "replicated", 8, None),
+        row("sid", "streaming", "replicated", 32, 11.0),
+        row("sid", "streaming", "sharded", 8, 22.0),
         row("bp", "naive", "cut", 1, 50.0),
         row("bp", "gpipe", "cut", 8, 26.0),
         row("bp", "1f1b", "cut", 8, 25.0),
@@ -196,9 +205,9 @@ def test_select_takes_the_fastest_of_each_kind_at_the_middle_m() -> None:
         "bp naive cut M=1",
         "bp 1f1b cut M=8",
         "bp zbv cut M=8",
-        "sid two_phase sharded M=8",
         "sid fused sharded M=8",
-        "sid fused replicated M=32",
+        "sid streaming sharded M=8",
+        "sid streaming replicated M=8",
     ]
     assert select([]) == []
 

@@ -29,6 +29,7 @@ KEYS = {
     "bytes_sent",
 }
 FLAGS = ["--batch", "16", "--microbatches", "1", "4", "--steps", "2", "--warmup", "0", "--time-scale", "0.05"]
+FLAGS += ["--stream", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,10 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_method_has_a_row(rows: dict[str, dict[str, Any]], folder: Path) -> None:
     expected = ["bp naive root M=1", "ddp ddp whole M=1", "bp one process whole M=1", "sid one process whole M=1"]
     expected += [
-        f"sid {s} {e} M={m}" for s in ("two_phase", "fused") for e in ("replicated", "sharded") for m in (1, 4)
+        f"sid {s} {e} M={m}"
+        for s in ("two_phase", "fused", "streaming")
+        for e in ("replicated", "sharded")
+        for m in (1, 4)
     ]
     expected += [f"bp {schedule} cut M=4" for schedule in SCHEDULES if schedule != "naive"]
     assert set(expected) <= set(rows)
@@ -77,6 +81,7 @@ def test_traffic_by_hand(rows: dict[str, dict[str, Any]]) -> None:
     }
     assert first == collectives | {"state": {"messages": 4, "bytes": state}}
     assert last == collectives
+    assert rows["sid streaming sharded M=4"]["traffic"] == [first, last], "a stream's step sends as much"
     replicated = rows["sid fused replicated M=1"]["traffic"][0]
     assert set(replicated) == {"state", "parameter gradients"}
     activations = rows["bp naive root M=1"]["traffic"]
@@ -94,6 +99,13 @@ def test_saved_activations_are_what_the_schedules_promise(rows: dict[str, dict[s
     assert last("bp gpipe cut M=4") == pytest.approx(last("bp gpipe cut M=1"))
     assert last("bp 1f1b cut M=4") == pytest.approx(last("bp gpipe cut M=1") / 4)
     assert last("sid fused sharded M=4") < last("sid fused sharded M=1")
+    extractor = 4 * (32 * 32 + 32) * 4
+    assert last("sid streaming replicated M=4") < last("sid fused replicated M=4"), "one microbatch of the extractor"
+    assert last("sid fused sharded M=4") < last("sid streaming sharded M=4") < 2 * last("sid fused sharded M=4")
+    assert [memory["versions"] for memory in rows["sid streaming sharded M=4"]["memory"]] == [4 * extractor] * 2, (
+        "two, and gradients"
+    )
+    assert [memory["versions"] for memory in rows["sid fused sharded M=4"]["memory"]] == [0, 0]
     whole = rows["bp one process whole M=1"]["saved_activation_bytes"][0]
     assert rows["bp one process, accumulation whole M=4"]["saved_activation_bytes"][0] == pytest.approx(whole / 4)
     assert rows["bp one process, checkpointing whole M=1"]["saved_activation_bytes"][0] < whole

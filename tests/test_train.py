@@ -121,6 +121,31 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> 
         assert alone["kl"] == pytest.approx(placed["kl"], rel=1e-3)
 
 
+STREAM = ["--parallel.schedule", "streaming", "--parallel.microbatches", "2", "--optim.epochs", "1", *SMALL]
+
+
+def test_streaming_ends_with_the_same_weights_wherever_it_runs(tmp_path: Path) -> None:
+    """One process, three ranks, every placement of the extractor; the last batch of the epoch is a ragged one."""
+    alone = load_file(train(1, tmp_path / "1", *STREAM) / "weights.safetensors")
+    for extractor in ("replicated", "root", "sharded"):
+        placed = train(3, tmp_path / extractor, *STREAM, "--parallel.extractor", extractor)
+        for name, tensor in load_file(placed / "weights.safetensors").items():
+            assert (tensor - alone[name]).abs().max() < 1e-4, (extractor, name)
+        assert [row["step"] for row in rows(placed)] == [4, 8, 8]
+
+
+def test_streaming_without_staleness_is_fused_bit_for_bit(tmp_path: Path) -> None:
+    weights = {}
+    for name, flags in {
+        "fused": ["--parallel.schedule", "fused"],
+        "none": ["--parallel.staleness", "0"],
+        "one": ["--parallel.staleness", "1"],
+    }.items():
+        weights[name] = load_file(train(2, tmp_path / name, *STREAM, *flags) / "weights.safetensors")
+    assert all(torch.equal(tensor, weights["none"][name]) for name, tensor in weights["fused"].items())
+    assert not all(torch.equal(tensor, weights["one"][name]) for name, tensor in weights["fused"].items())
+
+
 def test_the_demo_reaches_its_accuracy(tmp_path: Path) -> None:
     """What `make demo` runs."""
     folder = train_by_command(4, tmp_path / "demo")

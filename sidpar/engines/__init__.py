@@ -1,13 +1,14 @@
 """Engines execute steps. All have the interface of `Engine`, and the trainer asks no more of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sidpar.clock import Clock
+from sidpar.clock import Clock, span
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.specs import CascadeSpecs
@@ -31,6 +32,8 @@ class StepResult:
     log_beliefs: Mapping[int, Sequence[Tensor]]
     y: Tensor
     samples: int
+    batch_size: int
+    """B."""
 
     def measures(self) -> Tensor:
         """`theory.MEASURES` of this rank's refiners, summed over its share of the batch: [n, 6], float64."""
@@ -55,6 +58,10 @@ class StepResult:
         return self.measures()[:, MEASURES.index(column)] / max(1, self.y.numel())
 
 
+Update = Callable[[Collection[str]], None]
+"""Applies the gradients of the parts with these names, which are complete: clips them, steps an optimizer."""
+
+
 class Engine(Protocol):
     """Executes steps over a stage."""
 
@@ -67,6 +74,10 @@ class Engine(Protocol):
     traffic: Traffic
     """What this rank has sent."""
 
+    @property
+    def versions(self) -> list[Tensor]:
+        """Weights of the extractor for batches in flight, besides its own; each has a gradient."""
+
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Gradients of one global batch into `stage.parameters()`, replacing those that were there.
 
@@ -75,17 +86,50 @@ class Engine(Protocol):
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
         """
 
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+        """A step for each batch, and `update` whenever the gradients of some of `stage.parts()` are complete. When the
+        iterator ends, all updates are done."""
+
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """Beliefs of one batch in inference mode; no gradients."""
 
-    def clip(self, limit: float) -> None:
-        """Scale gradients down to norm `limit`: of each part on its own where learning is local, else of all."""
+    def clip(self, limit: float, parts: Collection[str]) -> None:
+        """Scale the gradients of these parts down to norm `limit`: of each on its own where learning is local; else of
+        all together, and then they must be all."""
 
 
-def clip_parts(parts: Iterable[nn.Module], limit: float) -> None:
-    """Scale down each part's gradients to norm `limit` on its own."""
+class Synchronous(ABC):
+    """What engines have in common that finish one step before they begin the next."""
+
+    stage: Stage
+    clock: Clock | None
+
+    @property
+    def versions(self) -> list[Tensor]:
+        """Nothing is in flight between steps."""
+        return []
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor) -> StepResult: ...
+
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+        """A step and an update of all parts for each batch."""
+        for x, y in batches:
+            result = self.step(x, y)
+            with span(self.clock, "optimizer"):
+                update(self.stage.parts())
+            yield result
+
+
+def clip_each(parts: Iterable[nn.Module], limit: float) -> None:
+    """Scale the gradients of each part down to norm `limit` on its own."""
     for part in parts:
         nn.utils.clip_grad_norm_(part.parameters(), limit)
+
+
+def chosen(stage: Stage, names: Collection[str]) -> list[nn.Module]:
+    """The parts with these names."""
+    return [part for name, part in stage.parts().items() if name in names]
 
 
 def check_batch(x: Tensor, y: Tensor, specs: CascadeSpecs, num_classes: int) -> None:

@@ -1,5 +1,6 @@
 """Backpropagation through the whole cascade: in one process, or data-parallel with DistributedDataParallel (DDP)."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from sidpar.batching import BatchLayout
 from sidpar.cascade import TensorTuple, initial_state
 from sidpar.clock import Clock, span
 from sidpar.device import preserved_generator, seed_generator
-from sidpar.engines import StepResult
+from sidpar.engines import StepResult, Synchronous
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
@@ -26,7 +27,7 @@ from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 
 
-class BPEngine:
+class BPEngine(Synchronous):
     """Trains by the loss of the last belief, whose gradient flows through all beliefs before it.
 
     On K > 1 ranks, each computes 1/K of every batch with a copy of the whole cascade, and DDP sums the gradients over
@@ -96,7 +97,7 @@ class BPEngine:
         if isinstance(self._parallel, DistributedDataParallel):
             self.traffic.count("parameter gradients", self._sent, self._count_buckets())
         self.steps += 1
-        return self._result(seen, torch.cat(labels), y.numel())
+        return self._result(seen, torch.cat(labels), y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, of this rank's share."""
@@ -105,9 +106,9 @@ class BPEngine:
         with self.stage.inference_mode(), torch.no_grad():
             # Through DDP, which first gives all ranks rank 0's running statistics, those that are saved.
             seen = [log_belief[: len(rows)] for log_belief in self._parallel(self._move(x, y, rows)[0])]
-        return self._result([seen], y[rows.start : rows.stop], y.numel())
+        return self._result([seen], y[rows.start : rows.stop], y)
 
-    def clip(self, limit: float) -> None:
+    def clip(self, limit: float, parts: Collection[str]) -> None:
         """Scale all gradients down to the global norm `limit`; every rank has all of them."""
         nn.utils.clip_grad_norm_(self.stage.parameters(), limit)
 
@@ -162,11 +163,12 @@ class BPEngine:
             self._buckets = len(str(logged.get("bucket_sizes", "")).split(","))
         return self._buckets
 
-    def _result(self, seen: list[list[Tensor]], y: Tensor, samples: int) -> StepResult:
+    def _result(self, seen: list[list[Tensor]], y: Tensor, whole: Tensor) -> StepResult:
+        """`y` are the labels of this rank's share of `whole`."""
         log_beliefs = {i: [microbatch[i] for microbatch in seen] for i in range(len(seen[0]))}
         refiners = self.stage.own_refiners
         y = y.to(self.stage.runtime.device)
-        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, samples)
+        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, whole.numel(), len(whole))
 
 
 class _Chain(nn.Module):

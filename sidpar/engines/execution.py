@@ -3,8 +3,9 @@
 Letters as in the schedule: i refiner, m microbatch. State i is what refiner i receives.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from sidpar.buckets import GradientBuckets
 from sidpar.cascade import TensorTuple, detach, initial_state
 from sidpar.device import seed_generator
 from sidpar.engines import StepResult
+from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
@@ -26,21 +28,34 @@ from sidpar.transport import Pending, Transport
 
 @dataclass(frozen=True)
 class Resources:
-    """What an engine keeps from batch to batch. No transport and no buckets in a world of one."""
+    """What an engine keeps from batch to batch. No transport in a world of one."""
 
     stage: Stage
     objective: Objective
     alphas: list[float]
     view: RankView
     transport: Transport | None
-    buckets: GradientBuckets | None
     seed: int
 
 
 class Execution:
-    """Executes a schedule's actions for one batch. Tensors are dropped as soon as their last reader is done."""
+    """Executes a schedule's actions for one batch. Tensors are dropped as soon as their last reader is done.
 
-    def __init__(self, resources: Resources, x: Tensor, y: Tensor, layout: BatchLayout, step: int) -> None:
+    Args:
+        open_version: gives the extractor for this batch, once its features or gradients are first needed.
+        update: carries out `UPDATE_…`, for the schedules that say when to update.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        x: Tensor,
+        y: Tensor,
+        layout: BatchLayout,
+        step: int,
+        open_version: Callable[[int], Version],
+        update: Callable[[Do], None] | None = None,
+    ) -> None:
         self._resources = resources
         self._stage = resources.stage
         self._view = resources.view
@@ -48,6 +63,7 @@ class Execution:
         self._device = resources.stage.runtime.device
         self._specs = resources.stage.skeleton.specs(x)
         self._x, self._y, self._layout, self._step = x, y, layout, step
+        self._open_version, self._update = open_version, update
         self._rows = [slice(rows.start, rows.stop) for rows in layout.microbatches]
         # Keys are m; None is the whole batch (or this rank's shard of it).
         self._extracted: dict[int | None, TensorTuple] = {}  # the extractor's output, with its graph
@@ -114,23 +130,29 @@ class Execution:
                 self._buckets.release()
             case Do.AWAIT_PARAMETER_GRADIENTS:
                 self._buckets.wait()
+            case Do.UPDATE_EXTRACTOR | Do.UPDATE_REFINERS:
+                assert self._update is not None, "only streams update within their schedule"
+                self._update(action.do)
+
+    def check_finished(self) -> None:
+        """Nothing of this batch is under way any more."""
+        assert not self._pending, f"the schedule leaves messages unawaited: {list(self._pending)}"
 
     def result(self) -> StepResult:
         """The beliefs of this rank's refiners and of their teacher."""
-        assert not self._pending, f"the schedule leaves messages unawaited: {list(self._pending)}"
         refiners = self._view.refiners
         log_beliefs = {
             i: [self._log_beliefs[i, m] for m in range(len(self._rows))]
             for i in range(refiners.start, refiners.stop + 1)
         }
-        alphas = self._resources.alphas[refiners.start : refiners.stop]
-        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, self._y, self._y.numel())
+        alphas, y = self._resources.alphas[refiners.start : refiners.stop], self._y
+        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, y, y.numel(), len(y))
 
     # Features
 
     def _extract(self, m: int, *, graph: bool) -> None:
         self._seed("extractor", m)
-        features = self._stage.extract(self._x[self._rows[m]], graph=graph)
+        features = self._stage.extract(self._x[self._rows[m]], graph=graph, version=self._version.module)
         if graph:
             self._extracted[m] = features
         self._features[m] = self._leaves(features)
@@ -144,7 +166,7 @@ class Execution:
         whole = len(rows) == len(self._x)
         x = self._x if whole else self._x[_shard_index(self._layout, self._rank, self._device)]
         self._seed("extractor", 0)
-        features = self._stage.extract(x, graph=graph)
+        features = self._stage.extract(x, graph=graph, version=self._version.module)
         if graph:
             self._extracted[None] = features
         self._shard = detach(features)
@@ -250,10 +272,14 @@ class Execution:
         assert self._resources.transport is not None, "a schedule for one rank holds no messages"
         return self._resources.transport
 
+    @cached_property
+    def _version(self) -> Version:
+        return self._open_version(self._step)
+
     @property
     def _buckets(self) -> GradientBuckets:
-        assert self._resources.buckets is not None, "only ranks that hold the extractor reduce its gradients"
-        return self._resources.buckets
+        assert self._version.buckets is not None, "only ranks that hold the extractor reduce its gradients"
+        return self._version.buckets
 
     def _seed(self, part: str, m: int) -> None:
         if self._stage.training:

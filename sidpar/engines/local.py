@@ -1,12 +1,14 @@
 """SID in one process, written for reading: the oracle that every other engine is tested against."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
 from sidpar.cascade import TensorTuple, detach, initial_state
 from sidpar.clock import Clock
 from sidpar.device import preserved_generator, seed_generator
-from sidpar.engines import StepResult, check_batch, clip_parts
+from sidpar.engines import StepResult, Synchronous, check_batch, chosen, clip_each
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.objective import Objective
@@ -15,7 +17,7 @@ from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 
 
-class LocalEngine:
+class LocalEngine(Synchronous):
     """Features once, every refiner's forward and local loss, one backward of the sum: no gradient crosses refiners,
     because each receives a detached state."""
 
@@ -58,9 +60,9 @@ class LocalEngine:
                 states.append(self.stage.refine(i, features, states[-1], graph=False))
         return self._result(states, y)
 
-    def clip(self, limit: float) -> None:
-        """Scale down each part's gradients to norm `limit` on its own."""
-        clip_parts(self.stage.parts().values(), limit)
+    def clip(self, limit: float, parts: Collection[str]) -> None:
+        """Scale down the gradients of each of these parts to norm `limit` on its own."""
+        clip_each(chosen(self.stage, parts), limit)
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[list[TensorTuple], Tensor]:
         """All states, and the sum of the local losses."""
@@ -87,4 +89,4 @@ class LocalEngine:
 
     def _result(self, states: list[TensorTuple], y: Tensor) -> StepResult:
         log_beliefs = {i: [state[0]] for i, state in enumerate(states)}
-        return StepResult(self.objective, self._alphas, self.stage.own_refiners, log_beliefs, y, y.numel())
+        return StepResult(self.objective, self._alphas, self.stage.own_refiners, log_beliefs, y, y.numel(), len(y))

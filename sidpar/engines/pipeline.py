@@ -1,7 +1,7 @@
 """Backpropagation over sections on ranks, by the schedules of `torch.distributed.pipelining`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from sidpar.choices import PipelineName
 from sidpar.clock import Clock
 from sidpar.cut import PIPELINES, Cut, check_microbatches
 from sidpar.device import preserved_generator
-from sidpar.engines import StepResult
+from sidpar.engines import StepResult, Synchronous
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.bp import backpropagated
 from sidpar.engines.timed_stage import TimedStage
@@ -46,7 +46,7 @@ _WORK = {
 }
 
 
-class PipelineEngine:
+class PipelineEngine(Synchronous):
     """Trains by the loss of the last belief, whose gradient flows back through all sections.
 
     Args:
@@ -111,7 +111,7 @@ class PipelineEngine:
             self._forward(x.to(self.stage.runtime.device), specs)
         return self._result(y, 1)
 
-    def clip(self, limit: float) -> None:
+    def clip(self, limit: float, parts: Collection[str]) -> None:
         """Scale all gradients down to the global norm `limit`, over all ranks."""
         gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
         norms = torch.nn.utils.get_total_norm(gradients).to(self.stage.runtime.device, torch.float32)
@@ -224,7 +224,7 @@ class PipelineEngine:
                 log_beliefs[i].append(log_belief[: remaining[m]])
         refiners = self.stage.own_refiners
         y = y.to(self.stage.runtime.device)
-        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, y.numel())
+        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, y.numel(), len(y))
 
 
 def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:

@@ -1,19 +1,20 @@
 """SID on ranks: walks the schedule's list of actions for each batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidpar.actions import Action
 from sidpar.batching import BatchLayout
-from sidpar.buckets import GradientBuckets
-from sidpar.choices import ScheduleName
+from sidpar.choices import SynchronousName
 from sidpar.clock import Clock, span
 from sidpar.device import preserved_generator
-from sidpar.engines import StepResult, clip_parts
+from sidpar.engines import StepResult, Synchronous, chosen, clip_each
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.execution import Execution, Resources
+from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.phases import PHASE
@@ -24,11 +25,12 @@ from sidpar.traffic import Traffic
 from sidpar.transport import Transport
 
 
-class SIDEngine:
+class SIDEngine(Synchronous):
     """Trains the refiners of this rank, and this rank's part of the extractor.
 
     Args:
-        schedule: `fused` or `two_phase` (DESIGN section 5); both give the gradients of `LocalEngine`.
+        schedule: `fused` or `two_phase` (DESIGN section 5); both give the gradients of `LocalEngine`. The third one is
+            `StreamingEngine`'s.
         microbatches: M; a batch with fewer rows is cut into as many microbatches as it has rows.
         seed: of the random masks; the same on all ranks.
 
@@ -41,7 +43,7 @@ class SIDEngine:
         stage: Stage,
         objective: Objective,
         *,
-        schedule: ScheduleName = "fused",
+        schedule: SynchronousName = "fused",
         microbatches: int = 1,
         seed: int = 0,
     ) -> None:
@@ -63,20 +65,10 @@ class SIDEngine:
         if update == "frozen":
             stage.freeze_extractor()
         self._view = RankView(stage.placement, self._runtime.rank, microbatches, update)
-        transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
-        self.traffic = Traffic() if transport is None else transport.traffic
-        buckets = None
-        if transport is not None and stage.extractor is not None and self._view.reduces_parameters:
-            buckets = GradientBuckets([p for p in stage.extractor.parameters() if p.requires_grad], transport)
-        self._resources = Resources(
-            stage,
-            objective,
-            objective.alphas(stage.placement.num_refiners),
-            self._view,
-            transport,
-            buckets,
-            seed,
-        )
+        self._transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
+        self.traffic = Traffic() if self._transport is None else self._transport.traffic
+        alphas = objective.alphas(stage.placement.num_refiners)
+        self._resources = Resources(stage, objective, alphas, self._view, self._transport, seed)
         agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
@@ -84,35 +76,55 @@ class SIDEngine:
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
-        if self.stage.trainable_flags() != self._trainable:
-            raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")
+        self._check_trainable()
         self.stage.zero_grad()
-        if self._resources.buckets is not None:
-            self._resources.buckets.reset()
         with preserved_generator(self._runtime.device):
-            result = self._execute(SCHEDULES[self._schedule], x, y, self._microbatches)
+            result = self._execute(SCHEDULES[self._schedule], x, y, self._microbatches, self._open_extractor)
         self.steps += 1
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
         with self.stage.inference_mode():
-            return self._execute(inference, x, y, 1)
+            return self._execute(inference, x, y, 1, lambda _: Version(self._extractor, None))
 
     def _execute(
-        self, schedule: Callable[[RankView], Iterator[Action]], x: Tensor, y: Tensor, microbatches: int
+        self,
+        schedule: Callable[[RankView], Iterator[Action]],
+        x: Tensor,
+        y: Tensor,
+        microbatches: int,
+        open_version: Callable[[int], Version],
     ) -> StepResult:
         layout = self._admit(x, y, microbatches)
         x, y = x.to(self._runtime.device), y.to(self._runtime.device)
-        execution = Execution(self._resources, x, y, layout, self.steps)
+        execution = Execution(self._resources, x, y, layout, self.steps, open_version)
         for action in self._list(schedule, len(layout.microbatches)):
-            with self._runtime.during(action, self.steps), span(self.clock, PHASE[action.do], action):
-                execution.do(action)
+            self._do(execution, action)
+        execution.check_finished()
         return execution.result()
 
-    def clip(self, limit: float) -> None:
-        """Scale down each part's gradients to norm `limit` on its own: its loss is its own, so is its norm."""
-        clip_parts(self.stage.parts().values(), limit)
+    def _do(self, execution: Execution, action: Action) -> None:
+        with self._runtime.during(action, self.steps), span(self.clock, PHASE[action.do], action):
+            execution.do(action)
+
+    def clip(self, limit: float, parts: Collection[str]) -> None:
+        """Scale down the gradients of each of these parts to norm `limit` on its own."""
+        clip_each(chosen(self.stage, parts), limit)
+
+    @property
+    def _extractor(self) -> nn.Module:
+        assert self.stage.extractor is not None, "only a rank that holds the extractor asks for it"
+        return self.stage.extractor
+
+    @cached_property
+    def _present(self) -> Version:
+        """The extractor itself, with buckets where its gradients are summed over ranks."""
+        return Version(self._extractor, self._transport if self._view.reduces_parameters else None)
+
+    def _open_extractor(self, step: int) -> Version:
+        self._present.open()
+        return self._present
 
     def lists(self) -> list[list[Action]]:
         """All ranks' actions of a step with M microbatches."""
@@ -127,10 +139,18 @@ class SIDEngine:
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
-        key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
+        key = (*self._key(x, y), microbatches)
         if key not in self._layouts:
             agree_on_batch(self.stage, x, y, self.steps)
             if not self._layouts:
                 self._runtime.connect()
             self._layouts[key] = BatchLayout(x.shape[0], microbatches, self._runtime.world_size)
         return self._layouts[key]
+
+    def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
+        """What batches that are alike have in common."""
+        return tuple(x.shape), x.dtype, tuple(y.shape)
+
+    def _check_trainable(self) -> None:
+        if self.stage.trainable_flags() != self._trainable:
+            raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")

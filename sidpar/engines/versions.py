@@ -1,0 +1,70 @@
+"""Extractors as of a step: where an update may come between a batch's forward and its backward, each batch in flight
+needs the weights that it began with."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sidpar.buckets import GradientBuckets
+from sidpar.compute import Compute
+from sidpar.transport import Transport
+
+
+class Version:
+    """An extractor that features come from, and the gradients of the batches that they belong to."""
+
+    def __init__(self, module: nn.Module, transport: Transport | None) -> None:
+        """`transport`: where gradients are summed over ranks."""
+        self.module = module
+        self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self.buckets = GradientBuckets(self.parameters, transport) if transport is not None else None
+
+    def open(self) -> None:
+        """A batch begins: no gradients."""
+        self.module.zero_grad()
+        if self.buckets is not None:
+            self.buckets.reset()
+
+
+class Versions:
+    """The S + 1 versions that batches in flight use in turn; the extractor itself is only updated and evaluated.
+
+    A version has weights of its own, and the buffers of the extractor, so statistics count every batch once. That is
+    exact (the gradient of a batch is taken at the weights that made its features) and costs S + 1 times the weights and
+    gradients.
+    """
+
+    def __init__(self, extractor: nn.Module, count: int, transport: Transport | None, compute: Compute) -> None:
+        self._extractor = extractor
+        self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
+        self._versions = [Version(_copy(extractor, compute), transport) for _ in range(count)]
+
+    @torch.no_grad()
+    def open(self, step: int) -> Version:
+        """For the batch of `step`: the weights of this moment."""
+        version = self._of(step)
+        torch._foreach_copy_(version.parameters, self._parameters)
+        version.open()
+        return version
+
+    def hand_over(self, step: int) -> None:
+        """The gradients of the batch of `step` become those of the extractor."""
+        for parameter, gradient in zip(self._parameters, self._of(step).parameters, strict=True):
+            parameter.grad = gradient.grad
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of all versions."""
+        return [parameter for version in self._versions for parameter in version.parameters]
+
+    def _of(self, step: int) -> Version:
+        return self._versions[step % len(self._versions)]
+
+
+def _copy(extractor: nn.Module, compute: Compute) -> nn.Module:
+    shared: dict[int, object] = {id(buffer): buffer for buffer in extractor.buffers()}
+    duplicate = copy.deepcopy(extractor, shared)
+    if compute.compile:
+        duplicate.compile()  # a copy of a compiled module is not compiled
+    return duplicate
