@@ -19,6 +19,7 @@ class Do(Enum):
     SEND_STATE = "send the state"
     AWAIT_STATES_SENT = "await the end of all sends of states"
     BACKWARD = "backward"
+    LEARN = "forward and backward of all refiners at once"
     START_SCATTER = "start the reduce-scatter of the feature gradient"
     AWAIT_SCATTERS = "await all reduce-scatters of feature gradients"
     START_REDUCE = "start the reduction of the feature gradient"

@@ -1,6 +1,7 @@
 """From a configuration to a network, this rank's share of it, and the engine that trains it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sidpar import models
 from sidpar.balance import measure_costs
@@ -58,12 +59,16 @@ def build_engine(config: Config, stage: Stage) -> Engine:
     if config.method == "local":
         return LocalEngine(stage, config.objective, seed=seed)
     if config.method == "sid":
+        settings: dict[str, Any] = {
+            "microbatches": microbatches,
+            "refiner_execution": config.parallel.refiner_execution,
+        }
         if config.parallel.staleness:
             staleness = config.parallel.staleness
-            return StreamingEngine(stage, config.objective, microbatches=microbatches, staleness=staleness, seed=seed)
+            return StreamingEngine(stage, config.objective, staleness=staleness, seed=seed, **settings)
         name = config.parallel.schedule
         schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config
-        return SIDEngine(stage, config.objective, schedule=schedule, microbatches=microbatches, seed=seed)
+        return SIDEngine(stage, config.objective, schedule=schedule, seed=seed, **settings)
     if config.method == "bp" and world_size > 1:
         if config.bp.checkpointing or config.bp.deep_supervision:
             raise UsageError(

@@ -5,7 +5,7 @@ A *state* is what a refiner hands to the next: a tuple (log-belief, hidden activ
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
     return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
 
 
-def refine(refiner: nn.Module, features: TensorTuple, state: TensorTuple) -> TensorTuple:
+def refine(refiner: Callable[..., Tensors], features: TensorTuple, state: TensorTuple) -> TensorTuple:
     """One refiner: the next state, its log-belief normalised in fp32 or better, also under autocast."""
     logits, *hidden = as_tuple(refiner(unwrap(features), unwrap(state)))
     # Outside autocast's reach, since log_softmax of a tensor that is fp32 already stays in fp32. Normalising a

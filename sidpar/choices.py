@@ -16,6 +16,7 @@ PipelineName = Literal["naive", "gpipe", "1f1b", "interleaved", "zero_bubble", "
 AnySchedule = Literal[
     "two_phase", "fused", "streaming", "naive", "gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipe_v"
 ]
+RefinerExecution = Literal["loop", "stacked"]
 Backend = Literal["auto", "nccl", "gloo"]
 DeviceKind = Literal["auto", "cpu", "cuda"]
 Autocast = Literal["none", "bf16"]

@@ -22,6 +22,7 @@ from sidpar.choices import (
     OptimizerName,
     PipelineName,
     RateSchedule,
+    RefinerExecution,
     ScheduleName,
 )
 from sidpar.compute import Compute
@@ -115,6 +116,8 @@ class ParallelConfig:
     """M: microbatches per global batch; by default 1, and 4 per rank for bp on several ranks."""
     staleness: int | None = None
     """schedule=streaming: how many steps late the extractor's updates are, by default 1; 0 is fused."""
+    refiner_execution: RefinerExecution | None = None
+    """sid: loop, one refiner after the other (the default); stacked, all of a rank's as one batched computation."""
     placement: Literal["count", "cost"] | list[int] | None = None
     """Refiners per rank: count, as even as possible (the default of sid); cost, with the least maximum load (of bp); or
     as listed. For bp, layers of a cut extractor count too, and some schedules have two sections per rank."""
@@ -232,6 +235,7 @@ class Config:
         self._offers("schedule", get_args(ScheduleName))
         self._offers("extractor", get_args(ExtractorPlacement))
         fill_in(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
+        fill_in(self.parallel, refiner_execution="loop")
         self._reads_costs()
         self._learns_locally()
 
@@ -243,12 +247,13 @@ class Config:
     def _check_bp(self) -> None:
         self._offers("schedule", get_args(PipelineName))
         self._offers("extractor", get_args(CutExtractor))
+        without_effect("parallel", self.parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
         fill_in(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
         self._reads_costs()
         self._has_one_loss()
 
     def _check_ddp(self) -> None:
-        keys = ["extractor", "schedule", "placement", "costs", "extractor_cost"]
+        keys = ["extractor", "schedule", "placement", "costs", "extractor_cost", "refiner_execution"]
         without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
         fill_in(self.parallel, microbatches=1)
         self._has_one_loss()

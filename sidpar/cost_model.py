@@ -150,8 +150,10 @@ def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1)
                 return costs.refiners[_known(action.refiner)].forward(b)
             case Do.BACKWARD:
                 return costs.refiners[_known(action.refiner)].backward(b)
+            case Do.LEARN:
+                return sum(costs.refiners[i].forward(b) + costs.refiners[i].backward(b) for i in own[rank])
             case Do.SEND_STATE:
-                return links.message(b * costs.state_bytes[first[rank + 1]])
+                return links.message(b * costs.state_bytes[own[rank + 1][0]])
             case Do.START_GATHER:
                 return links.all_gather(layout.batch_size * costs.feature_bytes)
             case Do.START_BROADCAST:
@@ -165,12 +167,13 @@ def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1)
         return 0.0
 
     def saved(rank: int, action: Action) -> tuple[object, float]:
-        pieces = costs.layers if action.refiner is None else [costs.refiners[action.refiner]]
+        refiners = own[rank] if action.do is Do.LEARN else [] if action.refiner is None else [action.refiner]
+        pieces = [costs.refiners[i] for i in refiners] or costs.layers
         return (action.step, action.refiner, action.microbatch), rows(rank, action) * sum(p.saved_bytes for p in pieces)
 
-    first = [min(_known(a.refiner) for a in mine if a.do is Do.FORWARD) for mine in lists]
+    own = [sorted({_known(a.refiner) for a in mine if a.do is Do.FORWARD}) for mine in lists]
     timeline = simulate(lists, seconds)
-    begins, ends = (Do.EXTRACT, Do.FORWARD), (Do.EXTRACTOR_BACKWARD, Do.BACKWARD)
+    begins, ends = (Do.EXTRACT, Do.FORWARD), (Do.EXTRACTOR_BACKWARD, Do.BACKWARD, Do.LEARN)
     peaks = [_peak(mine, partial(saved, rank), begins, ends) for rank, mine in enumerate(lists)]
     return Prediction(timeline.makespan / steps, timeline.bubble, peaks, timeline)
 
@@ -276,7 +279,8 @@ def _peak(
             continue
         key, size = saved(action)
         if action.do in end:
-            alive.pop(key, None)
+            freed = alive.pop(key, size)  # where one action makes and uses it up, it is alive for that long
+            peak = max(peak, freed + sum(alive.values()))
         elif action.graph or action.section is not None:
             alive[key] = size
         peak = max(peak, sum(alive.values()))

@@ -9,6 +9,9 @@ Beliefs are log-probabilities [..., C] and targets are probabilities [..., C]. N
 belief's probabilities, which may have underflowed to 0.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,3 +49,26 @@ def local_loss(objective: Objective, alpha: float, log_p: Tensor, log_teacher: T
     if alpha == 1:
         return to_target
     return alpha * to_target + (1 - alpha) * kl_to_log(log_p, log_teacher.detach(), objective.kl)
+
+
+def local_losses(
+    objective: Objective, alphas: Sequence[float], log_p: Tensor, log_teachers: Tensor, target: Tensor
+) -> Tensor:
+    """l_i of each sample for n refiners at once, [n, ...]: log p_i and log p_{i-1} are [n, ..., C], one alpha_i and one
+    row for each refiner; the target p_y is [..., C]."""
+    if len(set(alphas)) == 1:
+        return local_loss(objective, alphas[0], log_p, log_teachers, target)
+    weights = column(alphas, log_p)
+    to_target = kl_to(log_p, target, objective.kl)
+    return weights * to_target + (1 - weights) * kl_to_log(log_p, log_teachers.detach(), objective.kl)
+
+
+def column(alphas: Sequence[float], log_p: Tensor) -> Tensor:
+    """One alpha per refiner, to be multiplied with [n, ...] where log p is [n, ..., C]."""
+    return _column(tuple(alphas), log_p.dim() - 1, log_p.dtype, log_p.device)
+
+
+@lru_cache(maxsize=64)
+def _column(alphas: tuple[float, ...], dimensions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, since copying a list of numbers to a GPU makes the host wait."""
+    return torch.tensor(alphas, dtype=dtype, device=device).view(-1, *[1] * (dimensions - 1))

@@ -46,6 +46,7 @@ PHASE: dict[Do, Phase] = {
     Do.SEND_STATE: "send",
     Do.AWAIT_STATES_SENT: "receive wait",
     Do.BACKWARD: "refiner backward",
+    Do.LEARN: "refiner backward",
     Do.START_SCATTER: "feature reduction",
     Do.AWAIT_SCATTERS: "feature reduction",
     Do.START_REDUCE: "feature reduction",

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sidpar.actions import Action, Do
-from sidpar.choices import ExtractorUpdate, SynchronousName
+from sidpar.choices import ExtractorUpdate, RefinerExecution, SynchronousName
 from sidpar.placement import Placement
 
 
@@ -43,6 +43,7 @@ class RankView:
     rank: int
     microbatches: int
     extractor_update: ExtractorUpdate = "all"
+    refiner_execution: RefinerExecution = "loop"
 
     @property
     def refiners(self) -> range:
@@ -90,11 +91,7 @@ def fused(view: RankView) -> Iterator[Action]:
     yield from open_batch(view, graph=graph, lookahead=ahead)
     for m in range(view.microbatches):
         yield from receive(view, m)
-        for i in view.refiners:
-            yield Action(Do.FORWARD, m, i, graph=True)
-        yield from send(view, m)
-        for i in view.refiners:
-            yield Action(Do.BACKWARD, m, i)
+        yield from learn(view, m)
         yield from return_feature_gradient(view, m, lag=lag)
         yield from extract_ahead(view, m, graph=graph, lookahead=ahead)
     yield from _finish_extractor(view, lag=lag)
@@ -111,9 +108,12 @@ def two_phase(view: RankView) -> Iterator[Action]:
     for m in range(view.microbatches):
         if view.runs_extractor_backward and not whole_batch:
             yield Action(Do.EXTRACT, m, graph=True)
-        for i in view.refiners:
-            yield Action(Do.FORWARD, m, i, graph=True)
-            yield Action(Do.BACKWARD, m, i)
+        if view.refiner_execution == "stacked":
+            yield Action(Do.LEARN, m)
+        else:
+            for i in view.refiners:
+                yield Action(Do.FORWARD, m, i, graph=True)
+                yield Action(Do.BACKWARD, m, i)
         yield from return_feature_gradient(view, m, lag=0)
     yield from _finish_extractor(view, lag=0)
     yield from _close(view)
@@ -215,6 +215,20 @@ def receive(view: RankView, m: int) -> Iterator[Action]:
         yield Action(Do.AWAIT_STATE, m, peer=view.previous)
         if m + 1 < view.microbatches:
             yield Action(Do.POST_STATE, m + 1, peer=view.previous)
+
+
+def learn(view: RankView, m: int) -> Iterator[Action]:
+    """One microbatch through this rank's refiners, its belief sent before the backward starts. Stacked, the forwards
+    that make the beliefs record no graph, and all refiners then learn in one batched computation."""
+    stacked = view.refiner_execution == "stacked"
+    for i in view.refiners:
+        yield Action(Do.FORWARD, m, i, graph=not stacked)
+    yield from send(view, m)
+    if stacked:
+        yield Action(Do.LEARN, m)
+    else:
+        for i in view.refiners:
+            yield Action(Do.BACKWARD, m, i)
 
 
 def send(view: RankView, m: int) -> Iterator[Action]:

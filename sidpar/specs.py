@@ -76,6 +76,11 @@ class Skeleton:
         return self._cache[key]
 
     @property
+    def refiners(self) -> nn.ModuleList:
+        """All refiners, on the meta device."""
+        return self._cascade.refiners
+
+    @property
     def layer_names(self) -> list[str]:
         """The extractor's layers, if it is a plain Sequential; a name that stands for all of it, otherwise."""
         return layer_names(self._cascade.extractor)

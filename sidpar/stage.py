@@ -156,15 +156,16 @@ class Stage(nn.Module):
             for module, training in modes:
                 module.training = training
 
+    def autocast(self) -> torch.autocast:
+        """The context in which modules run."""
+        return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16")
+
     @contextmanager
     def _execution(self, module: nn.Module, graph: bool) -> Iterator[None]:
         # Running statistics count the passes that record a graph, and no other: a teacher pass before the student's
         # would count the batch twice.
         kept = [] if graph or not module.training else [(buffer, buffer.clone()) for buffer in module.buffers()]
-        with (
-            torch.set_grad_enabled(graph),
-            torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16"),
-        ):
+        with torch.set_grad_enabled(graph), self.autocast():
             yield
         for buffer, before in kept:
             buffer.copy_(before)

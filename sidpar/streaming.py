@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate
 from sidpar.placement import Placement
-from sidpar.schedule import RankView, broadcast, extract_ahead, extract_shard, receive, return_feature_gradient, send
+from sidpar.schedule import RankView, broadcast, extract_ahead, extract_shard, learn, receive, return_feature_gradient
 
 HOPS_PER_MICROBATCH = 3
 """While a rank works on one microbatch (a forward and a backward of twice its length), beliefs take three hops."""
@@ -70,11 +70,7 @@ def streaming(view: RankView, turn: Turn) -> Iterator[Action]:
         last = m == view.microbatches - 1
         if last and extract_after <= m:
             yield from _post_ahead(view, turn)
-        for i in view.refiners:
-            yield Action(Do.FORWARD, m, i, graph=True)
-        yield from send(view, m)
-        for i in view.refiners:
-            yield Action(Do.BACKWARD, m, i)
+        yield from learn(view, m)
         yield from return_feature_gradient(view, m, lag=0)
         yield from extract_ahead(view, m, graph=view.runs_extractor_backward, lookahead=1)
     yield Action(Do.UPDATE_REFINERS)

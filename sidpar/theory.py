@@ -5,14 +5,13 @@ Propositions 2 and 4 use only KL >= 0 and KL[p, p] = 0, so they hold in both.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sidpar.choices import KL
-from sidpar.losses import kl_to, kl_to_log, target_of
+from sidpar.losses import column, kl_to, kl_to_log, target_of
 from sidpar.objective import Objective
 
 
@@ -89,7 +88,7 @@ def measure(objective: Objective, alphas: Sequence[float], teachers: Tensor, bel
         y: labels [...].
     """
     target = target_of(objective, y, beliefs.shape[-1], beliefs.dtype).expand_as(beliefs)
-    alpha = _column(tuple(alphas), y.dim(), beliefs.dtype, beliefs.device)
+    alpha = column(alphas, beliefs)
     to_target = kl_to(beliefs, target, objective.kl)
     excess, change, step = descent(beliefs, teachers, target, alpha, objective.kl)
     columns = (
@@ -101,9 +100,3 @@ def measure(objective: Objective, alphas: Sequence[float], teachers: Tensor, bel
         excess,
     )
     return torch.stack([column.flatten(1).sum(1, dtype=torch.float64) for column in columns], dim=1)
-
-
-@lru_cache(maxsize=16)
-def _column(alphas: tuple[float, ...], sample_dims: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """alpha_i along the first dimension; cached, because a copy from the host would wait for the device."""
-    return torch.tensor(alphas, dtype=dtype, device=device).view(-1, *[1] * sample_dims)

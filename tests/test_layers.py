@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, list[str]]] = [
             *["cost_model", "batching", "objective", "compute", "validation", "config", "command_line"],
         ],
     ),
-    ("network", ["seeding", "cascade", "losses", "theory", "specs", "models", "data"]),
+    ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
     ("machine", ["device", "runtime", "clock", "memory"]),
     ("messages", ["traffic", "transport", "buckets", "links"]),
     ("engines", ["stage", "sections", "engines", "balance"]),

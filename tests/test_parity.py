@@ -6,6 +6,7 @@ spawn of ranks runs a whole grid; a failure names its case.
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sidpar.cascade import Cascade
 from sidpar.config import OptimConfig
 from sidpar.optim import Optimizers
 from tests import networks
-from tests.harness import run_ranks
+from tests.harness import RankError, run_ranks
 from tests.oracle import check, gradients, oracle
 
 EXTRACTORS = ("replicated", "root", "sharded")
@@ -74,6 +75,44 @@ def structures(runtime: Runtime) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_structure_of_features_and_state(ranks: int) -> None:
     run_ranks(structures, ranks)
+
+
+def stacked(runtime: Runtime) -> None:
+    """All refiners of a rank at once: the same gradients, wherever the extractor is, with and without hidden states."""
+    builds: list[tuple[str, Callable[[int], Cascade], int | None]] = [
+        ("plain", networks.plain, None),
+        ("hidden", networks.with_hidden_state, None),
+        ("tokens", networks.tokens, networks.INPUTS),
+    ]
+    for (name, build, tokens), update, kl in product(builds, ("all", "final", "frozen"), ("forward", "reverse")):
+        x, y = networks.batch(7, tokens)
+        objective = Objective([0.2, 0.4, 0.6, 0.8, 0.9], kl, 0.1, update)  # type: ignore[arg-type]
+        reference = oracle(lambda b=build: b(5), objective, x, y)  # type: ignore[misc]
+        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+            stage = Stage(build(5), runtime, extractor=extractor)  # type: ignore[arg-type]
+            settings: Any = {"schedule": schedule, "microbatches": microbatches}
+            engine = SIDEngine(stage, objective, refiner_execution="stacked", **settings)
+            case = f"{name} {extractor} {schedule} M={microbatches} {update} {kl}"
+            check(case, stage, engine, reference, x, y, evaluate=False)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stacked_refiners_get_the_same_gradients(ranks: int) -> None:
+    run_ranks(stacked, ranks)
+
+
+def unequal(runtime: Runtime) -> None:
+    cascade = networks.plain(4)
+    cascade.refiners[3] = networks.plain(1).refiners[0].layers[0]  # type: ignore[assignment, index, union-attr]
+    SIDEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked")
+
+
+def test_unequal_refiners_of_any_rank_are_refused_on_every_rank() -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(unequal, 2)
+    for rank in (0, 1):
+        assert "refiner 3 differs from refiner 2" in caught.value.errors[rank]
+        assert "parallel.refiner_execution=loop" in caught.value.errors[rank]
 
 
 def randomness(runtime: Runtime) -> None:

@@ -131,6 +131,20 @@ def test_every_structure(ranks: int) -> None:
     run_ranks(structures, ranks)
 
 
+def stacked(runtime: Runtime) -> None:
+    """All refiners of a rank at once."""
+    build, objective, sizes = (lambda: networks.plain(5)), Objective(0.4), (6, 6, 6, 5)
+    expected = late(build, objective, sizes, 1)
+    for extractor in EXTRACTORS:
+        stage = Stage(build(), runtime, extractor=extractor)  # type: ignore[arg-type]
+        streamed(stage, objective, sizes, microbatches=3, refiner_execution="stacked")
+        compare(extractor, stage, expected)
+
+
+def test_stacked_refiners() -> None:
+    run_ranks(stacked, 2)
+
+
 def synchronous_steps(runtime: Runtime) -> None:
     """`step` and `evaluate` between streams are those of `SIDEngine`, bit for bit."""
     x, y = networks.batch(6)

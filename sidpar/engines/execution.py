@@ -16,6 +16,7 @@ from sidpar.buckets import GradientBuckets
 from sidpar.cascade import TensorTuple, detach, initial_state
 from sidpar.device import seed_generator
 from sidpar.engines import StepResult
+from sidpar.engines.stacks import Stacks
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
@@ -35,6 +36,8 @@ class Resources:
     alphas: list[float]
     view: RankView
     transport: Transport | None
+    stacks: Stacks | None
+    """Where refiners run at once."""
     seed: int
 
 
@@ -111,6 +114,8 @@ class Execution:
                 self._finish_all(Do.SEND_STATE)
             case Do.BACKWARD:
                 self._backward(_known(i), _known(m))
+            case Do.LEARN:
+                self._learn(_known(m))
             case Do.START_SCATTER:
                 gradient = self._local_feature_gradient(_known(m))
                 self._start(action, self._transport.scatter_feature_gradient(gradient, self._layout, _known(m)))
@@ -212,6 +217,16 @@ class Execution:
         if loss.requires_grad:  # not for a refiner without parameters on features that are not trained
             loss.backward()  # type: ignore[no-untyped-call]
         del self._states[i, m]
+
+    def _learn(self, m: int) -> None:
+        """Forward and backward of all this rank's refiners, whose states the teacher chain has cached."""
+        assert self._resources.stacks is not None, "only `stacked` schedules learn at once"
+        states = {i: self._states.pop((i, m)) for i in self._view.refiners}
+        target = self._target(m, states[self._view.refiners.start][0].dtype)
+        losses = self._resources.stacks.losses(self._resources.alphas, self._features[m], states, target)
+        loss = losses / self._y.numel()
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _keep_state(self, i: int, m: int, state: TensorTuple) -> None:
         """State i, unless the teacher chain of `two_phase` has already cached it."""

@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 from sidpar.actions import Action
 from sidpar.batching import BatchLayout
-from sidpar.choices import SynchronousName
+from sidpar.choices import RefinerExecution, SynchronousName
 from sidpar.clock import Clock, span
 from sidpar.device import preserved_generator
 from sidpar.engines import StepResult, Synchronous, chosen, clip_each
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.execution import Execution, Resources
+from sidpar.engines.stacks import Stacks
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.phases import PHASE
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, RankView, all_ranks, inference
+from sidpar.schedule import SCHEDULES, RankView, inference
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 from sidpar.transport import Transport
@@ -32,6 +33,8 @@ class SIDEngine(Synchronous):
         schedule: `fused` or `two_phase` (DESIGN section 5); both give the gradients of `LocalEngine`. The third one is
             `StreamingEngine`'s.
         microbatches: M; a batch with fewer rows is cut into as many microbatches as it has rows.
+        refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
+            computation (`stacked.py`). Pays where refiners are many and small, and one rank has several.
         seed: of the random masks; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch at a time, so with M > 1 its
@@ -45,6 +48,7 @@ class SIDEngine(Synchronous):
         *,
         schedule: SynchronousName = "fused",
         microbatches: int = 1,
+        refiner_execution: RefinerExecution = "loop",
         seed: int = 0,
     ) -> None:
         if schedule not in SCHEDULES:
@@ -64,12 +68,14 @@ class SIDEngine(Synchronous):
         update = objective.extractor_update if stage.skeleton.extractor_is_trainable else "frozen"
         if update == "frozen":
             stage.freeze_extractor()
-        self._view = RankView(stage.placement, self._runtime.rank, microbatches, update)
+        self._view = RankView(stage.placement, self._runtime.rank, microbatches, update, refiner_execution)
         self._transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
         self.traffic = Traffic() if self._transport is None else self._transport.traffic
         alphas = objective.alphas(stage.placement.num_refiners)
-        self._resources = Resources(stage, objective, alphas, self._view, self._transport, seed)
-        agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
+        stacks = Stacks(stage, objective) if refiner_execution == "stacked" else None
+        self._resources = Resources(stage, objective, alphas, self._view, self._transport, stacks, seed)
+        settings = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": refiner_execution}
+        agree_on_engine(stage, objective, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._actions: dict[tuple[str, int], list[Action]] = {}
@@ -128,8 +134,12 @@ class SIDEngine(Synchronous):
 
     def lists(self) -> list[list[Action]]:
         """All ranks' actions of a step with M microbatches."""
-        schedule, view = SCHEDULES[self._schedule], self._view
-        return all_ranks(schedule, view.placement, self._microbatches, view.extractor_update)
+        return [list(SCHEDULES[self._schedule](view)) for view in self._views]
+
+    @property
+    def _views(self) -> list[RankView]:
+        """What the schedules of all ranks are functions of."""
+        return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
         key = (schedule.__name__, microbatches)

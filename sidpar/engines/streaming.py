@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sidpar.actions import Action, Do
 from sidpar.batching import BatchLayout
+from sidpar.choices import RefinerExecution
 from sidpar.device import preserved_generator
 from sidpar.engines import StepResult, Update
 from sidpar.engines.agreement import agree_on_engine
@@ -17,7 +18,7 @@ from sidpar.engines.versions import Version, Versions
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.stage import Stage
-from sidpar.streaming import Turn, all_streams, drain, streaming
+from sidpar.streaming import Turn, drain, stream, streaming
 
 Batch = tuple[Tensor, Tensor]
 
@@ -35,15 +36,23 @@ class StreamingEngine(SIDEngine):
     Args:
         microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
+        refiner_execution: as for `SIDEngine`.
         seed: of the random masks; the same on all ranks.
     """
 
     def __init__(
-        self, stage: Stage, objective: Objective, *, microbatches: int = 1, staleness: int = 1, seed: int = 0
+        self,
+        stage: Stage,
+        objective: Objective,
+        *,
+        microbatches: int = 1,
+        staleness: int = 1,
+        refiner_execution: RefinerExecution = "loop",
+        seed: int = 0,
     ) -> None:
         if staleness < 1:
             raise UsageError(f"staleness must be at least 1, got {staleness}; without it, use SIDEngine")
-        super().__init__(stage, objective, schedule="fused", microbatches=microbatches, seed=seed)
+        super().__init__(stage, objective, microbatches=microbatches, refiner_execution=refiner_execution, seed=seed)
         agree_on_engine(stage, objective, staleness=staleness)
         self._staleness = staleness
         self._in_stream = False
@@ -84,8 +93,7 @@ class StreamingEngine(SIDEngine):
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
         """All ranks' actions of a stream of `steps` batches with M microbatches, drained."""
-        view = self._view
-        return all_streams(view.placement, self._microbatches, self._staleness, steps, view.extractor_update)
+        return [list(stream(view, self._staleness, steps)) for view in self._views]
 
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
         """One turn; after the last one, the drain."""
