@@ -64,8 +64,8 @@ def build_engine(config: Config, stage: Stage) -> Engine:
             "refiner_execution": config.parallel.refiner_execution,
         }
         if config.parallel.staleness:
-            staleness = config.parallel.staleness
-            return StreamingEngine(stage, config.objective, staleness=staleness, seed=seed, **settings)
+            settings |= {"staleness": config.parallel.staleness, "diagnose_every": config.parallel.diagnose_every}
+            return StreamingEngine(stage, config.objective, seed=seed, **settings)
         name = config.parallel.schedule
         schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config
         return SIDEngine(stage, config.objective, schedule=schedule, seed=seed, **settings)

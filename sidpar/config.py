@@ -116,6 +116,9 @@ class ParallelConfig:
     """M: microbatches per global batch; by default 1, and 4 per rank for bp on several ranks."""
     staleness: int | None = None
     """schedule=streaming: how many steps late the extractor's updates are, by default 1; 0 is fused."""
+    diagnose_every: int | None = None
+    """schedule=streaming with staleness: steps between two rows that compare its gradients with the synchronous ones on
+    the same batch (Proposition 5); each costs a drain and two steps. 0, the default, for none."""
     refiner_execution: RefinerExecution | None = None
     """sid: loop, one refiner after the other (the default); stacked, all of a rank's as one batched computation."""
     placement: Literal["count", "cost"] | list[int] | None = None
@@ -143,6 +146,11 @@ class ParallelConfig:
             at_least("parallel.staleness", self.staleness, 0)
         else:
             without_effect("parallel", self, ["staleness"], "only parallel.schedule=streaming reads it")
+        if self.staleness:
+            fill_in(self, diagnose_every=0)
+            at_least("parallel.diagnose_every", self.diagnose_every, 0)
+        else:
+            without_effect("parallel", self, ["diagnose_every"], "without staleness nothing differs")
         positive("parallel.init_timeout", self.init_timeout)
         positive("parallel.step_timeout", self.step_timeout)
 

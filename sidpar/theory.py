@@ -72,6 +72,25 @@ def initial_divergence(objective: Objective, num_classes: int) -> float:
     return float(kl_to(log_p0, target, objective.kl))
 
 
+def teacher_drift(log_teacher: Tensor, log_other: Tensor) -> Tensor:
+    """||q - q'|| of each sample, [...]: how far a teacher belief is from one made with other parameters."""
+    drift: Tensor = torch.linalg.vector_norm(log_teacher.exp() - log_other.exp(), dim=-1)
+    return drift
+
+
+def staleness_error(log_p: Tensor, log_teacher: Tensor, log_other: Tensor, alpha: float, kl: KL) -> Tensor:
+    """Proposition 5 before the chain rule: how d l_i / d z_i changes, [..., C], when the teacher q is replaced by q'.
+
+    Exact, since the teacher is a constant of the loss: forward: (1-alpha) (q - q'). reverse, with d = log q - log q':
+    (1-alpha) p (d - sum_j p_j d_j). Its norm times that of the Jacobian d z_i / d theta_i bounds the error in the
+    gradient of the parameters; in `forward` it is (1-alpha) times the `teacher_drift`.
+    """
+    if kl == "forward":
+        return (1 - alpha) * (log_teacher.exp() - log_other.exp())
+    p, difference = log_p.exp(), log_teacher - log_other
+    return (1 - alpha) * p * (difference - (p * difference).sum(-1, keepdim=True))
+
+
 MEASURES = ("loss", "kl", "correct", "premise_failures", "descent_failures", "excess")
 """What `measure` sums over samples: l_i, KL[p_i, p_y], correct predictions, samples on which Proposition 2's premise
 (equally its conclusion) fails, samples whose KL to the target rises, and l_i(p_i) - l_i(p_{i-1})."""

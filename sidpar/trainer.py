@@ -70,6 +70,8 @@ class Trainer:
         self._train_watch.start()
         for result in self._engine.train(batches, self._update):
             self._train_meter.add(result)
+            if result.diagnosis is not None:
+                self._write({"kind": "diagnosis", "step": self._engine.steps, "epoch": epoch + 1, **result.diagnosis})
             self._train_watch.images += result.batch_size
             if self._engine.steps % self._config.run.log_every == 0 or self._engine.steps == last_step:
                 rate = self._config.optim.lr * self._rate(self._engine.steps - 1)
@@ -107,5 +109,8 @@ class Trainer:
             "images_per_second": watch.lap(),
             "memory_bytes": per_rank(self._runtime, device.peak_memory(self._runtime.device)),
         }
+        self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
         if self._runtime.rank == 0:
             append_metrics(self._folder, row)

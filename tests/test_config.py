@@ -66,6 +66,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
             "parallel.staleness=1 would have no effect, because only parallel.schedule",
         ),
         ("--parallel.schedule streaming --parallel.staleness -1", "parallel.staleness must be at least 0, got -1"),
+        ("--parallel.diagnose_every 5", "because without staleness nothing differs"),
         ("--method bp --parallel.refiner_execution stacked", "because method=bp has one loss for all refiners"),
         ("--method bp --parallel.schedule streaming", "method=bp has no parallel.schedule=streaming; choose one of"),
         ("--optim.epochs -1", "optim.epochs must be at least 0, got -1"),

@@ -19,6 +19,8 @@ from sidpar.theory import (
     initial_divergence,
     local_minimiser,
     measure,
+    staleness_error,
+    teacher_drift,
 )
 
 DIRECTIONS = st.sampled_from(("forward", "reverse"))
@@ -126,3 +128,46 @@ def test_initial_divergence() -> None:
     log_p0 = torch.full((1, 10), 0.1, dtype=torch.float64).log()
     target = target_of(reverse, torch.tensor([3]), 10, torch.float64)
     assert initial_divergence(reverse, 10) == pytest.approx(kl_to(log_p0, target, "reverse").item())
+
+
+@pytest.mark.parametrize("kl", ["forward", "reverse"])
+def test_proposition_5_in_the_logits(kl: KL) -> None:
+    """The exact change of a logit gradient under another teacher, against autograd; in `forward`, its norm is
+    (1 - alpha) times the drift of the teacher."""
+    z, old, new = (torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    z.requires_grad_()
+    log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)
+    objective = Objective(0.3, kl, 0.1)
+    target = target_of(objective, torch.arange(6) % 4, 4, torch.float64)
+    gradients = []
+    for log_teacher in (log_old, log_new):
+        loss = local_loss(objective, 0.3, z.log_softmax(-1), log_teacher, target).sum()
+        gradients += torch.autograd.grad(loss, z)
+    error = staleness_error(z.detach().log_softmax(-1), log_old, log_new, 0.3, kl)
+    assert torch.allclose(gradients[1] - gradients[0], error, atol=1e-12)
+    if kl == "forward":
+        assert torch.allclose(error.norm(dim=-1), 0.7 * teacher_drift(log_old, log_new))
+
+
+def test_proposition_5_in_the_parameters() -> None:
+    """The error of the parameters' gradient is at most the norm of the Jacobian times that in the logits, and a step of
+    the teacher's parameters ten times as small makes it ten times as small."""
+    generator = torch.Generator().manual_seed(5)
+    x, weight = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((8, 5), (4, 5)))
+    weight.requires_grad_()
+    teacher, step = (torch.randn(4, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    target = target_of(Objective(), torch.arange(8) % 4, 4, torch.float64)
+
+    def gradient(teacher_weight: Tensor) -> Tensor:
+        log_teacher = (x @ teacher_weight.T).log_softmax(-1)
+        loss = local_loss(Objective(), 0.4, (x @ weight.T).log_softmax(-1), log_teacher, target).sum()
+        return torch.autograd.grad(loss, weight)[0]
+
+    errors = []
+    for size in (1e-2, 1e-3):
+        error = (gradient(teacher + size * step) - gradient(teacher)).norm()
+        old, new = ((x @ w.T).log_softmax(-1) for w in (teacher, teacher + size * step))
+        bound = torch.linalg.matrix_norm(x, 2) * (0.6 * teacher_drift(old, new)).norm()
+        assert error <= bound
+        errors.append(error.item())
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.05)

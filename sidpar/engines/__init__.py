@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class StepResult:
     samples: int
     batch_size: int
     """B."""
+    diagnosis: dict[str, Any] | None = None
+    """What the engine has found out about itself at this step, where it was asked to (`StreamingEngine`)."""
 
     def measures(self) -> Tensor:
         """`theory.MEASURES` of this rank's refiners, summed over its share of the batch: [n, 6], float64."""
@@ -59,7 +61,8 @@ class StepResult:
 
 
 Update = Callable[[Collection[str]], None]
-"""Applies the gradients of the parts with these names, which are complete: clips them, steps an optimizer."""
+"""Applies the gradients of the parts with these names, which are complete: clips them, steps an optimizer. No other
+parameter has a gradient then, so one optimizer for all of them will do."""
 
 
 class Engine(Protocol):

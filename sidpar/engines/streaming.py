@@ -1,8 +1,9 @@
 """SID without a flush: consecutive batches overlap, and updates of the extractor are a stated number of steps late."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -12,11 +13,13 @@ from sidpar.choices import RefinerExecution
 from sidpar.device import preserved_generator
 from sidpar.engines import StepResult, Update
 from sidpar.engines.agreement import agree_on_engine
+from sidpar.engines.diagnosis import diagnose
 from sidpar.engines.execution import Execution
 from sidpar.engines.sid import SIDEngine
 from sidpar.engines.versions import Version, Versions
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
+from sidpar.schedule import SCHEDULES, RankView
 from sidpar.stage import Stage
 from sidpar.streaming import Turn, drain, stream, streaming
 
@@ -37,6 +40,8 @@ class StreamingEngine(SIDEngine):
         microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
         refiner_execution: as for `SIDEngine`.
+        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
+            and two synchronous steps; 0 for none.
         seed: of the random masks; the same on all ranks.
     """
 
@@ -48,20 +53,23 @@ class StreamingEngine(SIDEngine):
         microbatches: int = 1,
         staleness: int = 1,
         refiner_execution: RefinerExecution = "loop",
+        diagnose_every: int = 0,
         seed: int = 0,
     ) -> None:
         if staleness < 1:
             raise UsageError(f"staleness must be at least 1, got {staleness}; without it, use SIDEngine")
         super().__init__(stage, objective, microbatches=microbatches, refiner_execution=refiner_execution, seed=seed)
-        agree_on_engine(stage, objective, staleness=staleness)
+        agree_on_engine(stage, objective, staleness=staleness, diagnose_every=diagnose_every)
         self._staleness = staleness
+        self._diagnose_every = diagnose_every
+        self._old_weights: list[Tensor] = []
         self._in_stream = False
         self._executions: dict[int, Execution] = {}
         self._extractors: Versions | None = None
         if self._view.runs_extractor_backward:
             transport = self._transport if self._view.reduces_parameters else None
             self._extractors = Versions(self._extractor, staleness + 1, transport, stage.compute)
-        self._turns: dict[tuple[Turn, int], list[Action]] = {}
+        self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
@@ -81,10 +89,12 @@ class StreamingEngine(SIDEngine):
         batch, before = next(incoming, None), 0
         while batch is not None:
             following = next(incoming, None)
+            diagnosis = self._diagnose(batch) if self._diagnosis_is_due(self.steps) else None
             last = following is None or self._key(*following) != self._key(*batch)
-            turn = Turn(self._staleness, before, last)
-            yield self._take(turn, batch, None if last else following, update)
-            batch, before = following, 0 if last else before + 1
+            turn = Turn(self._staleness, before, last or self._diagnosis_is_due(self.steps + 1))
+            result = self._take(turn, batch, None if turn.last else following, update)
+            yield result if diagnosis is None else replace(result, diagnosis=diagnosis)
+            batch, before = following, 0 if turn.last else before + 1
 
     @property
     def versions(self) -> list[Tensor]:
@@ -106,7 +116,11 @@ class StreamingEngine(SIDEngine):
             self._begin(now + 1, following, layout, update)
         self._in_stream = not turn.last
         with preserved_generator(self._runtime.device):
-            for action in self._actions_of(turn, len(layout.microbatches)):
+            for action in self._actions_of(turn, streaming, len(layout.microbatches)):
+                self._do(self._executions[now + action.step], action)
+            if turn.last and self._diagnosis_is_due(now + 1) and self._extractors is not None:
+                self._old_weights = [weight.detach().clone() for weight in self._extractors.present]
+            for action in self._actions_of(turn, drain, len(layout.microbatches)) if turn.last else ():
                 self._do(self._executions[now + action.step], action)
         result = self._executions[now].result()
         done = now + 1 if turn.last else now + turn.outstanding.start
@@ -122,26 +136,57 @@ class StreamingEngine(SIDEngine):
         self._executions[step] = Execution(self._resources, x, y, layout, step, self._open_version, carry_out)
 
     def _update(self, update: Update, step: int, do: Do) -> None:
-        """Let the caller apply the gradients of the batch of `step`, and forget them."""
-        extractor = do is Do.UPDATE_EXTRACTOR
-        parts = {name: part for name, part in self.stage.parts().items() if (name == "extractor") == extractor}
+        """Let the caller apply the gradients of the batch of `step`, and forget them. Meanwhile no other parameter has
+        one: the refiners' may be half summed up, and one optimizer for all parameters would apply them."""
+        extractor, parts = do is Do.UPDATE_EXTRACTOR, self.stage.parts()
+        due = [name for name in parts if (name == "extractor") == extractor]
+        others = [p for name, part in parts.items() if name not in due for p in part.parameters()]
+        kept = [p.grad for p in others]
+        for parameter in others:
+            parameter.grad = None
         if extractor:
             assert self._extractors is not None, "only ranks that train the extractor update it"
             self._extractors.hand_over(step)
-        update(parts)
-        for part in parts.values():
-            part.zero_grad()
+        update(due)
+        for name in due:
+            parts[name].zero_grad()
+        for parameter, gradient in zip(others, kept, strict=True):
+            parameter.grad = gradient
 
     def _open_version(self, step: int) -> Version:
         return Version(self._extractor, None) if self._extractors is None else self._extractors.open(step)
 
-    def _actions_of(self, turn: Turn, microbatches: int) -> list[Action]:
+    def _actions_of(
+        self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
+    ) -> list[Action]:
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
-        key = (alike, microbatches)
+        key = (schedule.__name__, alike, microbatches)
         if key not in self._turns:
-            view = replace(self._view, microbatches=microbatches)
-            self._turns[key] = [*streaming(view, alike), *(drain(view, alike) if turn.last else ())]
+            self._turns[key] = list(schedule(replace(self._view, microbatches=microbatches), alike))
         return self._turns[key]
+
+    def _diagnosis_is_due(self, step: int) -> bool:
+        """Before the batch of `step`, with nothing in flight."""
+        return self._diagnose_every > 0 and step > 0 and step % self._diagnose_every == 0
+
+    def _diagnose(self, batch: Batch) -> dict[str, Any]:
+        """Proposition 5 on a batch: with the weights of now, and with those that the stream would have used."""
+        extractors, old_weights = self._extractors, self._old_weights
+
+        def step(open_version: Callable[[int], Version]) -> StepResult:
+            self.stage.zero_grad()
+            return self._execute(SCHEDULES["fused"], *batch, self._microbatches, open_version)
+
+        def stale() -> StepResult:
+            if extractors is None:
+                return step(self._open_version)
+            result = step(lambda step: extractors.open(step, old_weights))
+            extractors.hand_over(self.steps)
+            return result
+
+        weights = [] if extractors is None else extractors.present
+        with preserved_generator(self._runtime.device):
+            return diagnose(self.stage, lambda: step(self._open_extractor), stale, weights, old_weights)
 
     def _refuse_within_a_stream(self) -> None:
         if self._in_stream:

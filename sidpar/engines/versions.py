@@ -40,11 +40,16 @@ class Versions:
         self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
         self._versions = [Version(_copy(extractor, compute), transport) for _ in range(count)]
 
+    @property
+    def present(self) -> list[Tensor]:
+        """The extractor's own weights, those that are trained."""
+        return self._parameters
+
     @torch.no_grad()
-    def open(self, step: int) -> Version:
-        """For the batch of `step`: the weights of this moment."""
+    def open(self, step: int, weights: list[Tensor] | None = None) -> Version:
+        """For the batch of `step`: the weights of this moment, or those given."""
         version = self._of(step)
-        torch._foreach_copy_(version.parameters, self._parameters)
+        torch._foreach_copy_(version.parameters, self._parameters if weights is None else weights)
         version.open()
         return version
 
