@@ -1,10 +1,11 @@
 """Turns what each rank's refiners showed into one table for the whole cascade."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sidpar import device
 from sidpar.engines import Engine, StepResult
@@ -33,17 +34,24 @@ class Meter:
         self._samples += result.samples
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples added since the last call, per refiner; the same on every rank.
+        """Means over the samples added since the last reading, per refiner; the same on every rank.
 
         `premise_failures` and `descent_failures` are shares of samples (Proposition 2); `epsilon` and `bound_slack`
         belong to Proposition 4: KL[p_L, p_y] is `bound_slack` below its bound.
         """
-        means = (self._runtime.sum("metrics", self._table) / self._samples).T.tolist()
-        columns = dict(zip(MEASURES, means, strict=True))
+        return self.start_reading()()
+
+    def start_reading(self) -> Callable[[], dict[str, Any]]:
+        """The same without waiting for ranks that are behind; what is returned waits and gives the means."""
+        total, samples = self._runtime.start_sum("metrics", self._table), self._samples
+        self._reset()
+        return lambda: self._means(total(), samples)
+
+    def _means(self, total: Tensor, samples: int) -> dict[str, Any]:
+        columns = dict(zip(MEASURES, (total / samples).T.tolist(), strict=True))
         excess = columns.pop("excess")
         columns["accuracy"] = columns.pop("correct")
         columns["epsilon"] = [max(0.0, value) for value in excess]
-        self._reset()
         bound = error_bound(self._initial, excess, self._alphas)
         return {**columns, "bound_slack": bound - columns["kl"][-1]}
 
@@ -86,7 +94,12 @@ class Stopwatch:
 
 def per_rank(runtime: Runtime, value: int) -> list[int]:
     """Every rank's number, on every rank."""
+    return start_per_rank(runtime, value)()
+
+
+def start_per_rank(runtime: Runtime, value: int) -> Callable[[], list[int]]:
+    """The same without waiting for ranks that are behind; what is returned waits and gives the numbers."""
     table = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
     table[runtime.rank] = value
-    numbers: Sequence[int] = runtime.sum("one number per rank", table).tolist()
-    return list(numbers)
+    total = runtime.start_sum("one number per rank", table)
+    return lambda: [int(number) for number in total()]

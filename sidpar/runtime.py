@@ -6,7 +6,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -177,12 +177,22 @@ class Runtime:
 
     def sum(self, what: str, table: torch.Tensor) -> torch.Tensor:
         """The sum of a small table over all ranks, on every rank: metrics."""
-        if self.groups is None:
-            return table
+        return self.start_sum(what, table)()
+
+    def start_sum(self, what: str, table: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """The same without waiting for ranks that are behind; what is returned waits and gives the sum."""
         total = table.to(self.wire_device, copy=True)
-        with self.during(f"sum {what} over all ranks"):
-            dist.all_reduce(total, group=self.groups.collectives)
-        return total
+        if self.groups is None:
+            return lambda: total
+        work = dist.all_reduce(total, group=self.groups.collectives, async_op=True)
+        assert work is not None
+
+        def finish() -> torch.Tensor:
+            with self.during(f"sum {what} over all ranks"):
+                work.wait()
+            return total
+
+        return finish
 
     def barrier(self) -> None:
         """Wait until all ranks are here, and their devices are done: the edge of a timed window."""

@@ -1,7 +1,7 @@
 """The loop over epochs and steps. It never asks which method runs: an engine fills gradients, the rest is here."""
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sidpar import device
 from sidpar.config import Config
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
-from sidpar.meter import Meter, Stopwatch, per_rank
+from sidpar.meter import Meter, Stopwatch, per_rank, start_per_rank
 from sidpar.optim import Optimizers, learning_rate_factor
 from sidpar.run_folder import append_metrics
 
@@ -42,6 +42,7 @@ class Trainer:
         self._rate = learning_rate_factor(config.optim, loader.steps_per_epoch)
         self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
         self._train_watch, self._test_watch = (Stopwatch(stage.runtime) for _ in range(2))
+        self._row: Callable[[], dict[str, Any]] = dict  # begun, and not yet written
         self._progress = stage.runtime.rank == 0 and sys.stderr.isatty()
 
     def fit(self) -> Outcome:
@@ -75,8 +76,11 @@ class Trainer:
             self._train_watch.images += result.batch_size
             if self._engine.steps % self._config.run.log_every == 0 or self._engine.steps == last_step:
                 rate = self._config.optim.lr * self._rate(self._engine.steps - 1)
-                self._log("train", epoch + 1, {"learning_rate": rate} | self._train_meter.read(), self._train_watch)
+                # Written at the next row or at the end of the epoch: nobody waits here for the ranks behind.
+                self._finish_row()
+                self._row = self._start_row("train", epoch + 1, {"learning_rate": rate}, self._train_meter)
         self._train_watch.stop()
+        self._finish_row()
 
     def _update(self, parts: Collection[str]) -> None:
         if self._config.optim.clip is not None:
@@ -88,9 +92,9 @@ class Trainer:
         for x, y in self._loader.test_batches():
             self._test_meter.add(self._engine.evaluate(x, y))
             self._test_watch.images += len(x)
-        test = self._test_meter.read()
-        self._log("test", epoch, test, self._test_watch)
+        self._row = self._start_row("test", epoch, {}, self._test_meter)
         self._test_watch.stop()
+        test = self._finish_row()
         if self._runtime.rank == 0:
             accuracies = " ".join(f"{100 * accuracy:.1f}" for accuracy in test["accuracy"])
             tqdm.write(
@@ -99,17 +103,21 @@ class Trainer:
             )
         return test
 
-    def _log(self, kind: str, epoch: int, measures: dict[str, Any], watch: Stopwatch) -> None:
-        """One row of metrics.jsonl; all ranks call it, rank 0 writes."""
-        row = {
-            "kind": kind,
-            "step": self._engine.steps,
-            "epoch": epoch,
-            **measures,
-            "images_per_second": watch.lap(),
-            "memory_bytes": per_rank(self._runtime, device.peak_memory(self._runtime.device)),
-        }
-        self._write(row)
+    def _start_row(self, kind: str, epoch: int, known: dict[str, Any], meter: Meter) -> Callable[[], dict[str, Any]]:
+        """Begin one row of metrics.jsonl, without waiting for other ranks; all ranks call it."""
+        watch = self._train_watch if kind == "train" else self._test_watch
+        step, speed = self._engine.steps, watch.lap()
+        measures = meter.start_reading()
+        memory = start_per_rank(self._runtime, device.peak_memory(self._runtime.device))
+        head = {"kind": kind, "step": step, "epoch": epoch, **known}
+        return lambda: {**head, **measures(), "images_per_second": speed, "memory_bytes": memory()}
+
+    def _finish_row(self) -> dict[str, Any]:
+        """Write the row that was begun, if any; rank 0 does."""
+        row, self._row = self._row(), dict
+        if row:
+            self._write(row)
+        return row
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._runtime.rank == 0:

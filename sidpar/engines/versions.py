@@ -48,14 +48,14 @@ class Versions:
     @torch.no_grad()
     def open(self, step: int, weights: list[Tensor] | None = None) -> Version:
         """For the batch of `step`: the weights of this moment, or those given."""
-        version = self._of(step)
+        version = self.of(step)
         torch._foreach_copy_(version.parameters, self._parameters if weights is None else weights)
         version.open()
         return version
 
     def hand_over(self, step: int) -> None:
         """The gradients of the batch of `step` become those of the extractor."""
-        for parameter, gradient in zip(self._parameters, self._of(step).parameters, strict=True):
+        for parameter, gradient in zip(self._parameters, self.of(step).parameters, strict=True):
             parameter.grad = gradient.grad
 
     @property
@@ -63,7 +63,8 @@ class Versions:
         """Of all versions."""
         return [parameter for version in self._versions for parameter in version.parameters]
 
-    def _of(self, step: int) -> Version:
+    def of(self, step: int) -> Version:
+        """The version that the batch of `step` uses."""
         return self._versions[step % len(self._versions)]
 
 
