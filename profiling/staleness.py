@@ -34,9 +34,8 @@ from torch import Tensor
 
 from sidpar import Runtime, SIDEngine, StreamingEngine
 from sidpar.actions import Do
-from sidpar.build import build_cascade, build_engine, build_stage
+from sidpar.build import build_cascade, build_engine, build_loader, build_stage
 from sidpar.command_line import parse
-from sidpar.data.loader import Loader
 from sidpar.engines import Update
 from sidpar.engines.versions import Version
 from sidpar.meter import Meter
@@ -121,14 +120,7 @@ def train(arguments: argparse.Namespace, runtime: Runtime, row: dict[str, Any]) 
     if remedy == "slow":
         config = parse([*flags, "--optim.extractor_lr", str(config.optim.lr / (1 + staleness / 2))])
     dataset = load_dataset(config, runtime)
-    loader = Loader(
-        dataset,
-        batch_size=config.data.batch_size,
-        eval_batch_size=config.data.eval_batch_size,
-        augment=config.data.augment,
-        seed=config.run.seed,
-        device=runtime.device,
-    )
+    loader = build_loader(config, dataset, runtime.device)
     stage = build_stage(config, build_cascade(config, dataset), loader, runtime)
     engine: SIDEngine = build_engine(config, stage)  # type: ignore[assignment]
     steps = config.optim.epochs * loader.steps_per_epoch

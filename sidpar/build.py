@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from sidpar import models
 from sidpar.balance import measure_costs
 from sidpar.cascade import Cascade
@@ -35,6 +37,18 @@ def build_cascade(config: Config, dataset: Dataset) -> Cascade:
         return build(shape, classes, model.num_refiners, width=model.width, depth=model.depth, seed=seed)
     build_cnn = models.simple_cnn if model.name == "simple_cnn" else models.plain_cnn
     return build_cnn(shape, classes, model.num_refiners, seed=seed)
+
+
+def build_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
+    """The configured batches, on the device."""
+    return Loader(
+        dataset,
+        batch_size=config.data.batch_size,
+        eval_batch_size=config.data.eval_batch_size,
+        augment=config.data.augment,
+        seed=config.run.seed,
+        device=device,
+    )
 
 
 def build_stage(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Stage:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar.build import build_cascade, build_engine, build_stage
+from sidpar.build import build_cascade, build_engine, build_loader, build_stage
 from sidpar.checkpoint import save_weights
 from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.data.datasets import Dataset, load
-from sidpar.data.loader import Loader
 from sidpar.device import describe
 from sidpar.errors import UsageError
 from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
@@ -51,14 +50,7 @@ class Run:
         runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
         cascade = build_cascade(config, dataset)
-        loader = Loader(
-            dataset,
-            batch_size=config.data.batch_size,
-            eval_batch_size=config.data.eval_batch_size,
-            augment=config.data.augment,
-            seed=config.run.seed,
-            device=runtime.device,
-        )
+        loader = build_loader(config, dataset, runtime.device)
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
