@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sidpar import LocalEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine, UsageError
+from sidpar.batching import Share
 from sidpar.cascade import Cascade
 from tests import networks
 from tests.harness import RankError, run_ranks
@@ -64,7 +65,9 @@ def streamed(stage: Stage, objective: Objective, sizes: Sizes, **settings: Any) 
 
     results = engine.train((networks.batch(size) for size in sizes), update)
     for steps, (size, result) in enumerate(zip(sizes, results, strict=True), start=1):
-        assert (engine.steps, result.batch_size, result.y.tolist()) == (steps, size, networks.batch(size)[1].tolist())
+        assert (engine.steps, result.batch_size, result.samples) == (steps, size, size)
+        own = Share(size, stage.runtime.num_replicas, stage.runtime.replica).counted
+        assert result.y.tolist() == networks.batch(size)[1][own.start : own.stop].tolist()
     return engine
 
 
