@@ -28,6 +28,8 @@ class Do(Enum):
     EXTRACTOR_BACKWARD = "extractor backward"
     RELEASE_PARAMETER_GRADIENTS = "let the extractor's parameter gradients leave as the next backward completes them"
     AWAIT_PARAMETER_GRADIENTS = "await the extractor's parameter gradients"
+    RELEASE_REFINER_GRADIENTS = "let the refiners' gradients leave as the next backwards complete them"
+    AWAIT_REFINER_GRADIENTS = "await the refiners' gradients"
     # Streaming, whose updates are not all at the end of a step
     UPDATE_EXTRACTOR = "update the extractor"
     UPDATE_REFINERS = "update the refiners"

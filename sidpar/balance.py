@@ -52,6 +52,7 @@ def measure_costs(
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
         layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][:num_layers]],
         extractor_parameter_bytes=bytes_of(p for p in extractor if p.requires_grad),
+        refiner_parameter_bytes=[bytes_of(p for p in r.parameters() if p.requires_grad) for r in cascade.refiners],
         parameter_bytes=bytes_of(p for p in cascade.parameters() if p.requires_grad),
     )
 

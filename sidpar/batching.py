@@ -1,4 +1,5 @@
-"""How a global batch of B samples is cut into M microbatches and, for a sharded extractor, into K shards. No torch.
+"""How a global batch of B samples is cut: into shares for R replicas, a share into M microbatches and, for a sharded
+extractor, into K shards. No torch.
 
 Microbatch m is a run of consecutive rows. Rank r's shard is its share of *every* microbatch, one after the other, so
 that the feature gradient of one microbatch can be scattered to its owners while the next one is still being computed.
@@ -11,8 +12,33 @@ from sidpar.placement import consecutive, even_split
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one of R replicas takes of a batch, a run of consecutive rows."""
+
+    batch_size: int
+    """B."""
+    num_replicas: int
+    replica: int
+
+    @cached_property
+    def counted(self) -> range:
+        """The rows that are this replica's; none for the last replicas where B < R."""
+        return consecutive(even_split(self.batch_size, self.num_replicas))[self.replica]
+
+    @property
+    def taken(self) -> range:
+        """The rows that it computes: its own, or one with weight 0, since the other replicas wait for its messages."""
+        return self.counted or range(1)
+
+    def microbatches(self, requested: int) -> int:
+        """M: as many as requested, but no more than the smallest share has rows. The same for all replicas, whose
+        actions must be the same, or they would wait for each other in a circle."""
+        return min(requested, max(1, self.batch_size // self.num_replicas))
+
+
+@dataclass(frozen=True)
 class BatchLayout:
-    """The cut of one batch size; ragged sizes differ by at most one row, and a shard may be empty."""
+    """The cut of one batch, or one share; ragged sizes differ by at most one row, and a shard may be empty."""
 
     batch_size: int
     requested_microbatches: int

@@ -1,12 +1,12 @@
-"""The extractor's parameter gradients, summed over ranks in buckets, each as soon as the backward has completed it."""
+"""Parameter gradients summed over ranks in buckets, each of which leaves as soon as the backward has completed it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sidpar.transport import Pending, Transport
+from sidpar.transport import Pending
 
 BUCKET_BYTES = 4 * 2**20
 
@@ -18,10 +18,13 @@ class GradientBuckets:
     They leave strictly in bucket order, also where a later one is complete first, so that all ranks start the same
     collectives in the same order. The hooks run inside `backward`, on autograd's thread for CUDA, while the main
     thread waits for it: at no time do two threads issue messages.
+
+    Args:
+        send: starts the sum of one bucket over the ranks that hold these parameters, in place.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, parameters: Sequence[Tensor], send: Callable[[Tensor], Pending]) -> None:
+        self._send = send
         self._buffers: list[Tensor] = []
         self._views: list[tuple[Tensor, Tensor]] = []
         self._members: list[int] = []
@@ -50,7 +53,7 @@ class GradientBuckets:
             parameter.grad = view
 
     def release(self) -> None:
-        """The next backward is the last one of the step: from now on buckets leave when complete."""
+        """The next backward of each parameter is its last one of the step: from now on buckets leave when complete."""
         self._released = True
         self._missing = list(self._members)
 
@@ -69,7 +72,7 @@ class GradientBuckets:
             self._send_next()
 
     def _send_next(self) -> None:
-        self._pending.append(self._transport.sum_gradients(self._buffers[len(self._pending)]))
+        self._pending.append(self._send(self._buffers[len(self._pending)]))
 
 
 def _group(parameters: list[Tensor]) -> list[list[Tensor]]:

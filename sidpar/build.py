@@ -110,15 +110,15 @@ def choose_microbatches(config: Config, world_size: int) -> int:
 
 
 def choose_counts(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Sequence[int] | None:
-    """Refiners per rank; None leaves it to `Stage`, which places by count."""
-    parallel, world_size = config.parallel, runtime.world_size
-    if parallel.placement == "count" or world_size == 1:
+    """Refiners per rank of a cascade; None leaves it to `Stage`, which places by count."""
+    parallel, num_ranks = config.parallel, runtime.cascade_size
+    if parallel.placement == "count" or num_ranks == 1:
         return None
     if isinstance(parallel.placement, list):
         return parallel.placement
     layers, refiners = _costs(config, cascade, loader, runtime)
     on_root = sum(layers) if parallel.extractor == "root" else 0.0
-    return place_by_cost(refiners, world_size, base_loads=[on_root] + [0.0] * (world_size - 1))
+    return place_by_cost(refiners, num_ranks, base_loads=[on_root] + [0.0] * (num_ranks - 1))
 
 
 def choose_cut(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Cut:
@@ -151,7 +151,8 @@ def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -
         return parallel.costs[:num_layers] or [parallel.extractor_cost or 0.0], parallel.costs[num_layers:]
     measured = None
     if runtime.rank == 0:
-        rows = max(1, config.data.batch_size // choose_microbatches(config, runtime.world_size))
+        parts = parallel.replicas * choose_microbatches(config, runtime.world_size)
+        rows = max(1, config.data.batch_size // parts)
         costs = measure_costs(cascade, loader.sample.repeat(rows, 1, 1, 1)[:rows], config.compute, apart=num_layers > 0)
         measured = costs.loads(rows)
     layer_costs, refiner_costs = runtime.from_root("measured costs", measured)

@@ -11,7 +11,10 @@ from sidpar.transport import Transport
 
 
 def gather_weights(stage: Stage) -> dict[str, Tensor]:
-    """The cascade's whole state on rank 0, on the CPU; an empty dict on the other ranks. All ranks call it."""
+    """The cascade's whole state on rank 0, on the CPU; an empty dict on the other ranks. All ranks call it. Replicas
+    have equal weights, so only the first one's are fetched."""
+    if stage.runtime.replica > 0:
+        return {}
     mine = stage.state_dict()
     rank = stage.runtime.rank
     transport = Transport(stage.runtime) if stage.runtime.world_size > 1 else None

@@ -85,7 +85,7 @@ def clock_offset(runtime: Runtime) -> float:
     if runtime.groups is None:
         return 0.0
     hosts = runtime.exchange("host", platform.node())
-    group = runtime.groups.collectives
+    group = runtime.groups.world
     token = torch.zeros(1, dtype=torch.float64, device=runtime.wire_device)
     offset = 0.0
     for rank in [rank for rank, host in enumerate(hosts) if host != hosts[0]]:

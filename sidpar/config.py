@@ -113,7 +113,10 @@ class ParallelConfig:
     """Order of the work. sid: fused (the default), two_phase, streaming. bp: naive, gpipe, 1f1b (the default),
     interleaved, zero_bubble, zbv, dualpipe_v."""
     microbatches: int | None = None
-    """M: microbatches per global batch; by default 1, and 4 per rank for bp on several ranks."""
+    """M: microbatches per global batch, or per replica's share of it; by default 1, and 4 per rank for bp on several
+    ranks."""
+    replicas: int = 1
+    """R: copies of the cascade, each on K ranks and with 1/R of every batch; R x K ranks must be started."""
     staleness: int | None = None
     """schedule=streaming: how many steps late the extractor's updates are, by default 1; 0 is fused."""
     diagnose_every: int | None = None
@@ -141,6 +144,7 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.microbatches is not None:
             at_least("parallel.microbatches", self.microbatches, 1)
+        at_least("parallel.replicas", self.replicas, 1)
         if self.schedule == "streaming":
             fill_in(self, staleness=1)
             at_least("parallel.staleness", self.staleness, 0)
@@ -257,11 +261,13 @@ class Config:
         self._offers("extractor", get_args(CutExtractor))
         without_effect("parallel", self.parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
         fill_in(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
+        reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
+        without_effect("parallel", self.parallel, ["replicas"], reason)
         self._reads_costs()
         self._has_one_loss()
 
     def _check_ddp(self) -> None:
-        keys = ["extractor", "schedule", "placement", "costs", "extractor_cost", "refiner_execution"]
+        keys = ["extractor", "schedule", "placement", "costs", "extractor_cost", "refiner_execution", "replicas"]
         without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
         fill_in(self.parallel, microbatches=1)
         self._has_one_loss()

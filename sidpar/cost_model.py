@@ -103,6 +103,8 @@ class Costs:
     layer_bytes: Sequence[float] = ()
     """What each layer of the extractor returns."""
     extractor_parameter_bytes: float = 0.0
+    """Once and for all, as the next two."""
+    refiner_parameter_bytes: Sequence[float] = ()
     parameter_bytes: float = 0.0
     overhead: float = 0.0
     """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
@@ -130,7 +132,7 @@ class Prediction:
 
 
 def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1) -> Prediction:
-    """A step of the SID engine, or a stream of several."""
+    """A step of the SID engine, or a stream of several; of one replica, `layout` being that of its share."""
     sizes = [len(rows) for rows in layout.microbatches]
 
     def rows(rank: int, action: Action) -> int:
@@ -164,6 +166,8 @@ def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1)
                 return links.reduce(b * costs.feature_bytes)
             case Do.RELEASE_PARAMETER_GRADIENTS:
                 return links.all_reduce(costs.extractor_parameter_bytes)
+            case Do.RELEASE_REFINER_GRADIENTS:
+                return links.all_reduce(costs.refiner_parameter_bytes[_known(action.refiner)])
         return 0.0
 
     def saved(rank: int, action: Action) -> tuple[object, float]:

@@ -25,7 +25,7 @@ def measure_links(runtime: Runtime) -> Links:
     if groups is None:
         return Links()
     runtime.connect()
-    group, ranks = groups.collectives, runtime.world_size
+    group, ranks = groups.world, runtime.world_size
     fits = {"message": _fit(runtime, lambda tensor: _ping_pong(runtime, tensor), halves=True)}
     collectives: dict[str, Callable[[torch.Tensor], object]] = {
         "all_gather": lambda t: dist.all_gather_into_tensor(t, t[: len(t) // ranks].clone(), group=group),
@@ -64,7 +64,7 @@ def _ping_pong(runtime: Runtime, tensor: torch.Tensor) -> None:
     assert runtime.groups is not None
     if runtime.rank > 1:
         return
-    group = runtime.groups.edge(0, 1)
+    group = runtime.groups.world
     for sender in (0, 1):
         if runtime.rank == sender:
             dist.send(tensor, group=group, group_dst=1 - sender)

@@ -55,6 +55,8 @@ PHASE: dict[Do, Phase] = {
     Do.EXTRACTOR_BACKWARD: "extractor backward",
     Do.RELEASE_PARAMETER_GRADIENTS: "parameter reduction",
     Do.AWAIT_PARAMETER_GRADIENTS: "parameter reduction",
+    Do.RELEASE_REFINER_GRADIENTS: "parameter reduction",
+    Do.AWAIT_REFINER_GRADIENTS: "parameter reduction",
     Do.UPDATE_EXTRACTOR: "optimizer",
     Do.UPDATE_REFINERS: "optimizer",
     Do.SECTION_FORWARD: "forward",

@@ -3,9 +3,6 @@
 import json
 import os
 import platform
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,27 +19,10 @@ from torch.distributed.rendezvous import rendezvous as read_rendezvous
 from sidpar.choices import Backend, DeviceKind
 from sidpar.device import synchronize
 from sidpar.errors import UsageError
+from sidpar.groups import Groups
+from sidpar.sigterm import explain_sigterm
+from sidpar.validation import at_least
 from sidpar.version import __version__
-
-
-@dataclass(frozen=True)
-class Groups:
-    """One process group per kind of traffic, so that none queues behind another.
-
-    NCCL runs the messages of one group in order, on one stream. A receive that is posted ahead would hold up every
-    later send of the same group, so neighbouring edges of the belief chain use different groups. And a reduction waits
-    for the last rank: features of the next batch, which the first rank needs before that, have a group of their own.
-    """
-
-    collectives: dist.ProcessGroup
-    """Parameter gradients, and what is not part of a step."""
-    features: dist.ProcessGroup
-    feature_gradients: dist.ProcessGroup
-    chain: tuple[dist.ProcessGroup, dist.ProcessGroup]
-
-    def edge(self, rank: int, peer: int) -> dist.ProcessGroup:
-        """The group of the messages between two neighbours."""
-        return self.chain[min(rank, peer) % 2]
 
 
 @dataclass(frozen=True)
@@ -53,6 +33,9 @@ class Runtime:
 
     The process group is destroyed on a clean exit only: destroying it after an exception would close connections and
     make *other* ranks fail first, with errors that hide the real one.
+
+    A world of R x K ranks holds R replicas of a cascade, each on K ranks. `rank` and `world_size` are of the whole
+    world; `cascade_rank` and `cascade_size` (K) are of this rank's cascade, which is number `replica` of R.
     """
 
     rank: int
@@ -64,6 +47,8 @@ class Runtime:
     store: Store | None = None
     init_timeout: float = 300.0
     step_timeout: float = 100.0
+    num_replicas: int = 1
+    """R."""
     _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
@@ -80,6 +65,7 @@ class Runtime:
         device: DeviceKind = "auto",
         init_timeout: float = 300.0,
         step_timeout: float = 100.0,
+        replicas: int = 1,
         rendezvous: tuple[Store, int, int] | None = None,
     ) -> Self:
         """Join the job that torchrun's environment describes; without one, a world of one process.
@@ -88,12 +74,14 @@ class Runtime:
             backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
             init_timeout: seconds for all ranks to appear.
             step_timeout: seconds that any one message may take.
+            replicas: R, which divides the number of ranks.
             rendezvous: (store, rank, world size) instead of the environment's.
         """
         environment = _environment()
         if backend == "nccl" and _choose_device(device, 0).type != "cuda":
             raise UsageError("backend=nccl moves tensors between GPUs, but these ranks compute on the CPU: use gloo")
         if rendezvous is None and environment.world_size == 1:
+            _check_replicas(replicas, 1)
             return cls.single(device)
         if rendezvous is None:
             store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
@@ -109,7 +97,9 @@ class Runtime:
 
         # Before anything else: nodes with other software or other devices would wait for each other for ever.
         versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
-        alone.agree("versions and devices", versions | {"device": chosen.type, "backend": backend})
+        settings = {"device": chosen.type, "backend": backend, "replicas": replicas}
+        alone.agree("versions, devices and replicas", versions | settings)
+        _check_replicas(replicas, world_size)
         name = _choose_backend(backend, alone.exchange("GPUs", _gpu_identity(chosen)))
         timeout = timedelta(seconds=step_timeout)
         dist.init_process_group(
@@ -120,10 +110,10 @@ class Runtime:
             timeout=timeout,
             device_id=chosen if name == "nccl" else None,
         )
-        collectives, features, feature_gradients, *chain = (_new_group(timeout) for _ in range(5))
-        groups = Groups(collectives, features, feature_gradients, (chain[0], chain[1]))
-        runtime = replace(alone, backend=name, groups=groups)
-        runtime._explain_sigterm()
+        runtime = replace(alone, backend=name, num_replicas=replicas)
+        runtime = replace(runtime, groups=Groups.make(replicas, runtime.wire_device.type, timeout))
+        runtime.exchange("groups", "made")  # a rank that went on and failed would cut off one that still connects
+        explain_sigterm(lambda: runtime._moment("was ended"))
         return runtime
 
     def __enter__(self) -> Self:
@@ -184,7 +174,7 @@ class Runtime:
         total = table.to(self.wire_device, copy=True)
         if self.groups is None:
             return lambda: total
-        work = dist.all_reduce(total, group=self.groups.collectives, async_op=True)
+        work = dist.all_reduce(total, group=self.groups.world, async_op=True)
         assert work is not None
 
         def finish() -> torch.Tensor:
@@ -199,7 +189,7 @@ class Runtime:
         synchronize(self.device)
         if self.groups is not None:
             with self.during("barrier"):
-                dist.all_reduce(torch.zeros(1, device=self.wire_device), group=self.groups.collectives)
+                dist.all_reduce(torch.zeros(1, device=self.wire_device), group=self.groups.world)
                 synchronize(self.device)
 
     @contextmanager
@@ -209,55 +199,37 @@ class Runtime:
         try:
             yield
         except Exception as error:
-            error.add_note(f"rank {self.rank} failed {self._place()}")
+            error.add_note(self._moment("failed"))
             raise
 
-    def _place(self) -> str:
+    def _moment(self, verb: str) -> str:
+        """What this rank was doing. Actions speak of the ranks of one cascade, so its place there is told too."""
         action, step = self._doing
-        return f"in the action: {action}" if step is None else f"in step {step}, in the action: {action}"
-
-    def _explain_sigterm(self) -> None:
-        """When another rank fails, the launcher ends this one by SIGTERM, often before it has noticed anything. Say
-        what it was doing then: a rank that hangs, or waits for one that was killed, has no other way to be named.
-
-        A handler alone would run only once the main thread is back from the message it waits for. So a thread of its
-        own waits for the byte that the interpreter writes at once, speaks, and ends the process.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            return  # the user's own handler knows better
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-
-        def watch() -> None:
-            while os.read(reader, 1) != bytes([signal.SIGTERM]):
-                continue
-            print(f"rank {self.rank} was ended {self._place()}", file=sys.stderr, flush=True)
-            os._exit(128 + signal.SIGTERM)
-
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=watch, name="sidpar SIGTERM", daemon=True).start()
+        place = f" (rank {self.cascade_rank} of replica {self.replica})" if self.num_replicas > 1 else ""
+        when = "" if step is None else f"step {step}, in "
+        return f"rank {self.rank}{place} {verb} in {when}the action: {action}"
 
     def connect(self) -> None:
-        """Send a first message along every connection, in an order in which nobody waits for two at once.
+        """Make all connections by a first message along each (`Groups.connect`). All ranks call it, once they agree on
+        everything that they can compare without a message."""
+        if self.groups is not None:
+            with self.during("first message to every neighbour"):
+                self.groups.connect(self.wire_device)
 
-        NCCL makes connections at first use and blocks the host until the peer comes, also in an `irecv` that is meant
-        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested. All ranks call it,
-        once they agree on everything that they can compare without a message.
-        """
-        if self.groups is None:
-            return
-        token = torch.zeros(1, device=self.wire_device)
-        with self.during("first message to every neighbour"):
-            for group in (self.groups.collectives, self.groups.features, self.groups.feature_gradients):
-                dist.all_reduce(token, group=group)
-            for parity in (0, 1):
-                if self.rank % 2 == parity and self.rank + 1 < self.world_size:
-                    dist.send(token, group=self.groups.edge(self.rank, self.rank + 1), group_dst=self.rank + 1)
-                if self.rank % 2 != parity and self.rank > 0:
-                    dist.recv(token, group=self.groups.edge(self.rank, self.rank - 1), group_src=self.rank - 1)
+    @property
+    def cascade_size(self) -> int:
+        """K."""
+        return self.world_size // self.num_replicas
+
+    @property
+    def cascade_rank(self) -> int:
+        """This rank's place in its cascade, 0..K-1."""
+        return self.rank % self.cascade_size
+
+    @property
+    def replica(self) -> int:
+        """The number of this rank's cascade, 0..R-1."""
+        return self.rank // self.cascade_size
 
     @property
     def wire_device(self) -> torch.device:
@@ -306,7 +278,10 @@ def _choose_backend(backend: Backend, gpus: list[str | None]) -> str:
     return backend
 
 
-def _new_group(timeout: timedelta) -> dist.ProcessGroup:
-    group = dist.new_group(timeout=timeout)
-    assert isinstance(group, dist.ProcessGroup)
-    return group
+def _check_replicas(replicas: int, world_size: int) -> None:
+    at_least("replicas", replicas, 1)
+    if world_size % replicas:
+        raise UsageError(
+            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but the world has "
+            f"{world_size}: start a multiple of {replicas} ranks, or choose replicas that divide {world_size}"
+        )

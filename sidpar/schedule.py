@@ -19,7 +19,7 @@ Letters: i refiner, r rank, K ranks, m microbatch, M microbatches. `fused`, K = 
 Rules that hold for every schedule, because a message that waits for the wrong thing is a deadlock on NCCL:
 
 1. On each rank, the messages to one peer, and the collectives of one group (features, feature gradients, parameter
-   gradients), are started in an order that is the same on both sides.
+   gradients), are started in an order that is the same on both sides. Replicas of a cascade have the same lists.
 2. Every message is started (`POST_STATE`, `SEND_STATE`, `START_…`) without waiting; only an `AWAIT_…` waits. A receive
    is posted one microbatch ahead of its use, but not before the collectives that its sender needs are started here.
 3. A belief is sent before the backward of its microbatch starts.
@@ -37,12 +37,14 @@ from sidpar.placement import Placement
 
 @dataclass(frozen=True, slots=True)
 class RankView:
-    """What a schedule is a function of: the placement seen from one rank, M, and what the objective trains."""
+    """What a schedule is a function of: the placement seen from one rank of a cascade, M, what the objective trains,
+    and the number of replicas R."""
 
     placement: Placement
     rank: int
     microbatches: int
     extractor_update: ExtractorUpdate = "all"
+    replicas: int = 1
     refiner_execution: RefinerExecution = "loop"
 
     @property
@@ -77,8 +79,14 @@ class RankView:
 
     @property
     def reduces_parameters(self) -> bool:
-        """Whether several ranks hold the extractor, so that its parameter gradients are summed over them."""
-        return self.trains_extractor and self.placement.num_ranks > 1 and self.placement.extractor != "root"
+        """Whether this rank and others hold the extractor, so that its parameter gradients are summed over them."""
+        copies = self.replicas * (1 if self.placement.extractor == "root" else self.placement.num_ranks)
+        return self.runs_extractor_backward and copies > 1
+
+    @property
+    def reduces_refiners(self) -> bool:
+        """Whether other replicas hold this rank's refiners, so that their gradients are summed over them."""
+        return self.replicas > 1
 
 
 def fused(view: RankView) -> Iterator[Action]:
@@ -95,6 +103,7 @@ def fused(view: RankView) -> Iterator[Action]:
         yield from return_feature_gradient(view, m, lag=lag)
         yield from extract_ahead(view, m, graph=graph, lookahead=ahead)
     yield from _finish_extractor(view, lag=lag)
+    yield from await_refiners(view)
     yield from _close(view)
 
 
@@ -108,6 +117,7 @@ def two_phase(view: RankView) -> Iterator[Action]:
     for m in range(view.microbatches):
         if view.runs_extractor_backward and not whole_batch:
             yield Action(Do.EXTRACT, m, graph=True)
+        yield from release_refiners(view, m)
         if view.refiner_execution == "stacked":
             yield Action(Do.LEARN, m)
         else:
@@ -116,6 +126,7 @@ def two_phase(view: RankView) -> Iterator[Action]:
                 yield Action(Do.BACKWARD, m, i)
         yield from return_feature_gradient(view, m, lag=0)
     yield from _finish_extractor(view, lag=0)
+    yield from await_refiners(view)
     yield from _close(view)
 
 
@@ -136,10 +147,11 @@ def all_ranks(
     placement: Placement,
     microbatches: int,
     extractor_update: ExtractorUpdate = "all",
+    replicas: int = 1,
 ) -> list[list[Action]]:
-    """The lists of all ranks."""
-    ranks = range(placement.num_ranks)
-    return [list(schedule(RankView(placement, rank, microbatches, extractor_update))) for rank in ranks]
+    """The lists of all ranks of a cascade, one of several replicas."""
+    views = [RankView(placement, r, microbatches, extractor_update, replicas) for r in range(placement.num_ranks)]
+    return [list(schedule(view)) for view in views]
 
 
 def _chain(view: RankView) -> Iterator[Action]:
@@ -224,6 +236,7 @@ def learn(view: RankView, m: int) -> Iterator[Action]:
     for i in view.refiners:
         yield Action(Do.FORWARD, m, i, graph=not stacked)
     yield from send(view, m)
+    yield from release_refiners(view, m)
     if stacked:
         yield Action(Do.LEARN, m)
     else:
@@ -237,20 +250,32 @@ def send(view: RankView, m: int) -> Iterator[Action]:
         yield Action(Do.SEND_STATE, m, peer=view.next)
 
 
+def release_refiners(view: RankView, m: int) -> Iterator[Action]:
+    """Before the last microbatch's backwards: each bucket of gradients leaves as soon as these complete it."""
+    if view.reduces_refiners and m == view.microbatches - 1:
+        yield Action(Do.RELEASE_REFINER_GRADIENTS)
+
+
+def await_refiners(view: RankView) -> Iterator[Action]:
+    """This rank's refiners have their gradients of the whole batch."""
+    if view.reduces_refiners:
+        yield Action(Do.AWAIT_REFINER_GRADIENTS)
+
+
 def return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
     """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
     if view.shares_features and view.trains_extractor:
         yield Action(Do.START_SCATTER if view.placement.extractor == "sharded" else Do.START_REDUCE, m)
     elif view.trains_extractor and view.placement.extractor == "replicated" and m >= lag:
-        yield from replicated_backward(view, m - lag)
+        yield from extractor_backward(view, m - lag)
 
 
-def replicated_backward(view: RankView, m: int) -> Iterator[Action]:
-    """This rank's share of the extractor's gradient."""
+def extractor_backward(view: RankView, m: int, *, step: int = 0) -> Iterator[Action]:
+    """One microbatch of this rank's share of the extractor's gradient."""
     if view.reduces_parameters and m == view.microbatches - 1:
         # Before the last backward: each bucket of gradients leaves as soon as this backward completes it.
-        yield Action(Do.RELEASE_PARAMETER_GRADIENTS)
-    yield Action(Do.EXTRACTOR_BACKWARD, m)
+        yield Action(Do.RELEASE_PARAMETER_GRADIENTS, step=step)
+    yield Action(Do.EXTRACTOR_BACKWARD, m, step=step)
 
 
 def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
@@ -268,12 +293,12 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
             for m in range(view.microbatches):
                 if view.shares_features:
                     yield Action(Do.AWAIT_REDUCE, m)
-                yield Action(Do.EXTRACTOR_BACKWARD, m)
+                yield from extractor_backward(view, m)
         case "root":
             yield Action(Do.AWAIT_REDUCES_SENT)
         case "replicated":
             for m in range(max(0, view.microbatches - lag), view.microbatches):
-                yield from replicated_backward(view, m)
+                yield from extractor_backward(view, m)
     if view.reduces_parameters:
         yield Action(Do.AWAIT_PARAMETER_GRADIENTS)
 

@@ -4,6 +4,9 @@ Messages behave as on NCCL, which is the stricter of the backends. A state goes 
 has started and its receive is posted, and once all earlier messages of its group on either rank are over: NCCL runs a
 group's messages one after the other. The activations of a pipeline of backpropagation, whose receives torch posts
 ahead, go once they are sent. Collectives match by order: the k-th of a group on one rank with the k-th on every other.
+
+The ranks are those of one cascade. Its replicas do the same at the same time, so the sums of refiners' gradients over
+them run one after the other on a group of each rank's own, from the backward that completes them on.
 """
 
 from collections import defaultdict
@@ -130,6 +133,8 @@ class Rank:
         self.received = 0
         self.collectives: dict[str, list[tuple[float, Action]]] = defaultdict(list)
         self.released: Action | None = None
+        self.releases_refiners = False
+        self.refiners_summed = 0.0  # when the last sum over replicas is over
         self.last: dict[int, Message] = {}
 
     def enqueue(self, group: int, message: Message) -> None:
@@ -150,6 +155,9 @@ class Simulation:
         self.edges: list[list[Message]] = [[] for _ in actions]  # edges[r]: from rank r to rank r + 1
         self.arrivals: dict[tuple[Do, int | None, int | None], float] = {}
         self.collected: dict[str, list[float]] = defaultdict(list)  # when the k-th collective of a group is over
+        # A root extractor's gradients are summed over the first ranks of all replicas, and no others of this cascade.
+        holders = [rank for rank in self.ranks if any(a.do is Do.EXTRACTOR_BACKWARD for a in rank.actions)]
+        self.members = dict.fromkeys(GROUPS.values(), self.ranks) | {"parameter gradients": holders}
         self.seconds = seconds
         self.chain_groups = chain_groups
 
@@ -163,9 +171,9 @@ class Simulation:
                     if rank.position < len(rank.actions)
                 }
                 raise DeadlockError(f"deadlock: {stuck}")
-        for group in set(GROUPS.values()):
-            counts = {len(rank.collectives[group]) for rank in self.ranks}
-            assert len(counts) == 1, f"ranks start different numbers of collectives of {group}"
+        for group, members in self.members.items():
+            counts = {len(rank.collectives[group]) for rank in members}
+            assert len(counts) <= 1, f"ranks start different numbers of collectives of {group}"
         return Timeline([rank.spans for rank in self.ranks], [rank.clock for rank in self.ranks])
 
     def advance(self, r: int) -> bool:
@@ -189,6 +197,9 @@ class Simulation:
             return rank.receives[rank.received].over() if rank.received < len(rank.receives) else None
         if action.do in _ARRIVALS:
             return self.arrivals.get((_ARRIVALS[action.do], action.microbatch, action.section))
+        if action.do is Do.AWAIT_REFINER_GRADIENTS:
+            assert rank.releases_refiners, "refiners' gradients are awaited that have not been released"
+            return max(rank.clock, rank.refiners_summed)
         if action.do is Do.AWAIT_STATES_SENT:
             times = [message.over() for message in rank.sends if message.batch[0] == action.step]
         elif action.do in AWAITS:
@@ -207,8 +218,8 @@ class Simulation:
         return None if None in times else max([rank.clock, *(time for time in times if time is not None)])
 
     def collect(self, group: str) -> None:
-        """Finish the collectives of a group that all ranks have started, one after the other."""
-        started = [rank.collectives[group] for rank in self.ranks]
+        """Finish the collectives of a group that all of its ranks have started, one after the other."""
+        started = [rank.collectives[group] for rank in self.members[group]]
         over = self.collected[group]
         for k in range(len(over), min(len(mine) for mine in started)):
             kinds = {(mine[k][1].do, mine[k][1].step, mine[k][1].microbatch) for mine in started}
@@ -235,6 +246,8 @@ class Simulation:
             self.arrivals[action.do, action.microbatch, action.section] = arrival
         elif action.do is Do.RELEASE_PARAMETER_GRADIENTS:
             rank.released = action
+        elif action.do in (Do.RELEASE_REFINER_GRADIENTS, Do.AWAIT_REFINER_GRADIENTS):
+            rank.releases_refiners = action.do is Do.RELEASE_REFINER_GRADIENTS
         elif action.do in GROUPS:
             rank.start_collective(action)
         elif PHASE[action.do] in COMPUTE:
@@ -244,6 +257,9 @@ class Simulation:
                 rank.clock += length
         if action.do is Do.EXTRACTOR_BACKWARD and rank.released is not None:
             self.leave(rank)  # at the latest; buckets of a real backward leave during it
+        if action.do is Do.BACKWARD and rank.releases_refiners:
+            gradient = Action(Do.RELEASE_REFINER_GRADIENTS, refiner=action.refiner)
+            rank.refiners_summed = max(rank.refiners_summed, rank.clock) + self.seconds(r, gradient)
 
     def leave(self, rank: Rank) -> None:
         assert rank.released is not None

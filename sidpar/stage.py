@@ -42,7 +42,7 @@ class Stage(nn.Module):
         compute: Compute = Compute(),
     ) -> None:
         super().__init__()
-        self.placement: Holding = placement or _place(len(cascade.refiners), runtime.world_size, extractor, counts)
+        self.placement: Holding = placement or _place(len(cascade.refiners), runtime.cascade_size, extractor, counts)
         if runtime.world_size > 1 and not isinstance(self.placement, Copies):
             _refuse_shared_parameters(cascade, layers=self.placement.extractor == "cut")
         self.runtime = runtime
@@ -63,10 +63,10 @@ class Stage(nn.Module):
     @property
     def own_refiners(self) -> Sequence[int]:
         """The refiners this rank holds, by their global numbers."""
-        return self.placement.refiners(self.runtime.rank)
+        return self.placement.refiners(self.runtime.cascade_rank)
 
     def owner(self, name: str) -> int:
-        """The first rank that holds a parameter or buffer, given by its global name."""
+        """The first rank of a cascade that holds a parameter or buffer, given by its global name."""
         kind, child, *_ = name.split(".")
         ranks = range(self.placement.num_ranks)
         if kind == "refiners":
@@ -83,7 +83,7 @@ class Stage(nn.Module):
     def _own_extractor(self, extractor: nn.Module) -> nn.Module | None:
         """All of it, none of it, or those of its layers that lie here, under their global names."""
         names = self._layer_names
-        own = self.placement.extractor_layers(self.runtime.rank, len(names))
+        own = self.placement.extractor_layers(self.runtime.cascade_rank, len(names))
         if len(own) == len(names):
             return extractor
         return named_sequence(extractor, [names[k] for k in own]) if own else None
@@ -106,7 +106,7 @@ class Stage(nn.Module):
         """What crosses the seams for inputs like x [B, ...]. Raises UsageError if the cascade cannot take them, or if
         a sharded extractor would compute something else than one that sees the whole batch. Cached per shape."""
         specs = self.skeleton.specs(x)
-        if self.placement.extractor == "sharded" and self.runtime.world_size > 1 and specs not in self._checked:
+        if self.placement.extractor == "sharded" and self.runtime.cascade_size > 1 and specs not in self._checked:
             assert self.extractor is not None, "every rank holds a sharded extractor"
             if _depends_on_the_batch(self.extractor, x.to(self.runtime.device)):
                 suspects = [
@@ -117,7 +117,7 @@ class Stage(nn.Module):
                 raise UsageError(
                     "in training, the extractor's features of a sample depend on the rest of the batch or on random "
                     f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
-                    f"1/{self.runtime.world_size} of the batch on each rank and would train on other ones: use "
+                    f"1/{self.runtime.cascade_size} of the batch on each rank and would train on other ones: use "
                     "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
                 )
             self._checked.append(specs)

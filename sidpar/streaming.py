@@ -30,7 +30,17 @@ from dataclasses import dataclass, replace
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate
 from sidpar.placement import Placement
-from sidpar.schedule import RankView, broadcast, extract_ahead, extract_shard, learn, receive, return_feature_gradient
+from sidpar.schedule import (
+    RankView,
+    await_refiners,
+    broadcast,
+    extract_ahead,
+    extract_shard,
+    extractor_backward,
+    learn,
+    receive,
+    return_feature_gradient,
+)
 
 HOPS_PER_MICROBATCH = 3
 """While a rank works on one microbatch (a forward and a backward of twice its length), beliefs take three hops."""
@@ -73,6 +83,7 @@ def streaming(view: RankView, turn: Turn) -> Iterator[Action]:
         yield from learn(view, m)
         yield from return_feature_gradient(view, m, lag=0)
         yield from extract_ahead(view, m, graph=view.runs_extractor_backward, lookahead=1)
+    yield from await_refiners(view)
     yield Action(Do.UPDATE_REFINERS)
     if backward_after >= view.microbatches:
         yield from _sharded_backward(view, turn)
@@ -105,10 +116,15 @@ def stream(view: RankView, staleness: int, steps: int) -> Iterator[Action]:
 
 
 def all_streams(
-    placement: Placement, microbatches: int, staleness: int, steps: int, extractor_update: ExtractorUpdate = "all"
+    placement: Placement,
+    microbatches: int,
+    staleness: int,
+    steps: int,
+    extractor_update: ExtractorUpdate = "all",
+    replicas: int = 1,
 ) -> list[list[Action]]:
-    """The lists of all ranks for a whole stream."""
-    views = [RankView(placement, rank, microbatches, extractor_update) for rank in range(placement.num_ranks)]
+    """The lists of all ranks of a cascade for a whole stream."""
+    views = [RankView(placement, r, microbatches, extractor_update, replicas) for r in range(placement.num_ranks)]
     return [list(stream(view, staleness, steps)) for view in views]
 
 
@@ -177,7 +193,7 @@ def _backward(view: RankView, step: int) -> Iterator[Action]:
         for m in range(view.microbatches):
             if view.shares_features:
                 yield Action(Do.AWAIT_REDUCE, m, step=step)
-            yield Action(Do.EXTRACTOR_BACKWARD, m, step=step)
+            yield from extractor_backward(view, m, step=step)
         return
     if view.shares_features:
         yield Action(Do.AWAIT_SCATTERS, step=step)

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device=config.parallel.device,
             init_timeout=config.parallel.init_timeout,
             step_timeout=config.parallel.step_timeout,
+            replicas=config.parallel.replicas,
         )
         run = Run(config, runtime)
     except UsageError as error:
@@ -46,6 +47,7 @@ class Run:
     """
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
+        assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
         self.config, self.runtime = config, runtime
         runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
@@ -60,9 +62,11 @@ class Run:
     def train(self) -> None:
         """Train, and write the weights and the summary."""
         if self.runtime.rank == 0:
+            replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
             print(
-                f"{self.config.method}: {self.stage.placement.num_refiners} refiners on {self.runtime.world_size} "
-                f"ranks {self._refiners_per_rank()}, {self.runtime.backend}, {describe(self.runtime.device)}"
+                f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
+                f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
+                f"{describe(self.runtime.device)}"
             )
         outcome = self.trainer.fit()
         save_weights(self.stage, self.folder / WEIGHTS)
@@ -74,7 +78,8 @@ class Run:
             )
 
     def _refiners_per_rank(self) -> list[int]:
-        return [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.world_size)]
+        one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]
+        return one_replica * self.runtime.num_replicas
 
     def _summary(self, outcome: Outcome) -> dict[str, Any]:
         return {
@@ -87,6 +92,7 @@ class Run:
             "wall_seconds": outcome.seconds,
             "images_per_second": outcome.images_per_second,
             "world_size": self.runtime.world_size,
+            "replicas": self.runtime.num_replicas,
             "refiners_per_rank": self._refiners_per_rank(),
             "peak_memory_bytes": outcome.peak_memory,
             "backend": self.runtime.backend,

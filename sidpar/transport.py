@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sidpar.batching import BatchLayout
 from sidpar.cascade import TensorTuple
+from sidpar.groups import Groups
 from sidpar.memory import bytes_of
-from sidpar.runtime import Groups, Runtime
+from sidpar.runtime import Runtime
 from sidpar.specs import Spec
 from sidpar.traffic import Traffic
 
@@ -42,16 +43,16 @@ class Pending:
 
 
 class Transport:
-    """The messages of one rank. K is the number of ranks."""
+    """The messages of one rank. Peers are ranks of its own cascade, of which there are K."""
 
     def __init__(self, runtime: Runtime) -> None:
         assert runtime.groups is not None, "a world of one process sends no messages"
         self._groups: Groups = runtime.groups
-        self._rank = runtime.rank
-        self._world_size = runtime.world_size
+        self._rank = runtime.cascade_rank
+        self._size = runtime.cascade_size
         self._device = runtime.device
         self._wire = runtime.wire_device
-        self._others = (self._world_size - 1) / self._world_size
+        self._others = (self._size - 1) / self._size
         self.traffic = Traffic()
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
@@ -83,7 +84,7 @@ class Transport:
     def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
         """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
         inputs = tuple(_padded(tensor.to(self._wire), layout.padded_shard) for tensor in shard)
-        outputs = tuple(t.new_empty((self._world_size * layout.padded_shard, *t.shape[1:])) for t in inputs)
+        outputs = tuple(t.new_empty((self._size * layout.padded_shard, *t.shape[1:])) for t in inputs)
         works = [
             _work(dist.all_gather_into_tensor(out, t, group=self._groups.features, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
@@ -125,12 +126,40 @@ class Transport:
             lambda tensors: self._to_device(tuple(t[:own] for t in tensors[: len(outputs)])),
         )
 
-    def sum_gradients(self, bucket: Tensor) -> Pending:
-        """A flat bucket of parameter gradients, summed over ranks in place."""
-        buffer = bucket.to(self._wire)
-        work = _work(dist.all_reduce(buffer, group=self._groups.collectives, async_op=True))
+    def sum_refiner_gradients(self, bucket: Tensor) -> Pending:
+        """A flat bucket of this rank's refiners' gradients, summed over replicas in place."""
+        return self._sum(bucket, self._groups.refiner_gradients, "refiner gradients")
 
-        self.traffic.count("parameter gradients", 2 * self._others * bytes_of((buffer,)))
+    def sum_extractor_gradients(self, bucket: Tensor) -> Pending:
+        """A flat bucket of the extractor's parameter gradients, summed in place over all ranks of all replicas."""
+        return self._sum(bucket, self._groups.world, "parameter gradients")
+
+    def sum_root_gradients(self, bucket: Tensor) -> Pending:
+        """The same for an extractor that only the first rank of each replica holds."""
+        return self._sum(bucket, self._groups.root_gradients, "parameter gradients")
+
+    def share_buffers(self, buffers: TensorTuple) -> None:
+        """The first replica's running statistics to all others, in place, blocking."""
+        for buffer in buffers:
+            wire = buffer.to(self._wire)
+            dist.broadcast(wire, group_src=0, group=self._groups.refiner_gradients)
+            self.traffic.count("running statistics", bytes_of((wire,)))
+            buffer.copy_(wire)
+
+    def fetch(self, tensor: Tensor, owner: int) -> Tensor:
+        """A tensor from `owner` > 0 to rank 0 of the first replica, blocking; only these two call it. `tensor` is the
+        value or a buffer."""
+        buffer = tensor.detach().to(self._wire).contiguous()
+        if self._rank == owner:
+            dist.send(buffer, group_dst=0, group=self._groups.world)
+        else:
+            dist.recv(buffer, group_src=owner, group=self._groups.world)
+        return buffer
+
+    def _sum(self, bucket: Tensor, group: dist.ProcessGroup, kind: str) -> Pending:
+        buffer = bucket.to(self._wire)
+        work = _work(dist.all_reduce(buffer, group=group, async_op=True))
+        self.traffic.count(kind, 2 * (group.size() - 1) / group.size() * bytes_of((buffer,)))
 
         def write_back(_: TensorTuple) -> TensorTuple:
             if buffer is not bucket:
@@ -140,20 +169,11 @@ class Transport:
         # Where the bucket itself travels it is a gradient, and no buffer besides.
         return Pending([work], () if buffer is bucket else (buffer,), self.traffic, write_back)
 
-    def fetch(self, tensor: Tensor, owner: int) -> Tensor:
-        """A tensor from `owner` > 0 to rank 0, blocking; only these two call it. `tensor` is the value or a buffer."""
-        buffer = tensor.detach().to(self._wire).contiguous()
-        if self._rank == owner:
-            dist.send(buffer, group_dst=0, group=self._groups.collectives)
-        else:
-            dist.recv(buffer, group_src=owner, group=self._groups.collectives)
-        return buffer
-
     def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:
         """Rows of a microbatch to where reduce-scatter expects them: equal parts, the last ones padded with zeros."""
-        if len(layout.microbatches[m]) % self._world_size == 0:
+        if len(layout.microbatches[m]) % self._size == 0:
             return gradient.contiguous()
-        spread = gradient.new_zeros((self._world_size * layout.padded_part(m), *gradient.shape[1:]))
+        spread = gradient.new_zeros((self._size * layout.padded_part(m), *gradient.shape[1:]))
         spread[_scattered_index(layout, m, gradient.device)] = gradient
         return spread
 

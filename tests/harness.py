@@ -43,11 +43,12 @@ def run_ranks(
     *args: Any,
     timeout: float = 120.0,
     step_timeout: float = 30.0,
+    replicas: int = 1,
 ) -> list[Any]:
     """`function(runtime, *args)` on every rank of a gloo world; the results in rank order. Raises RankError."""
     with tempfile.TemporaryDirectory() as folder:
         results = _context.Queue()
-        arguments = (results, function, args, world_size, f"{folder}/store", step_timeout)
+        arguments = (results, function, args, world_size, f"{folder}/store", step_timeout, replicas)
         processes = [_context.Process(target=_rank_main, args=(rank, *arguments)) for rank in range(world_size)]
         for process in processes:
             process.start()
@@ -67,6 +68,7 @@ def _rank_main(
     world_size: int,
     path: str,
     step_timeout: float,
+    replicas: int,
 ) -> None:
     torch.set_num_threads(1)
     try:
@@ -76,6 +78,7 @@ def _rank_main(
             device="cpu",
             init_timeout=step_timeout,
             step_timeout=step_timeout,
+            replicas=replicas,
             rendezvous=(store, rank, world_size),
         )
         with runtime:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sidpar import LocalEngine, Objective, Runtime, Stage
@@ -54,7 +55,7 @@ def check(
 ) -> None:
     """One step, then one evaluation, of this rank's stage against the oracle."""
     own = slice(stage.own_refiners.start, stage.own_refiners.stop)
-    training = engine.step(x, y).measures()
+    training = over_replicas(stage, engine.step(x, y).measures())
     found = gradients(stage)
     assert found, case
     for name, gradient in found.items():
@@ -64,5 +65,12 @@ def check(
         assert torch.allclose(buffer.double(), reference.buffers[name].double()), f"{case}: {name}"
     assert torch.allclose(training, reference.training[own]), f"{case}: measures in training"
     if evaluate:
-        evaluation = engine.evaluate(x, y).measures()
+        evaluation = over_replicas(stage, engine.evaluate(x, y).measures())
         assert torch.allclose(evaluation, reference.evaluation[own]), f"{case}: measures in evaluation"
+
+
+def over_replicas(stage: Stage, measures: Tensor) -> Tensor:
+    """The sum over all replicas of this rank's refiners, each of which has seen its share of the batch."""
+    if stage.runtime.groups is not None:
+        dist.all_reduce(measures, group=stage.runtime.groups.refiner_gradients)
+    return measures

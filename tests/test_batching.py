@@ -1,9 +1,9 @@
-"""Microbatches and shards cover a batch exactly once, also a ragged one."""
+"""Shares, microbatches and shards cover a batch exactly once, also a ragged one."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidpar.batching import BatchLayout
+from sidpar.batching import BatchLayout, Share
 
 LAYOUTS = st.builds(BatchLayout, st.integers(1, 60), st.integers(1, 9), st.integers(1, 7))
 
@@ -41,3 +41,15 @@ def test_scattered_rows_reach_their_owner(layout: BatchLayout) -> None:
             received = spread[r * size : (r + 1) * size][: len(layout.parts[m][r])]
             before = sum(len(parts[r]) for parts in layout.parts[:m])
             assert received == layout.shards[r][before : before + len(received)]
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7))
+def test_shares_cover_the_batch(batch_size: int, requested: int, replicas: int) -> None:
+    """And every replica takes part, with as many microbatches as any other."""
+    shares = [Share(batch_size, replicas, replica) for replica in range(replicas)]
+    assert [row for share in shares for row in share.counted] == list(range(batch_size))
+    (microbatches,) = {share.microbatches(requested) for share in shares}
+    for share in shares:
+        assert share.taken == (share.counted or range(1))
+        layout = BatchLayout(len(share.taken), microbatches, 2)
+        assert len(layout.microbatches) == microbatches == min(requested, max(1, batch_size // replicas))

@@ -1,5 +1,6 @@
 """The cost model against the laws of DESIGN section 5, against drawings, and against counting by hand."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -40,9 +41,11 @@ def costs(num_refiners: int, extractor: float = 0.0, **more: Any) -> Costs:
     return Costs([pieces(extractor, 2.0)], [pieces(1.0)] * num_refiners, **(sizes | more))
 
 
-def sid(schedule: Any, ranks: int, microbatches: int, given: Costs, extractor: Any = "sharded") -> Prediction:
+def sid(
+    schedule: Any, ranks: int, microbatches: int, given: Costs, extractor: Any = "sharded", replicas: int = 1
+) -> Prediction:
     placement = Placement(place_by_count(len(given.refiners), ranks), extractor)
-    lists = all_ranks(SCHEDULES[schedule], placement, microbatches)
+    lists = all_ranks(SCHEDULES[schedule], placement, microbatches, replicas=replicas)
     return predict_sid(lists, given, BatchLayout(BATCH, microbatches, ranks))
 
 
@@ -99,6 +102,18 @@ def test_collectives_take_their_time() -> None:
     links = Links(all_gather=Link(0.25, 0.0), reduce_scatter=Link(0.125, 0.0), all_reduce=Link(0.0625, 0.0))
     given = costs(2, links=links)
     assert sid("fused", 2, 1, given).seconds == pytest.approx(0.25 + 1 + 3 + 0.125 + 0.0625)
+
+
+def test_sums_over_replicas_take_their_time() -> None:
+    """Two refiners on one rank, backwards of 2 each: the first one's gradient travels in 0.25 behind the second one's
+    backward, the second one's in 0.5 behind the extractor's, whose own 1.0 is waited for."""
+    links = Links(all_reduce=Link(0.0, 1 / 64))
+    given = costs(2, 1.0, links=links, refiner_parameter_bytes=[16.0, 32.0], extractor_parameter_bytes=64.0)
+    alone = sid("fused", 1, 1, given).seconds
+    assert alone == pytest.approx(2 * 3 + 3)
+    assert sid("fused", 1, 1, given, replicas=2).seconds == pytest.approx(alone + 1.0)
+    frozen = replace(given, layers=[pieces(0.0)], extractor_parameter_bytes=0.0)
+    assert sid("fused", 1, 1, frozen, replicas=2).seconds == pytest.approx(2 * 3 + 0.5)
 
 
 def test_overhead_belongs_to_every_piece_of_work() -> None:

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, list[str]]] = [
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
-    ("machine", ["device", "runtime", "clock", "memory"]),
+    ("machine", ["device", "groups", "sigterm", "runtime", "clock", "memory"]),
     ("messages", ["traffic", "transport", "buckets", "links"]),
     ("engines", ["stage", "sections", "engines", "balance"]),
     ("application", ["run_folder", "optim", "checkpoint", "meter", "trainer", "build", "train"]),

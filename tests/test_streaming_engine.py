@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sidpar import LocalEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine, UsageError
+from sidpar.batching import Share
 from sidpar.cascade import Cascade
 from tests import networks
 from tests.harness import RankError, run_ranks
@@ -64,7 +65,9 @@ def streamed(stage: Stage, objective: Objective, sizes: Sizes, **settings: Any) 
 
     results = engine.train((networks.batch(size) for size in sizes), update)
     for steps, (size, result) in enumerate(zip(sizes, results, strict=True), start=1):
-        assert (engine.steps, result.batch_size, result.y.tolist()) == (steps, size, networks.batch(size)[1].tolist())
+        assert (engine.steps, result.batch_size, result.samples) == (steps, size, size)
+        own = Share(size, stage.runtime.num_replicas, stage.runtime.replica).counted
+        assert result.y.tolist() == networks.batch(size)[1][own.start : own.stop].tolist()
     return engine
 
 
@@ -191,6 +194,9 @@ def test_diagnosis(extractor: str) -> None:
             assert (one is None) == (other is None)
             for name in one or ():
                 assert one[name] == pytest.approx(other[name], rel=1e-6, abs=1e-12), name
+    for found in run_ranks(diagnosed, 4, extractor, 0.1, replicas=2):
+        for name in ("gradient_error", "extractor_gradient_error", "extractor_staleness"):
+            assert found[2][name] == pytest.approx(alone[2][name], rel=1e-6, abs=1e-12), name
     fast = alone[2]
     assert fast["teacher_drift"][0] == 0, "refiner 0 receives the uniform belief"
     assert min(fast["teacher_drift"][1:]) > 0

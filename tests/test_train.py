@@ -32,7 +32,8 @@ def train_by_command(ranks: int, folder: Path, *flags: str) -> Path:
 
 def train(ranks: int, folder: Path, *flags: str) -> Path:
     """The same on ranks that start in a tenth of the time."""
-    run_ranks(job, ranks, [*CONFIG, "--run.dir", str(folder), *flags])
+    arguments = [*CONFIG, "--run.dir", str(folder), *flags]
+    run_ranks(job, ranks, arguments, replicas=parse(arguments).parallel.replicas)
     return folder
 
 
@@ -262,8 +263,12 @@ def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) 
         (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
         (["--model.num_refiners", "1"], "1 refiners cannot be placed on 2 ranks"),
         (["--parallel.backend", "nccl", "--parallel.device", "cpu"], "these ranks compute on the CPU: use gloo"),
+        (
+            ["--parallel.replicas", "3"],
+            "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but the world has",
+        ),
     ],
-    ids=["config", "run", "runtime"],
+    ids=["config", "run", "runtime", "replicas"],
 )
 def test_messages_end_the_command(flags: list[str], message: str, tmp_path: Path) -> None:
     """Found by the configuration, by the run, by the runtime: exit code, and one line in place of a traceback."""

@@ -232,6 +232,6 @@ def _data_parallel(chain: _Chain, runtime: Runtime) -> nn.Module:
     return DistributedDataParallel(
         chain,
         device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
-        process_group=runtime.groups.collectives,
+        process_group=runtime.groups.world,
         gradient_as_bucket_view=True,
     )

@@ -43,7 +43,8 @@ def diagnose(
     if stage.runtime.rank == 0 and "extractor" in gradients:  # rank 0 holds it in every placement
         extractor[0] = _relative(stale_gradients["extractor"], gradients["extractor"])
         extractor[1] = _relative(old_weights, weights)
-    drift, error = stage.runtime.sum("diagnosis", table).T.tolist()
+    means = stage.runtime.sum("diagnosis", table) / stage.runtime.num_replicas
+    drift, error = means.T.tolist()
     extractor_error, staleness = stage.runtime.sum("diagnosis of the extractor", extractor).tolist()
     return {
         "teacher_drift": drift,

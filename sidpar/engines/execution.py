@@ -4,7 +4,6 @@ Letters as in the schedule: i refiner, m microbatch. State i is what refiner i r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
@@ -16,29 +15,13 @@ from sidpar.buckets import GradientBuckets
 from sidpar.cascade import TensorTuple, detach, initial_state
 from sidpar.device import seed_generator
 from sidpar.engines import StepResult
-from sidpar.engines.stacks import Stacks
+from sidpar.engines.replica_batch import ReplicaBatch
+from sidpar.engines.resources import Resources
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
-from sidpar.objective import Objective
-from sidpar.schedule import RankView
 from sidpar.seeding import mask_seed
-from sidpar.stage import Stage
 from sidpar.transport import Pending, Transport
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What an engine keeps from batch to batch. No transport in a world of one."""
-
-    stage: Stage
-    objective: Objective
-    alphas: list[float]
-    view: RankView
-    transport: Transport | None
-    stacks: Stacks | None
-    """Where refiners run at once."""
-    seed: int
 
 
 class Execution:
@@ -52,8 +35,7 @@ class Execution:
     def __init__(
         self,
         resources: Resources,
-        x: Tensor,
-        y: Tensor,
+        batch: ReplicaBatch,
         layout: BatchLayout,
         step: int,
         open_version: Callable[[int], Version],
@@ -64,8 +46,8 @@ class Execution:
         self._view = resources.view
         self._rank = resources.view.rank
         self._device = resources.stage.runtime.device
-        self._specs = resources.stage.skeleton.specs(x)
-        self._x, self._y, self._layout, self._step = x, y, layout, step
+        self._specs = resources.stage.skeleton.specs(batch.x)
+        self._batch, self._layout, self._step = batch, layout, step
         self._open_version, self._update = open_version, update
         self._rows = [slice(rows.start, rows.stop) for rows in layout.microbatches]
         # Keys are m; None is the whole batch (or this rank's shard of it).
@@ -135,6 +117,10 @@ class Execution:
                 self._buckets.release()
             case Do.AWAIT_PARAMETER_GRADIENTS:
                 self._buckets.wait()
+            case Do.RELEASE_REFINER_GRADIENTS:
+                self._refiner_buckets.release()
+            case Do.AWAIT_REFINER_GRADIENTS:
+                self._refiner_buckets.wait()
             case Do.UPDATE_EXTRACTOR | Do.UPDATE_REFINERS:
                 assert self._update is not None, "only streams update within their schedule"
                 self._update(action.do)
@@ -145,19 +131,20 @@ class Execution:
 
     def result(self) -> StepResult:
         """The beliefs of this rank's refiners and of their teacher."""
-        refiners = self._view.refiners
+        refiners, batch = self._view.refiners, self._batch
         log_beliefs = {
-            i: [self._log_beliefs[i, m] for m in range(len(self._rows))]
+            i: [self._log_beliefs[i, m][: batch.counted] for m in range(len(self._rows))]
             for i in range(refiners.start, refiners.stop + 1)
         }
-        alphas, y = self._resources.alphas[refiners.start : refiners.stop], self._y
-        return StepResult(self._resources.objective, alphas, refiners, log_beliefs, y, y.numel(), len(y))
+        objective, alphas = self._resources.objective, self._resources.alphas[refiners.start : refiners.stop]
+        y = batch.y[: batch.counted]
+        return StepResult(objective, alphas, refiners, log_beliefs, y, batch.samples, batch.batch_size)
 
     # Features
 
     def _extract(self, m: int, *, graph: bool) -> None:
         self._seed("extractor", m)
-        features = self._stage.extract(self._x[self._rows[m]], graph=graph, version=self._version.module)
+        features = self._stage.extract(self._batch.x[self._rows[m]], graph=graph, version=self._version.module)
         if graph:
             self._extracted[m] = features
         self._features[m] = self._leaves(features)
@@ -168,8 +155,9 @@ class Execution:
         if not rows:
             self._shard = tuple(spec.zeros(0, self._device) for spec in self._specs.features)
             return
-        whole = len(rows) == len(self._x)
-        x = self._x if whole else self._x[_shard_index(self._layout, self._rank, self._device)]
+        x = self._batch.x
+        if len(rows) < len(x):
+            x = x[_shard_index(self._layout, self._rank, self._device)]
         self._seed("extractor", 0)
         features = self._stage.extract(x, graph=graph, version=self._version.module)
         if graph:
@@ -200,7 +188,7 @@ class Execution:
         if graph:
             target = self._target(m, following[0].dtype)
             loss = local_loss(objective, self._resources.alphas[i], following[0], state[0], target)
-            self._losses[i, m] = loss.sum() / self._y.numel()  # the mean over the global batch, once all m are summed
+            self._losses[i, m] = loss.sum() * self._batch.weight
         self._keep_state(i + 1, m, detach(following))
         if not self._stage.training:
             del self._states[i, m]  # nobody trains on it later
@@ -208,7 +196,7 @@ class Execution:
     def _target(self, m: int, dtype: torch.dtype) -> Tensor:
         """p_y of microbatch m, the same for all refiners."""
         if m not in self._targets:
-            y = self._y[self._rows[m]]
+            y = self._batch.y[self._rows[m]]
             self._targets[m] = target_of(self._resources.objective, y, self._stage.num_classes, dtype)
         return self._targets[m]
 
@@ -224,7 +212,7 @@ class Execution:
         states = {i: self._states.pop((i, m)) for i in self._view.refiners}
         target = self._target(m, states[self._view.refiners.start][0].dtype)
         losses = self._resources.stacks.losses(self._resources.alphas, self._features[m], states, target)
-        loss = losses / self._y.numel()
+        loss = losses * self._batch.weight
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -296,9 +284,16 @@ class Execution:
         assert self._version.buckets is not None, "only ranks that hold the extractor reduce its gradients"
         return self._version.buckets
 
+    @property
+    def _refiner_buckets(self) -> GradientBuckets:
+        assert self._resources.refiner_buckets is not None, "a schedule for one replica sums no refiner's gradients"
+        return self._resources.refiner_buckets
+
     def _seed(self, part: str, m: int) -> None:
         if self._stage.training:
-            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, m))
+            runtime = self._stage.runtime
+            own = m * runtime.num_replicas + runtime.replica  # every replica's share has random masks of its own
+            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, own))
 
 
 @lru_cache(maxsize=64)

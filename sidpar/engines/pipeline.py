@@ -230,6 +230,11 @@ class PipelineEngine(Synchronous):
 def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
     pipeline, runtime = PIPELINES[schedule], stage.runtime
     cut = stage.placement
+    if runtime.num_replicas > 1:
+        raise UsageError(
+            f"replicas={runtime.num_replicas}: copies of a pipeline of backpropagation are not offered; use 1, or "
+            "BPEngine, which has a copy of the cascade on every rank"
+        )
     if runtime.world_size == 1:
         raise UsageError(f"schedule={schedule} is a pipeline over ranks, but there is one process: use BPEngine")
     if (

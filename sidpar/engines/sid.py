@@ -7,13 +7,16 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from sidpar.actions import Action
-from sidpar.batching import BatchLayout
+from sidpar.batching import BatchLayout, Share
+from sidpar.buckets import GradientBuckets
 from sidpar.choices import RefinerExecution, SynchronousName
 from sidpar.clock import Clock, span
 from sidpar.device import preserved_generator
 from sidpar.engines import StepResult, Synchronous, chosen, clip_each
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.execution import Execution, Resources
+from sidpar.engines.execution import Execution
+from sidpar.engines.replica_batch import ReplicaBatch
+from sidpar.engines.resources import Resources
 from sidpar.engines.stacks import Stacks
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
@@ -23,22 +26,26 @@ from sidpar.placement import Placement
 from sidpar.schedule import SCHEDULES, RankView, inference
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
-from sidpar.transport import Transport
+from sidpar.transport import Pending, Transport
 
 
 class SIDEngine(Synchronous):
     """Trains the refiners of this rank, and this rank's part of the extractor.
 
+    With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
+
     Args:
         schedule: `fused` or `two_phase` (DESIGN section 5); both give the gradients of `LocalEngine`. The third one is
             `StreamingEngine`'s.
-        microbatches: M; a batch with fewer rows is cut into as many microbatches as it has rows.
+        microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
+            rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
             computation (`stacked.py`). Pays where refiners are many and small, and one rank has several.
         seed: of the random masks; the same on all ranks.
 
-    Batch norm in refiners, or in a replicated or root extractor, sees one microbatch at a time, so with M > 1 its
-    statistics differ from the local engine's; so do the masks of dropout.
+    Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
+    M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
+    saved and evaluated are those of the first replica.
     """
 
     def __init__(
@@ -68,12 +75,18 @@ class SIDEngine(Synchronous):
         update = objective.extractor_update if stage.skeleton.extractor_is_trainable else "frozen"
         if update == "frozen":
             stage.freeze_extractor()
-        self._view = RankView(stage.placement, self._runtime.rank, microbatches, update, refiner_execution)
-        self._transport = Transport(self._runtime) if self._runtime.world_size > 1 else None
+        runtime = self._runtime
+        self._view = RankView(
+            stage.placement, runtime.cascade_rank, microbatches, update, runtime.num_replicas, refiner_execution
+        )
+        self._transport = Transport(runtime) if runtime.world_size > 1 else None
         self.traffic = Traffic() if self._transport is None else self._transport.traffic
         alphas = objective.alphas(stage.placement.num_refiners)
+        self._refiner_buckets = self._make_refiner_buckets()
         stacks = Stacks(stage, objective) if refiner_execution == "stacked" else None
-        self._resources = Resources(stage, objective, alphas, self._view, self._transport, stacks, seed)
+        self._resources = Resources(
+            stage, objective, alphas, self._view, self._transport, self._refiner_buckets, stacks, seed
+        )
         settings = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": refiner_execution}
         agree_on_engine(stage, objective, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
@@ -83,28 +96,30 @@ class SIDEngine(Synchronous):
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
         self._check_trainable()
+        layout = self._admit(x, y, self._microbatches)
         self.stage.zero_grad()
+        self._open_refiners()
         with preserved_generator(self._runtime.device):
-            result = self._execute(SCHEDULES[self._schedule], x, y, self._microbatches, self._open_extractor)
+            result = self._execute(SCHEDULES[self._schedule], x, y, layout, self._open_extractor)
         self.steps += 1
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        layout = self._admit(x, y, 1)
         with self.stage.inference_mode():
-            return self._execute(inference, x, y, 1, lambda _: Version(self._extractor, None))
+            self._share_statistics()
+            return self._execute(inference, x, y, layout, lambda _: Version(self._extractor, None))
 
     def _execute(
         self,
         schedule: Callable[[RankView], Iterator[Action]],
         x: Tensor,
         y: Tensor,
-        microbatches: int,
+        layout: BatchLayout,
         open_version: Callable[[int], Version],
     ) -> StepResult:
-        layout = self._admit(x, y, microbatches)
-        x, y = x.to(self._runtime.device), y.to(self._runtime.device)
-        execution = Execution(self._resources, x, y, layout, self.steps, open_version)
+        execution = Execution(self._resources, self._take_share(x, y), layout, self.steps, open_version)
         for action in self._list(schedule, len(layout.microbatches)):
             self._do(execution, action)
         execution.check_finished()
@@ -126,14 +141,43 @@ class SIDEngine(Synchronous):
     @cached_property
     def _present(self) -> Version:
         """The extractor itself, with buckets where its gradients are summed over ranks."""
-        return Version(self._extractor, self._transport if self._view.reduces_parameters else None)
+        return Version(self._extractor, self._sum_extractor())
+
+    def _sum_extractor(self) -> Callable[[Tensor], Pending] | None:
+        """The message that sums the extractor's gradients over the ranks that hold it; None where no other does."""
+        if not self._view.reduces_parameters:
+            return None
+        assert self._transport is not None
+        root = self._view.placement.extractor == "root"
+        return self._transport.sum_root_gradients if root else self._transport.sum_extractor_gradients
 
     def _open_extractor(self, step: int) -> Version:
         self._present.open()
         return self._present
 
+    def _make_refiner_buckets(self) -> GradientBuckets | None:
+        if not self._view.reduces_refiners:
+            return None
+        assert self._transport is not None
+        # Backwards complete the refiners in cascade order, and buckets are filled from the last parameter on.
+        refiners = [self.stage.refiners[str(i)] for i in reversed(self._view.refiners)]
+        parameters = [p for refiner in refiners for p in refiner.parameters() if p.requires_grad]
+        return GradientBuckets(parameters, self._transport.sum_refiner_gradients)
+
+    def _open_refiners(self) -> None:
+        """A batch begins: no gradients."""
+        if self._refiner_buckets is not None:
+            self._refiner_buckets.reset()
+
+    def _share_statistics(self) -> None:
+        """Batch norm has seen another part of the data in each replica: take the statistics that are saved."""
+        if self._runtime.num_replicas > 1:
+            assert self._transport is not None
+            with self._runtime.during("share the first replica's running statistics", self.steps):
+                self._transport.share_buffers(tuple(self.stage.buffers()))
+
     def lists(self) -> list[list[Action]]:
-        """All ranks' actions of a step with M microbatches."""
+        """The actions of all ranks of a cascade, for a step with M microbatches."""
         return [list(SCHEDULES[self._schedule](view)) for view in self._views]
 
     @property
@@ -154,8 +198,16 @@ class SIDEngine(Synchronous):
             agree_on_batch(self.stage, x, y, self.steps)
             if not self._layouts:
                 self._runtime.connect()
-            self._layouts[key] = BatchLayout(x.shape[0], microbatches, self._runtime.world_size)
+            share = self._share_of(len(x))
+            rows, microbatches = len(share.taken), share.microbatches(microbatches)
+            self._layouts[key] = BatchLayout(rows, microbatches, self._runtime.cascade_size)
         return self._layouts[key]
+
+    def _share_of(self, batch_size: int) -> Share:
+        return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)
+
+    def _take_share(self, x: Tensor, y: Tensor) -> ReplicaBatch:
+        return ReplicaBatch.take(x, y, self._share_of(len(x)), self._runtime.device)
 
     def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
         """What batches that are alike have in common."""

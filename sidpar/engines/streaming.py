@@ -67,8 +67,7 @@ class StreamingEngine(SIDEngine):
         self._executions: dict[int, Execution] = {}
         self._extractors: Versions | None = None
         if self._view.runs_extractor_backward:
-            transport = self._transport if self._view.reduces_parameters else None
-            self._extractors = Versions(self._extractor, staleness + 1, transport, stage.compute)
+            self._extractors = Versions(self._extractor, staleness + 1, self._sum_extractor(), stage.compute)
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -102,7 +101,7 @@ class StreamingEngine(SIDEngine):
         return [] if self._extractors is None else self._extractors.weights
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
-        """All ranks' actions of a stream of `steps` batches with M microbatches, drained."""
+        """The actions of all ranks of a cascade, for a stream of `steps` batches with M microbatches, drained."""
         return [list(stream(view, self._staleness, steps)) for view in self._views]
 
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
@@ -112,6 +111,7 @@ class StreamingEngine(SIDEngine):
         if turn.before == 0:
             self.stage.zero_grad()
             self._begin(now, batch, layout, update)
+        self._open_refiners()
         if following is not None:
             self._begin(now + 1, following, layout, update)
         self._in_stream = not turn.last
@@ -131,9 +131,8 @@ class StreamingEngine(SIDEngine):
 
     def _begin(self, step: int, batch: Batch, layout: BatchLayout, update: Update) -> None:
         """What the actions for the batch of `step` will work on."""
-        x, y = (tensor.to(self._runtime.device) for tensor in batch)
-        carry_out = partial(self._update, update, step)
-        self._executions[step] = Execution(self._resources, x, y, layout, step, self._open_version, carry_out)
+        own, carry_out = self._take_share(*batch), partial(self._update, update, step)
+        self._executions[step] = Execution(self._resources, own, layout, step, self._open_version, carry_out)
 
     def _update(self, update: Update, step: int, do: Do) -> None:
         """Let the caller apply the gradients of the batch of `step`, and forget them. Meanwhile no other parameter has
@@ -172,10 +171,12 @@ class StreamingEngine(SIDEngine):
     def _diagnose(self, batch: Batch) -> dict[str, Any]:
         """Proposition 5 on a batch: with the weights of now, and with those that the stream would have used."""
         extractors, old_weights = self._extractors, self._old_weights
+        layout = self._admit(*batch, self._microbatches)
 
         def step(open_version: Callable[[int], Version]) -> StepResult:
             self.stage.zero_grad()
-            return self._execute(SCHEDULES["fused"], *batch, self._microbatches, open_version)
+            self._open_refiners()
+            return self._execute(SCHEDULES["fused"], *batch, layout, open_version)
 
         def stale() -> StepResult:
             if extractors is None:

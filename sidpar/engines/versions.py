@@ -2,23 +2,24 @@
 needs the weights that it began with."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sidpar.buckets import GradientBuckets
 from sidpar.compute import Compute
-from sidpar.transport import Transport
+from sidpar.transport import Pending
 
 
 class Version:
     """An extractor that features come from, and the gradients of the batches that they belong to."""
 
-    def __init__(self, module: nn.Module, transport: Transport | None) -> None:
-        """`transport`: where gradients are summed over ranks."""
+    def __init__(self, module: nn.Module, send: Callable[[Tensor], Pending] | None) -> None:
+        """`send`: for `GradientBuckets`, where gradients are summed over ranks."""
         self.module = module
         self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
-        self.buckets = GradientBuckets(self.parameters, transport) if transport is not None else None
+        self.buckets = GradientBuckets(self.parameters, send) if send is not None else None
 
     def open(self) -> None:
         """A batch begins: no gradients."""
@@ -35,10 +36,12 @@ class Versions:
     gradients.
     """
 
-    def __init__(self, extractor: nn.Module, count: int, transport: Transport | None, compute: Compute) -> None:
+    def __init__(
+        self, extractor: nn.Module, count: int, send: Callable[[Tensor], Pending] | None, compute: Compute
+    ) -> None:
         self._extractor = extractor
         self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
-        self._versions = [Version(_copy(extractor, compute), transport) for _ in range(count)]
+        self._versions = [Version(_copy(extractor, compute), send) for _ in range(count)]
 
     @property
     def present(self) -> list[Tensor]:

@@ -1,0 +1,27 @@
+"""What an engine of SID keeps from batch to batch."""
+
+from dataclasses import dataclass
+
+from sidpar.buckets import GradientBuckets
+from sidpar.engines.stacks import Stacks
+from sidpar.objective import Objective
+from sidpar.schedule import RankView
+from sidpar.stage import Stage
+from sidpar.transport import Transport
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the executions of all batches share."""
+
+    stage: Stage
+    objective: Objective
+    alphas: list[float]
+    view: RankView
+    transport: Transport | None
+    """None in a world of one."""
+    refiner_buckets: GradientBuckets | None
+    """None where this rank's refiners have no replicas."""
+    stacks: Stacks | None
+    """None where refiners run one after the other."""
+    seed: int

@@ -1,0 +1,258 @@
+"""R replicas of a cascade on K ranks each: invariant 1 over the global batch, equal weights, own masks, refusals."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine, make_cut
+from sidpar.cascade import Cascade
+from sidpar.checkpoint import gather_weights
+from sidpar.config import OptimConfig
+from sidpar.optim import Optimizers
+from tests import networks
+from tests.harness import RankError, run_ranks
+from tests.oracle import assert_close_gradients, check, gradients, oracle
+from tests.test_bp import plain_backpropagation, whole
+from tests.test_streaming_engine import compare, late, streamed
+
+EXTRACTORS = ("replicated", "root", "sharded")
+SCHEDULES = ("fused", "two_phase")
+SEVERAL = Objective([0.2, 0.4, 0.6, 0.8, 0.9])
+FINAL = Objective(0.3, "reverse", 0.1, "final")
+FROZEN = Objective(0.3, extractor_update="frozen")
+CASES = ((SEVERAL, 1), (SEVERAL, 7), (FINAL, 2), (FINAL, 12), (FROZEN, 5))
+"""With the size of a batch: one of 1 leaves nothing for the second replica, one of 2 nothing for the third."""
+WORLDS = pytest.mark.parametrize(("replicas", "ranks"), [(2, 2), (3, 1), (2, 1)])
+
+
+def grid(runtime: Runtime) -> int:
+    """All cases of the plain network; their number."""
+    cases = 0
+    for objective, size in CASES:
+        x, y = networks.batch(size)
+        reference = oracle(lambda: networks.plain(5), objective, x, y)
+        for extractor, schedule, microbatches, how in product(EXTRACTORS, SCHEDULES, (1, 3), ("loop", "stacked")):
+            stage = Stage(networks.plain(5), runtime, extractor=extractor)  # type: ignore[arg-type]
+            settings: Any = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": how}
+            engine = SIDEngine(stage, objective, **settings)
+            case = f"B={size} M={microbatches} {extractor} {schedule} {how} {objective}"
+            check(case, stage, engine, reference, x, y, evaluate=(schedule, microbatches, how) == ("fused", 1, "loop"))
+            cases += 1
+    return cases
+
+
+@WORLDS
+def test_gradients_equal_the_oracle(replicas: int, ranks: int) -> None:
+    """Invariant 1, over the global batch: localises errors in shares, weights and sums over replicas."""
+    world = replicas * ranks
+    assert run_ranks(grid, world, replicas=replicas) == [5 * 3 * 2 * 2 * 2] * world
+
+
+def structures(runtime: Runtime) -> None:
+    """Tuples of features and hidden states, beliefs per token, gradients in several buckets, several steps."""
+    builds: list[tuple[Callable[[int], Cascade], int | None]] = [
+        (networks.with_hidden_state, None),
+        (networks.tokens, networks.INPUTS),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sidpar.buckets.BUCKET_BYTES", 256)
+        for (build, tokens), extractor in product(builds, EXTRACTORS):
+            x, y = networks.batch(7, tokens)
+            reference = oracle(lambda b=build: b(4), Objective(0.4), x, y)  # type: ignore[misc]
+            stage = Stage(build(4), runtime, extractor=extractor, counts=[3, 1])  # type: ignore[arg-type]
+            engine = SIDEngine(stage, Objective(0.4), microbatches=2)
+            for _ in range(2):
+                check(f"{build.__name__} {extractor}", stage, engine, reference, x, y)
+
+
+def test_every_structure_of_features_and_state() -> None:
+    run_ranks(structures, 4, replicas=2)
+
+
+def streams(runtime: Runtime) -> None:
+    """Ragged batches begin streams of their own; the last has no row for the second replica."""
+    build, objective, sizes = (lambda: networks.plain(5)), Objective(0.4), (6, 6, 6, 5, 5, 1)
+    for staleness in (1, 2):
+        expected = late(build, objective, sizes, staleness)
+        for extractor, m in product(EXTRACTORS, (1, 3)):
+            stage = Stage(build(), runtime, extractor=extractor)  # type: ignore[arg-type]
+            how = "stacked" if m == 3 else "loop"
+            streamed(stage, objective, sizes, microbatches=m, staleness=staleness, refiner_execution=how)
+            compare(f"S={staleness} M={m} {extractor}", stage, expected)
+
+
+@WORLDS
+def test_streams_end_with_the_weights_of_the_definition(replicas: int, ranks: int) -> None:
+    run_ranks(streams, replicas * ranks, replicas=replicas)
+
+
+def trained(runtime: Runtime) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """This rank's weights after five steps of Adam with weight decay and clipping, in fp32, and what is gathered of all
+    ranks': for each placement of the extractor, and both engines."""
+    config = OptimConfig(epochs=1, lr=0.01, weight_decay=0.1, schedule="constant")
+    found = []
+    for extractor, streaming in product(EXTRACTORS, (False, True)):
+        stage = Stage(networks.plain(4).float(), runtime, extractor=extractor)  # type: ignore[arg-type]
+        kind = StreamingEngine if streaming else SIDEngine
+        engine = kind(stage, Objective(), microbatches=2)
+        optimizers = Optimizers(stage.parts(), config, steps_per_epoch=5)
+
+        def update(parts: Any, engine: SIDEngine = engine, optimizers: Optimizers = optimizers) -> None:
+            engine.clip(0.1, parts)
+            optimizers.update(parts)
+
+        batches = (networks.batch(size) for size in (8, 8, 7, 5, 1))
+        assert len(list(engine.train(((x.float(), y) for x, y in batches), update))) == 5
+        found.append((dict(stage.state_dict()), gather_weights(stage)))
+    return found
+
+
+def test_replicas_stay_equal_bit_for_bit() -> None:
+    """And the first one is saved."""
+    found = run_ranks(trained, 4, replicas=2)
+    for rank in (0, 1):
+        for (weights, _), (copies, _) in zip(found[rank], found[rank + 2], strict=True):
+            assert weights.keys() == copies.keys()
+            assert all(torch.equal(tensor, copies[name]) for name, tensor in weights.items())
+    for (first, saved), (second, _) in zip(found[0], found[1], strict=True):
+        assert saved.keys() == networks.plain(4).state_dict().keys()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in (first | second).items())
+    assert not any(saved for rank in (1, 2, 3) for _, saved in found[rank])
+
+
+def masked(runtime: Runtime) -> tuple[Tensor, dict[str, Tensor]]:
+    """Two steps with dropout in the refiners, on a batch whose two halves are the same."""
+    stage = Stage(networks.with_dropout(2), runtime)
+    engine = SIDEngine(stage, Objective(), microbatches=2, seed=3)
+    x, y = networks.batch(4)
+    for _ in range(2):
+        result = engine.step(torch.cat([x, x]), torch.cat([y, y]))
+    return result.measures(), gradients(stage)
+
+
+def test_replicas_have_masks_of_their_own() -> None:
+    """Which depend on the replica, and on nothing else: not on K, not on when a job runs."""
+    (one, first), (other, second) = run_ranks(masked, 2, replicas=2)
+    assert not torch.equal(one, other)
+    placed = run_ranks(masked, 4, replicas=2)
+    assert torch.allclose(torch.cat([measures for measures, _ in placed[:2]]), one)
+    assert torch.allclose(torch.cat([measures for measures, _ in placed[2:]]), other)
+    for name, gradient in first.items():
+        assert torch.equal(gradient, second[name])
+
+
+def statistics(runtime: Runtime) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Batch norm's running statistics after a step, after an evaluation, and what the evaluation showed."""
+    stage = Stage(networks.noisy(2), runtime, extractor="root")
+    engine = SIDEngine(stage, Objective())
+    engine.step(*networks.batch(8))
+    before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
+    measures = engine.evaluate(*networks.batch(7)).measures()
+    return before, dict(stage.named_buffers()), measures
+
+
+def test_the_first_replicas_statistics_are_evaluated() -> None:
+    """Those that are saved: each replica has seen another half of the batch."""
+    (mine, kept, one), (theirs, taken, other) = run_ranks(statistics, 2, replicas=2)
+    assert not all(torch.equal(buffer, theirs[name]) for name, buffer in mine.items())
+    assert all(torch.equal(buffer, kept[name]) and torch.equal(buffer, taken[name]) for name, buffer in mine.items())
+    assert one.shape == other.shape
+
+
+def places(runtime: Runtime) -> tuple[int, ...]:
+    """As `Runtime` tells them, and as the mesh does."""
+    assert runtime.groups is not None
+    mesh = runtime.groups.mesh
+    assert mesh.mesh_dim_names == ("replica", "cascade")
+    assert (mesh.get_local_rank("replica"), mesh.get_local_rank("cascade")) == (runtime.replica, runtime.cascade_rank)
+    assert tuple(mesh.shape) == (runtime.num_replicas, runtime.cascade_size)
+    return runtime.rank, runtime.replica, runtime.cascade_rank, runtime.cascade_size
+
+
+def test_neighbours_in_a_cascade_are_neighbours_in_the_world() -> None:
+    assert run_ranks(places, 4, replicas=2) == [(0, 0, 0, 2), (1, 0, 1, 2), (2, 1, 0, 2), (3, 1, 1, 2)]
+
+
+def traffic(runtime: Runtime) -> dict[str, float]:
+    stage = Stage(networks.plain(2), runtime, extractor="root")
+    engine = SIDEngine(stage, Objective())
+    engine.step(*networks.batch(4))
+    for kind, part in {"refiner gradients": stage.refiners, "parameter gradients": stage.extractor}.items():
+        if part is not None:
+            size = sum(8 * p.numel() for p in part.parameters())
+            assert engine.traffic.sent[kind].bytes == pytest.approx(2 * 1 / 2 * size)
+    return {kind: count.bytes for kind, count in engine.traffic.sent.items()}
+
+
+def test_traffic_over_replicas_is_counted() -> None:
+    found = run_ranks(traffic, 4, replicas=2)
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+    assert "parameter gradients" not in found[1], "only first ranks hold the extractor"
+
+
+def data_parallel(runtime: Runtime) -> None:
+    x, y = networks.batch(7)
+    stage = whole(networks.plain(3), runtime)
+    BPEngine(stage, Objective()).step(x, y)
+    expected = plain_backpropagation(networks.plain(3), Objective(), x, y)
+    assert_close_gradients("ddp", gradients(stage), expected)
+
+
+def test_ddp_takes_the_whole_world() -> None:
+    """Whatever the number of replicas: for it, every rank is one."""
+    run_ranks(data_parallel, 4, replicas=2)
+
+
+def nothing(runtime: Runtime) -> None:
+    pass
+
+
+def failing(runtime: Runtime) -> None:
+    """The third of four ranks, the first of the second replica."""
+    stage = Stage(networks.plain(2), runtime)
+    if runtime.rank == 2:
+        stage.refiners["0"].register_forward_hook(lambda *arguments: 1 / 0)
+    SIDEngine(stage, Objective()).step(*networks.batch(4))
+
+
+def pipeline(runtime: Runtime) -> None:
+    placement = make_cut("1f1b", "root", 2, [1.0], [1.0] * 4)
+    stage = Stage(networks.plain(4), runtime, placement=placement)
+    PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=4)
+
+
+def too_few_refiners(runtime: Runtime) -> None:
+    Stage(networks.plain(1), runtime)
+
+
+@pytest.mark.parametrize(
+    ("function", "replicas", "message"),
+    [
+        (nothing, 3, "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but the world has 4: start a"),
+        (nothing, 0, "replicas must be at least 1, got 0"),
+        (pipeline, 2, "replicas=2: copies of a pipeline of backpropagation are not offered; use 1, or BPEngine"),
+        (too_few_refiners, 2, "1 refiners cannot be placed on 2 ranks"),
+    ],
+)
+def test_messages_on_every_rank(function: Any, replicas: int, message: str) -> None:
+    with pytest.raises(RankError) as failure:
+        run_ranks(function, 4, replicas=replicas)
+    assert set(failure.value.errors) == {0, 1, 2, 3}
+    assert all("UsageError: " in text and message in text for text in failure.value.errors.values())
+
+
+def test_one_process_is_one_replica() -> None:
+    with pytest.raises(ValueError, match="replicas=2 needs 2 x K ranks, K for each copy of the cascade, but the world"):
+        Runtime.start(device="cpu", replicas=2)
+
+
+def test_an_error_names_the_rank_in_the_world_and_in_its_cascade() -> None:
+    with pytest.raises(RankError) as failure:
+        run_ranks(failing, 4, replicas=2, step_timeout=5)
+    expected = "rank 2 (rank 0 of replica 1) failed in step 0, in the action: forward of refiner 0"
+    assert expected in failure.value.errors[2]
