@@ -24,10 +24,10 @@ EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
 
 
-def objectives(num_refiners: int) -> Iterator[Objective]:
-    """Both directions, one alpha and a list of them, all updates of the extractor."""
+def objectives(num_refiners: int, ranks: int) -> Iterator[Objective]:
+    """Both directions, a list of alphas (on few ranks one for all as well), all updates of the extractor."""
     several = [0.2 + 0.7 * i / num_refiners for i in range(num_refiners)]
-    for alpha, update in product((0.3, several), ("all", "final", "frozen")):
+    for alpha, update in product((0.3, several) if ranks <= 2 else (several,), ("all", "final", "frozen")):
         yield Objective(alpha, "forward", 0.0, update)  # type: ignore[arg-type]
         yield Objective(alpha, "reverse", 0.1, update)  # type: ignore[arg-type]
 
@@ -37,7 +37,7 @@ def grid(runtime: Runtime) -> int:
     ranks, cases = runtime.world_size, 0
     for num_refiners, size in product((ranks, 2 * ranks + 1), (2, 7, 12)):
         x, y = networks.batch(size)
-        for objective in objectives(num_refiners):
+        for objective in objectives(num_refiners, ranks):
             reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
             for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
                 stage = Stage(networks.plain(num_refiners), runtime, extractor=extractor)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def grid(runtime: Runtime) -> int:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_gradients_equal_the_oracle(ranks: int) -> None:
     """Localises errors in schedule, transport and reduction: same modules, same maths, only the placement differs."""
-    assert run_ranks(grid, ranks, timeout=400) == [2 * 3 * 12 * 3 * 2 * 2] * ranks
+    assert run_ranks(grid, ranks, timeout=400) == [2 * 3 * (12 if ranks <= 2 else 6) * 3 * 2 * 2] * ranks
 
 
 def structures(runtime: Runtime) -> None:
