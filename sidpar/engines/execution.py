@@ -215,6 +215,8 @@ class Execution:
         loss = losses * self._batch.weight
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
+        if self._resources.refiner_buckets is not None:
+            self._resources.refiner_buckets.complete()  # which no hook has told: gradients come from stacked ones
 
     def _keep_state(self, i: int, m: int, state: TensorTuple) -> None:
         """State i, unless the teacher chain of `two_phase` has already cached it."""
