@@ -26,7 +26,8 @@ from sidpar.cost_model import (
 from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
-from sidpar.schedule import SCHEDULES, RankView, all_ranks
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES, all_ranks
 
 BATCH = 64
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, RankView, all_ranks, fused, inference
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES, all_ranks, fused, inference
 from sidpar.simulator import Durations, Lists, simulate
 from sidpar.streaming import Turn, drain, stream, streaming
 
