@@ -57,10 +57,14 @@ class GradientBuckets:
         self._released = True
         self._missing = list(self._members)
 
+    def complete(self) -> None:
+        """If released, all gradients are complete, also those whose hooks have not been called."""
+        while self._released and len(self._pending) < len(self._buffers):
+            self._send_next()
+
     def wait(self) -> None:
         """Send what no backward completed (this rank had no samples, say), and wait for all sums."""
-        while len(self._pending) < len(self._buffers):
-            self._send_next()
+        self.complete()
         for pending in self._pending:
             pending.wait()
 

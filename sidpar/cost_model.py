@@ -167,7 +167,8 @@ def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1)
             case Do.RELEASE_PARAMETER_GRADIENTS:
                 return links.all_reduce(costs.extractor_parameter_bytes)
             case Do.RELEASE_REFINER_GRADIENTS:
-                return links.all_reduce(costs.refiner_parameter_bytes[_known(action.refiner)])
+                refiners = own[rank] if action.refiner is None else [action.refiner]
+                return links.all_reduce(sum(costs.refiner_parameter_bytes[i] for i in refiners))
         return 0.0
 
     def saved(rank: int, action: Action) -> tuple[object, float]:

@@ -28,65 +28,11 @@ The third schedule, `streaming`, runs over many batches and has a file of its ow
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from sidpar.actions import Action, Do
-from sidpar.choices import ExtractorUpdate, RefinerExecution, SynchronousName
+from sidpar.choices import ExtractorUpdate, SynchronousName
 from sidpar.placement import Placement
-
-
-@dataclass(frozen=True, slots=True)
-class RankView:
-    """What a schedule is a function of: the placement seen from one rank of a cascade, M, what the objective trains,
-    and the number of replicas R."""
-
-    placement: Placement
-    rank: int
-    microbatches: int
-    extractor_update: ExtractorUpdate = "all"
-    replicas: int = 1
-    refiner_execution: RefinerExecution = "loop"
-
-    @property
-    def refiners(self) -> range:
-        return self.placement.refiners(self.rank)
-
-    @property
-    def previous(self) -> int | None:
-        return self.rank - 1 if self.rank > 0 else None
-
-    @property
-    def next(self) -> int | None:
-        return self.rank + 1 if self.rank + 1 < self.placement.num_ranks else None
-
-    @property
-    def shares_features(self) -> bool:
-        """Whether features, and so their gradients, travel between ranks."""
-        return self.placement.num_ranks > 1 and self.placement.extractor != "replicated"
-
-    @property
-    def trains_extractor(self) -> bool:
-        return self.extractor_update != "frozen"
-
-    @property
-    def runs_extractor_backward(self) -> bool:
-        """Whether this rank's extractor forward needs a graph.
-
-        With `final`, ranks of a replicated extractor whose refiners send it no gradient still run its backward, on
-        zeros: the last rank takes as long anyway, and all replicas see the same passes (batch norm counts them).
-        """
-        return self.trains_extractor and self.placement.holds_extractor(self.rank)
-
-    @property
-    def reduces_parameters(self) -> bool:
-        """Whether this rank and others hold the extractor, so that its parameter gradients are summed over them."""
-        copies = self.replicas * (1 if self.placement.extractor == "root" else self.placement.num_ranks)
-        return self.runs_extractor_backward and copies > 1
-
-    @property
-    def reduces_refiners(self) -> bool:
-        """Whether other replicas hold this rank's refiners, so that their gradients are summed over them."""
-        return self.replicas > 1
+from sidpar.rank_view import RankView
 
 
 def fused(view: RankView) -> Iterator[Action]:

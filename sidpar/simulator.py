@@ -257,7 +257,7 @@ class Simulation:
                 rank.clock += length
         if action.do is Do.EXTRACTOR_BACKWARD and rank.released is not None:
             self.leave(rank)  # at the latest; buckets of a real backward leave during it
-        if action.do is Do.BACKWARD and rank.releases_refiners:
+        if action.do in (Do.BACKWARD, Do.LEARN) and rank.releases_refiners:
             gradient = Action(Do.RELEASE_REFINER_GRADIENTS, refiner=action.refiner)
             rank.refiners_summed = max(rank.refiners_summed, rank.clock) + self.seconds(r, gradient)
 

@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate
 from sidpar.placement import Placement
+from sidpar.rank_view import RankView
 from sidpar.schedule import (
-    RankView,
     await_refiners,
     broadcast,
     extract_ahead,

@@ -26,6 +26,7 @@ from sidpar.cost_model import (
 from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
+from sidpar.rank_view import RankView
 from sidpar.schedule import SCHEDULES, all_ranks
 
 BATCH = 64
@@ -114,6 +115,9 @@ def test_sums_over_replicas_take_their_time() -> None:
     assert sid("fused", 1, 1, given, replicas=2).seconds == pytest.approx(alone + 1.0)
     frozen = replace(given, layers=[pieces(0.0)], extractor_parameter_bytes=0.0)
     assert sid("fused", 1, 1, frozen, replicas=2).seconds == pytest.approx(2 * 3 + 0.5)
+    stacked = RankView(Placement((2,)), 0, 1, "frozen", 2, "stacked")
+    found = predict_sid([list(SCHEDULES["fused"](stacked))], frozen, BatchLayout(BATCH, 1, 1))
+    assert found.seconds == pytest.approx(2 + 2 * 3 + 0.75), "learnt at once, so nothing is left to hide behind"
 
 
 def test_overhead_belongs_to_every_piece_of_work() -> None:

@@ -19,6 +19,7 @@ LAYERS: list[tuple[str, list[str]]] = [
                 "placement",
                 "cut",
                 "actions",
+                "rank_view",
                 "schedule",
                 "streaming",
                 "pipelines",

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, RankView, all_ranks, fused, inference
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES, all_ranks, fused, inference
 from sidpar.simulator import Durations, Lists, simulate
-from sidpar.streaming import Turn, all_streams, drain, streaming
+from sidpar.streaming import Turn, drain, stream, streaming
 
 REFINERS = (Do.RELEASE_REFINER_GRADIENTS, Do.AWAIT_REFINER_GRADIENTS)
 EXTRACTOR = (Do.RELEASE_PARAMETER_GRADIENTS, Do.AWAIT_PARAMETER_GRADIENTS)
@@ -28,6 +29,7 @@ class Setup:
     microbatches: int
     extractor: Any
     update: Any
+    execution: Any
     staleness: int
     steps: int
 
@@ -40,12 +42,13 @@ class Setup:
         return range(self.steps if self.schedule == "streaming" else 1)
 
     def lists(self, replicas: int) -> Lists:
+        views = [
+            RankView(self.placement, rank, self.microbatches, self.update, replicas, self.execution)
+            for rank in range(len(self.counts))
+        ]
         if self.schedule == "streaming":
-            return all_streams(
-                self.placement, self.microbatches, self.staleness, self.steps, self.update, replicas=replicas
-            )
-        schedule = SYNCHRONOUS[self.schedule]
-        return all_ranks(schedule, self.placement, self.microbatches, self.update, replicas=replicas)
+            return [list(stream(view, self.staleness, self.steps)) for view in views]
+        return [list(SYNCHRONOUS[self.schedule](view)) for view in views]
 
 
 SETUPS = st.builds(
@@ -55,6 +58,7 @@ SETUPS = st.builds(
     st.integers(1, 6),
     st.sampled_from(["replicated", "root", "sharded"]),
     st.sampled_from(["all", "final", "frozen"]),
+    st.sampled_from(["loop", "stacked"]),
     st.integers(1, 3),
     st.integers(1, 5),
 )
@@ -80,7 +84,8 @@ def test_gradients_leave_during_the_last_backwards(setup: Setup) -> None:
     for (rank, mine), step in product(enumerate(setup.lists(2)), setup.batches):
         batch = [action for action in mine if action.step == step]
         trains = setup.schedule != "inference"
-        assert_summed(batch, REFINERS, Do.BACKWARD, Do.UPDATE_REFINERS, trains, last)
+        learns = Do.LEARN if setup.execution == "stacked" else Do.BACKWARD
+        assert_summed(batch, REFINERS, learns, Do.UPDATE_REFINERS, trains, last)
         trains_extractor = trains and setup.update != "frozen" and setup.placement.holds_extractor(rank)
         whole = None if setup.extractor == "sharded" else last
         assert_summed(batch, EXTRACTOR, Do.EXTRACTOR_BACKWARD, Do.UPDATE_EXTRACTOR, trains_extractor, whole)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement, place_by_count
-from sidpar.schedule import SCHEDULES, RankView, all_ranks, fused, inference, two_phase
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES, all_ranks, fused, inference, two_phase
 from sidpar.simulator import DeadlockError, Durations, Lists, simulate
 
 UPDATES = ("all", "final", "frozen")

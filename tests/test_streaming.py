@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement, place_by_count
-from sidpar.schedule import RankView, fused
+from sidpar.rank_view import RankView
+from sidpar.schedule import fused
 from sidpar.simulator import Durations, Lists, simulate
 from sidpar.streaming import Turn, all_streams, drain, streaming
 

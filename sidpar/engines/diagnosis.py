@@ -37,14 +37,14 @@ def diagnose(
     table = torch.zeros(stage.placement.num_refiners, 2, dtype=torch.float64, device=found.y.device)
     for i in found.refiners:
         drifts = [teacher_drift(a, b) for a, b in zip(found.log_beliefs[i], expected.log_beliefs[i], strict=True)]
-        table[i, 0] = torch.cat(drifts).double().mean()
-        table[i, 1] = _relative(stale_gradients[f"refiners.{i}"], gradients[f"refiners.{i}"])
+        table[i, 0] = torch.cat(drifts).double().sum() / found.samples  # each replica adds those of its share
+        if stage.runtime.replica == 0:  # all have the same gradients
+            table[i, 1] = _relative(stale_gradients[f"refiners.{i}"], gradients[f"refiners.{i}"])
     extractor = torch.zeros(2, dtype=torch.float64, device=found.y.device)
     if stage.runtime.rank == 0 and "extractor" in gradients:  # rank 0 holds it in every placement
         extractor[0] = _relative(stale_gradients["extractor"], gradients["extractor"])
         extractor[1] = _relative(old_weights, weights)
-    means = stage.runtime.sum("diagnosis", table) / stage.runtime.num_replicas
-    drift, error = means.T.tolist()
+    drift, error = stage.runtime.sum("diagnosis", table).T.tolist()
     extractor_error, staleness = stage.runtime.sum("diagnosis of the extractor", extractor).tolist()
     return {
         "teacher_drift": drift,

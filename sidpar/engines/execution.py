@@ -4,7 +4,7 @@ Letters as in the schedule: i refiner, m microbatch. State i is what refiner i r
 """
 
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -151,14 +151,11 @@ class Execution:
 
     def _extract_shard(self, *, graph: bool) -> None:
         """This rank's share of every microbatch in one forward; it may be empty."""
-        rows = self._layout.shards[self._rank]
-        if not rows:
+        if not self._layout.shards[self._rank]:
             self._shard = tuple(spec.zeros(0, self._device) for spec in self._specs.features)
             return
-        x = self._batch.x
-        if len(rows) < len(x):
-            x = x[_shard_index(self._layout, self._rank, self._device)]
         self._seed("extractor", 0)
+        x = self._batch.shard(self._layout, self._rank)
         features = self._stage.extract(x, graph=graph, version=self._version.module)
         if graph:
             self._extracted[None] = features
@@ -215,6 +212,8 @@ class Execution:
         loss = losses * self._batch.weight
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
+        if self._resources.refiner_buckets is not None:
+            self._resources.refiner_buckets.complete()  # which no hook has told: gradients come from stacked ones
 
     def _keep_state(self, i: int, m: int, state: TensorTuple) -> None:
         """State i, unless the teacher chain of `two_phase` has already cached it."""
@@ -294,11 +293,6 @@ class Execution:
             runtime = self._stage.runtime
             own = m * runtime.num_replicas + runtime.replica  # every replica's share has random masks of its own
             seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, own))
-
-
-@lru_cache(maxsize=64)
-def _shard_index(layout: BatchLayout, rank: int, device: torch.device) -> Tensor:
-    return torch.tensor(layout.shards[rank], device=device)
 
 
 def _concatenate(parts: list[TensorTuple]) -> TensorTuple:

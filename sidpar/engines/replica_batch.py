@@ -1,12 +1,13 @@
 """A replica's share of a global batch, as tensors."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from sidpar.batching import Share
+from sidpar.batching import BatchLayout, Share
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,17 @@ class ReplicaBatch:
         rows = slice(share.taken.start, share.taken.stop)
         return cls(x[rows].to(device), y[rows].to(device), len(share.counted), y.numel(), len(y))
 
+    def shard(self, layout: BatchLayout, rank: int) -> Tensor:
+        """The inputs that one rank of the cascade extracts, in the order of `layout.shards`."""
+        whole = len(layout.shards[rank]) == len(self.x)
+        return self.x if whole else self.x[_shard_index(layout, rank, self.x.device)]
+
     @property
     def weight(self) -> float:
         """Of each label in the mean over the global batch: sums over microbatches and replicas are that mean."""
         return 1 / self.samples if self.counted else 0.0
+
+
+@lru_cache(maxsize=64)
+def _shard_index(layout: BatchLayout, rank: int, device: torch.device) -> Tensor:
+    return torch.tensor(layout.shards[rank], device=device)

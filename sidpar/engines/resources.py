@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sidpar.buckets import GradientBuckets
 from sidpar.engines.stacks import Stacks
 from sidpar.objective import Objective
-from sidpar.schedule import RankView
+from sidpar.rank_view import RankView
 from sidpar.stage import Stage
 from sidpar.transport import Transport
 

@@ -23,7 +23,8 @@ from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.phases import PHASE
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, RankView, inference
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES, inference
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 from sidpar.transport import Pending, Transport

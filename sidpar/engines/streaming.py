@@ -19,7 +19,8 @@ from sidpar.engines.sid import SIDEngine
 from sidpar.engines.versions import Version, Versions
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
-from sidpar.schedule import SCHEDULES, RankView
+from sidpar.rank_view import RankView
+from sidpar.schedule import SCHEDULES
 from sidpar.stage import Stage
 from sidpar.streaming import Turn, drain, stream, streaming
 
