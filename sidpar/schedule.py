@@ -29,13 +29,14 @@ The third schedule, `streaming`, runs over many batches and has a file of its ow
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate, SynchronousName
 from sidpar.placement import Placement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RankView:
     """What a schedule is a function of: the placement seen from one rank, M, and what the objective trains."""
 
@@ -44,28 +45,28 @@ class RankView:
     microbatches: int
     extractor_update: ExtractorUpdate = "all"
 
-    @property
+    @cached_property
     def refiners(self) -> range:
         return self.placement.refiners(self.rank)
 
-    @property
+    @cached_property
     def previous(self) -> int | None:
         return self.rank - 1 if self.rank > 0 else None
 
-    @property
+    @cached_property
     def next(self) -> int | None:
         return self.rank + 1 if self.rank + 1 < self.placement.num_ranks else None
 
-    @property
+    @cached_property
     def shares_features(self) -> bool:
         """Whether features, and so their gradients, travel between ranks."""
         return self.placement.num_ranks > 1 and self.placement.extractor != "replicated"
 
-    @property
+    @cached_property
     def trains_extractor(self) -> bool:
         return self.extractor_update != "frozen"
 
-    @property
+    @cached_property
     def runs_extractor_backward(self) -> bool:
         """Whether this rank's extractor forward needs a graph.
 
@@ -74,7 +75,7 @@ class RankView:
         """
         return self.trains_extractor and self.placement.holds_extractor(self.rank)
 
-    @property
+    @cached_property
     def reduces_parameters(self) -> bool:
         """Whether several ranks hold the extractor, so that its parameter gradients are summed over them."""
         return self.trains_extractor and self.placement.num_ranks > 1 and self.placement.extractor != "root"
@@ -131,6 +132,11 @@ SCHEDULES: dict[SynchronousName, Callable[[RankView], Iterator[Action]]] = {
 }
 
 
+def rank_views(placement: Placement, microbatches: int, extractor_update: ExtractorUpdate = "all") -> list[RankView]:
+    """The views of all ranks."""
+    return [RankView(placement, rank, microbatches, extractor_update) for rank in range(placement.num_ranks)]
+
+
 def all_ranks(
     schedule: Callable[[RankView], Iterator[Action]],
     placement: Placement,
@@ -138,8 +144,7 @@ def all_ranks(
     extractor_update: ExtractorUpdate = "all",
 ) -> list[list[Action]]:
     """The lists of all ranks."""
-    ranks = range(placement.num_ranks)
-    return [list(schedule(RankView(placement, rank, microbatches, extractor_update))) for rank in ranks]
+    return [list(schedule(view)) for view in rank_views(placement, microbatches, extractor_update)]
 
 
 def _chain(view: RankView) -> Iterator[Action]:

@@ -25,12 +25,21 @@ How each placement does it:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate
 from sidpar.placement import Placement
-from sidpar.schedule import RankView, broadcast, extract_ahead, extract_shard, receive, return_feature_gradient, send
+from sidpar.schedule import (
+    RankView,
+    broadcast,
+    extract_ahead,
+    extract_shard,
+    rank_views,
+    receive,
+    return_feature_gradient,
+    send,
+)
 
 HOPS_PER_MICROBATCH = 3
 """While a rank works on one microbatch (a forward and a backward of twice its length), beliefs take three hops."""
@@ -103,17 +112,25 @@ def stream(view: RankView, staleness: int, steps: int) -> Iterator[Action]:
     for step in range(steps):
         turn = Turn(staleness, step, step == steps - 1)
         for action in streaming(view, turn):
-            yield replace(action, step=action.step + step)
+            yield action._replace(step=action.step + step)
     for action in drain(view, turn):
-        yield replace(action, step=action.step + steps - 1)
+        yield action._replace(step=action.step + steps - 1)
+
+
+def unended_stream(view: RankView, staleness: int, steps: int) -> Iterator[Action]:
+    """The first `steps` turns of a stream that goes on, and the next turn up to its first backward."""
+    for step in range(steps + 1):
+        for do, m, i, peer, graph, section, before in streaming(view, Turn(staleness, step, last=False)):
+            if step == steps and do is Do.BACKWARD:
+                return
+            yield Action(do, m, i, peer, graph, section, before + step)
 
 
 def all_streams(
     placement: Placement, microbatches: int, staleness: int, steps: int, extractor_update: ExtractorUpdate = "all"
 ) -> list[list[Action]]:
     """The lists of all ranks for a whole stream."""
-    views = [RankView(placement, rank, microbatches, extractor_update) for rank in range(placement.num_ranks)]
-    return [list(stream(view, staleness, steps)) for view in views]
+    return [list(stream(view, staleness, steps)) for view in rank_views(placement, microbatches, extractor_update)]
 
 
 def _open(view: RankView, turn: Turn) -> Iterator[Action]:
