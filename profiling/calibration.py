@@ -8,7 +8,7 @@ from workloads import Workload
 from sidpar import Objective, Runtime, SIDEngine, Stage
 from sidpar.balance import measure_costs
 from sidpar.clock import Clock
-from sidpar.cost_model import Costs, Curve, Links, Piece
+from sidpar.costs import Costs, Curve, Links, Piece
 
 
 def calibrate(runtime: Runtime, workload: Workload, network: str, microbatches: list[int], links: Links) -> Costs:

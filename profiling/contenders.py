@@ -9,7 +9,8 @@ from workloads import Workload
 
 from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine, cost_model
 from sidpar.batching import BatchLayout
-from sidpar.cost_model import Costs, Prediction
+from sidpar.cost_model import Prediction
+from sidpar.costs import Costs
 from sidpar.cut import PIPELINES, Cut, make_cut
 from sidpar.engines import Engine
 from sidpar.placement import Copies, Placement
@@ -83,9 +84,10 @@ class Contender:
             m = self.microbatches
             return cost_model.predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
         if isinstance(engine, SIDEngine):
-            layout = BatchLayout(batch, self.microbatches, num_ranks)
+            layout, placement = BatchLayout(batch, self.microbatches, num_ranks), engine.stage.placement
+            assert isinstance(placement, Placement)
             lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
-            return cost_model.predict_sid(lists, costs, layout, self.stream)
+            return cost_model.predict_sid(lists, placement, costs, layout, self.stream)
         assert isinstance(engine, PipelineEngine)
         cut = self.cut(num_ranks, workload, costs)
         return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))

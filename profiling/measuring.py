@@ -12,7 +12,7 @@ from workloads import Workload
 from sidpar import Runtime
 from sidpar.clock import Clock, Span
 from sidpar.config import OptimConfig
-from sidpar.cost_model import Costs
+from sidpar.costs import Costs
 from sidpar.device import peak_memory, reset_peak_memory
 from sidpar.engines import Engine
 from sidpar.memory import Memory, SavedTensors, bytes_of, measure_memory

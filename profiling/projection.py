@@ -28,15 +28,14 @@ from sidpar import Runtime
 from sidpar.balance import measure_costs
 from sidpar.batching import BatchLayout
 from sidpar.cost_model import (
-    Costs,
     Prediction,
     naive_seconds,
     paper_seconds,
     predict_pipeline,
     predict_sid,
     predict_whole,
-    ring_links,
 )
+from sidpar.costs import Costs, ring_links
 from sidpar.cut import make_cut
 from sidpar.pipelines import one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
@@ -133,7 +132,7 @@ def project(
     for schedule, extractor in product(SCHEDULES, ("replicated", "sharded")):
         placement = Placement(counts, extractor)  # type: ignore[arg-type]
         predictions = {
-            m: predict_sid(all_ranks(SCHEDULES[schedule], placement, m), costs, BatchLayout(batch, m, ranks))
+            m: predict_sid(all_ranks(SCHEDULES[schedule], placement, m), placement, costs, BatchLayout(batch, m, ranks))
             for m in tried
         }
         yield row(f"sid {schedule} {extractor}", predictions, paper)

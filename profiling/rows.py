@@ -10,7 +10,8 @@ from contenders import Contender
 from measuring import Measured
 from workloads import Workload
 
-from sidpar.cost_model import Costs, Prediction
+from sidpar.cost_model import Prediction
+from sidpar.costs import Costs
 from sidpar.phases import COMPUTE, PHASE
 
 STEPS_SEEN = 4

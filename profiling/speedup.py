@@ -29,7 +29,8 @@ from workloads import Workload
 
 from sidpar import Runtime, UsageError
 from sidpar.clock import clock_offset
-from sidpar.cost_model import Costs, Prediction
+from sidpar.cost_model import Prediction
+from sidpar.costs import Costs
 from sidpar.links import measure_links
 
 

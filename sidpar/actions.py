@@ -1,7 +1,7 @@
 """What a rank can be told to do: the verbs of all schedules, and one entry of a rank's list. No torch."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Do(Enum):
@@ -43,12 +43,13 @@ class Do(Enum):
     SECTION_WEIGHT_BACKWARD = "section backward towards the weights"
     SEND_ACTIVATION_GRADIENT = "send the activation's gradient"
 
+    __hash__ = object.__hash__  # an Enum hashes its name, in Python, and the simulator looks up verbs by the million
+
 
 _SENDS = (Do.SEND_STATE, Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT)
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records.
 
     `step` says of which batch, counted from the list's own: -1 is the one before it.

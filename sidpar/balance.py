@@ -6,12 +6,12 @@ from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidpar import device
 from sidpar.cascade import Cascade, TensorTuple, at_least_fp32, initial_state
 from sidpar.compute import Compute
-from sidpar.cost_model import Costs, Curve, Piece
+from sidpar.costs import Costs, Curve, Piece
 from sidpar.memory import SavedTensors, bytes_of
 from sidpar.runtime import Runtime
 from sidpar.specs import layer_names, named_sequence
@@ -32,28 +32,26 @@ def measure_costs(
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(copy.deepcopy(cascade), runtime, compute=compute)
     sizes = sorted(set(rows) or {len(x)})
-    measured = [_measure(stage, x[:size], apart) for size in sizes]
-    saved = _saved_bytes(stage, x[: sizes[-1]], apart)
+    layers = _layers(stage, apart)
+    measured = [_measure(stage, x[:size], layers) for size in sizes]
+    saved = _saved_bytes(stage, x[: sizes[-1]], layers)
     pieces = [
         Piece(
             Curve(tuple(sizes), tuple(runs[k].forward for runs in measured)),
             Curve(tuple(sizes), tuple(runs[k].backward for runs in measured)),
             saved[k] / sizes[-1],
+            trained_bytes=bytes_of(p for p in module.parameters() if p.requires_grad),
+            held_bytes=bytes_of([*module.parameters(), *module.buffers()]),
         )
-        for k in range(len(measured[0]))
+        for k, module in enumerate([*layers, *stage.refiners.values()])
     ]
-    num_layers = len(pieces) - len(stage.own_refiners)
     specs = stage.skeleton.specs(x)
-    extractor = list(cascade.extractor.parameters())
     return Costs(
-        layers=pieces[:num_layers],
-        refiners=pieces[num_layers:],
+        layers=pieces[: len(layers)],
+        refiners=pieces[len(layers) :],
         feature_bytes=bytes_of(spec.empty(1, torch.device("meta")) for spec in specs.features),
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
-        layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][:num_layers]],
-        extractor_parameter_bytes=bytes_of(p for p in extractor if p.requires_grad),
-        refiner_parameter_bytes=[bytes_of(p for p in r.parameters() if p.requires_grad) for r in cascade.refiners],
-        parameter_bytes=bytes_of(p for p in cascade.parameters() if p.requires_grad),
+        layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][: len(layers)]],
     )
 
 
@@ -79,7 +77,14 @@ class _Run:
         self.outputs = outputs
 
 
-def _measure(stage: Stage, x: Tensor, apart: bool) -> list[_Run]:
+def _layers(stage: Stage, apart: bool) -> list[nn.Module]:
+    """The pieces of the extractor."""
+    assert stage.extractor is not None
+    names = layer_names(stage.extractor) if apart else [""]
+    return [named_sequence(stage.extractor, [name]) if name else stage.extractor for name in names]
+
+
+def _measure(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[_Run]:
     """The times of all pieces."""
     runs: list[_Run] = []
 
@@ -87,11 +92,11 @@ def _measure(stage: Stage, x: Tensor, apart: bool) -> list[_Run]:
         runs.append(_Run(forward, x.device))
         return runs[-1].outputs
 
-    _chain(stage, x, apart, run)
+    _chain(stage, x, layers, run)
     return runs
 
 
-def _saved_bytes(stage: Stage, x: Tensor, apart: bool) -> list[int]:
+def _saved_bytes(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[int]:
     """What each piece adds to what autograd keeps for the whole chain: a tensor that two pieces save counts once, for
     the first of them. The images count for nobody."""
     alive: list[TensorTuple] = []
@@ -104,16 +109,19 @@ def _saved_bytes(stage: Stage, x: Tensor, apart: bool) -> list[int]:
             added.append(saved.now - before)
             return alive[-1]
 
-        _chain(stage, x, apart, run)
+        _chain(stage, x, layers, run)
     return added
 
 
-def _chain(stage: Stage, x: Tensor, apart: bool, run: Callable[[Callable[[], TensorTuple]], TensorTuple]) -> None:
+def _chain(
+    stage: Stage,
+    x: Tensor,
+    layers: Sequence[nn.Module],
+    run: Callable[[Callable[[], TensorTuple]], TensorTuple],
+) -> None:
     """Run the pieces in turn, each on what the one before returned, without its graph."""
-    assert stage.extractor is not None
     tensors: TensorTuple = (x,)
-    for name in layer_names(stage.extractor) if apart else [""]:
-        layer = named_sequence(stage.extractor, [name]) if name else stage.extractor
+    for layer in layers:
         tensors = _leaves(run(partial(stage.run_layers, layer, tensors[0], graph=True)))
     features = _leaves(tuple(at_least_fp32(tensor) for tensor in tensors))
     state = initial_state(features, stage.num_classes)

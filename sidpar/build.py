@@ -117,8 +117,7 @@ def choose_counts(config: Config, cascade: Cascade, loader: Loader, runtime: Run
     if isinstance(parallel.placement, list):
         return parallel.placement
     layers, refiners = _costs(config, cascade, loader, runtime)
-    on_root = sum(layers) if parallel.extractor == "root" else 0.0
-    return place_by_cost(refiners, num_ranks, base_loads=[on_root] + [0.0] * (num_ranks - 1))
+    return place_by_cost(refiners, num_ranks, sum(layers) if parallel.extractor == "root" else 0.0)
 
 
 def choose_cut(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Cut:

@@ -4,119 +4,22 @@ The lists of actions are those that the engines execute; `simulator.py` runs the
 The paper's own projection (appendix B.3) and the laws of DESIGN section 5 stand beside it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from sidpar.actions import Action, Do
+from sidpar.actions import Action
 from sidpar.batching import BatchLayout
+from sidpar.choices import ExtractorUpdate
+from sidpar.costs import Costs
 from sidpar.cut import Cut
-from sidpar.phases import COMPUTE, PHASE
-from sidpar.simulator import Lists, Timeline, simulate
-
-INPUT_SHARE = 0.5
-"""Share of a piece's backward that computes the gradient of its input, the rest that of its weights."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Seconds as a function of rows: linear between measured sizes, in proportion outside of them."""
-
-    rows: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    def __call__(self, rows: float) -> float:
-        if rows <= 0:
-            return 0.0
-        if rows < self.rows[0] or rows > self.rows[-1]:
-            end = 0 if rows < self.rows[0] else -1
-            return self.seconds[end] * rows / self.rows[end]
-        return float(np.interp(rows, self.rows, self.seconds))
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A layer of the extractor, or a refiner."""
-
-    forward: Curve
-    backward: Curve
-    saved_bytes: float = 0.0
-    """Bytes that autograd saves per row, until the backward."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """Seconds = latency + bytes * seconds_per_byte."""
-
-    latency: float = 0.0
-    seconds_per_byte: float = 0.0
-
-    def __call__(self, size: float) -> float:
-        return self.latency + size * self.seconds_per_byte
-
-
-def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
-    """Latency and bandwidth from measured messages, by weighted least squares: relative errors count, or the largest
-    size would decide the latency. Neither is negative."""
-    weights = 1 / np.array(seconds)
-    design = np.stack([np.ones(len(sizes)), np.array(sizes)], axis=1) * weights[:, None]
-    latency, slope = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
-    return Link(max(0.0, float(latency)), max(0.0, float(slope)))
-
-
-@dataclass(frozen=True)
-class Links:
-    """One link per kind of message; of a collective, `size` is the whole buffer, on the number of ranks measured."""
-
-    message: Link = Link()
-    all_gather: Link = Link()
-    reduce_scatter: Link = Link()
-    broadcast: Link = Link()
-    reduce: Link = Link()
-    all_reduce: Link = Link()
-
-
-def ring_links(latency: float, bandwidth: float, num_ranks: int) -> Links:
-    """Links of K ranks that are all alike, from seconds per message and bytes per second: collectives go round a ring
-    of K - 1 hops, an all-reduce twice."""
-    hops, share = num_ranks - 1, (num_ranks - 1) / num_ranks
-    around = Link(hops * latency, share / bandwidth)
-    to_one = Link(hops * latency, 1 / bandwidth)
-    twice = Link(2 * hops * latency, 2 * share / bandwidth)
-    return Links(Link(latency, 1 / bandwidth), around, around, to_one, to_one, twice)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Everything that a prediction is made from."""
-
-    layers: Sequence[Piece]
-    """The extractor's layers; one piece for all of it, if it cannot be taken apart."""
-    refiners: Sequence[Piece]
-    links: Links = field(default_factory=Links)
-    feature_bytes: float = 0.0
-    """Per row, as all of the following."""
-    state_bytes: Sequence[float] = ()
-    """`state_bytes[i]`: of what refiner i receives."""
-    layer_bytes: Sequence[float] = ()
-    """What each layer of the extractor returns."""
-    extractor_parameter_bytes: float = 0.0
-    """Once and for all, as the next two."""
-    refiner_parameter_bytes: Sequence[float] = ()
-    parameter_bytes: float = 0.0
-    overhead: float = 0.0
-    """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
-
-    def extractor(self, rows: float) -> tuple[float, float]:
-        """Forward and backward of the whole extractor."""
-        return sum(p.forward(rows) for p in self.layers), sum(p.backward(rows) for p in self.layers)
-
-    def loads(self, rows: float) -> tuple[list[float], list[float]]:
-        """Forward and backward together, of each layer and of each refiner: what placements share out."""
-        layers, refiners = ([p.forward(rows) + p.backward(rows) for p in ps] for ps in (self.layers, self.refiners))
-        return layers, refiners
+from sidpar.occupancy import Occupancy
+from sidpar.placement import Placement
+from sidpar.prices import PipelinePrices, Prices, SIDPrices
+from sidpar.rank_view import rank_views
+from sidpar.simulator import simulate
+from sidpar.streaming import unended_stream
+from sidpar.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -124,99 +27,55 @@ class Prediction:
     """A modelled step."""
 
     seconds: float
-    """Of a step; of a stream, its length divided by its steps, the filling and the draining included."""
     bubble: float
+    """Share of the step in which a rank, on average, does not compute."""
     saved_bytes: list[float]
     """Peak of each rank's saved activations."""
+    buffer_bytes: list[float]
+    """Peak of each rank's buffers of messages under way."""
     timeline: Timeline | None = None
 
 
-def predict_sid(lists: Lists, costs: Costs, layout: BatchLayout, steps: int = 1) -> Prediction:
-    """A step of the SID engine, or a stream of several; of one replica, `layout` being that of its share."""
-    sizes = [len(rows) for rows in layout.microbatches]
-
-    def rows(rank: int, action: Action) -> int:
-        return len(layout.shards[rank]) if action.microbatch is None else sizes[action.microbatch]
-
-    def seconds(rank: int, action: Action) -> float:
-        return work(rank, action) + (costs.overhead if PHASE[action.do] in COMPUTE else 0.0)
-
-    def work(rank: int, action: Action) -> float:
-        b, links = rows(rank, action), costs.links
-        match action.do:
-            case Do.EXTRACT:
-                return costs.extractor(b)[0]
-            case Do.EXTRACTOR_BACKWARD:
-                return costs.extractor(b)[1]
-            case Do.FORWARD:
-                return costs.refiners[_known(action.refiner)].forward(b)
-            case Do.BACKWARD:
-                return costs.refiners[_known(action.refiner)].backward(b)
-            case Do.LEARN:
-                return sum(costs.refiners[i].forward(b) + costs.refiners[i].backward(b) for i in own[rank])
-            case Do.SEND_STATE:
-                return links.message(b * costs.state_bytes[own[rank + 1][0]])
-            case Do.START_GATHER:
-                return links.all_gather(layout.batch_size * costs.feature_bytes)
-            case Do.START_BROADCAST:
-                return links.broadcast(b * costs.feature_bytes)
-            case Do.START_SCATTER:
-                return links.reduce_scatter(b * costs.feature_bytes)
-            case Do.START_REDUCE:
-                return links.reduce(b * costs.feature_bytes)
-            case Do.RELEASE_PARAMETER_GRADIENTS:
-                return links.all_reduce(costs.extractor_parameter_bytes)
-            case Do.RELEASE_REFINER_GRADIENTS:
-                refiners = own[rank] if action.refiner is None else [action.refiner]
-                return links.all_reduce(sum(costs.refiner_parameter_bytes[i] for i in refiners))
-        return 0.0
-
-    def saved(rank: int, action: Action) -> tuple[object, float]:
-        refiners = own[rank] if action.do is Do.LEARN else [] if action.refiner is None else [action.refiner]
-        pieces = [costs.refiners[i] for i in refiners] or costs.layers
-        return (action.step, action.refiner, action.microbatch), rows(rank, action) * sum(p.saved_bytes for p in pieces)
-
-    own = [sorted({_known(a.refiner) for a in mine if a.do is Do.FORWARD}) for mine in lists]
-    timeline = simulate(lists, seconds)
-    begins, ends = (Do.EXTRACT, Do.FORWARD), (Do.EXTRACTOR_BACKWARD, Do.BACKWARD, Do.LEARN)
-    peaks = [_peak(mine, partial(saved, rank), begins, ends) for rank, mine in enumerate(lists)]
-    return Prediction(timeline.makespan / steps, timeline.bubble, peaks, timeline)
+def predict_sid(
+    lists: Iterable[Iterable[Action]],
+    placement: Placement,
+    costs: Costs,
+    layout: BatchLayout,
+    steps: int = 1,
+    *,
+    keep_spans: bool = True,
+) -> Prediction:
+    """A step of the SID engine; or of a stream of several, its filling and its drain included. Of one replica, `layout`
+    being that of its share."""
+    holders = 1 if placement.extractor == "root" else None
+    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, holders)
+    return Prediction(timeline.makespan / steps, timeline.bubble, *_peaks(held), timeline)
 
 
-def predict_pipeline(lists: Lists, costs: Costs, cut: Cut, rows: float) -> Prediction:
+def predict_stream(
+    placement: Placement,
+    costs: Costs,
+    layout: BatchLayout,
+    staleness: int = 1,
+    extractor_update: ExtractorUpdate = "all",
+) -> Prediction:
+    """A step of a long stream that is under way: neither its filling nor its drain counts."""
+    # A rank's turns repeat after every S + 1 of them, once the first as many, which see the filling, are over.
+    repeat = staleness + 1
+    views = rank_views(placement, len(layout.microbatches), extractor_update)
+    lists = [unended_stream(view, staleness, 2 * repeat) for view in views]
+    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans=False)
+    times, work = ([begins[2 * repeat][k] - begins[repeat][k] for begins in timeline.begins] for k in (0, 1))
+    bubble = 1 - sum(work) / (placement.num_ranks * times[-1]) if times[-1] else 0.0
+    return Prediction(times[-1] / repeat, bubble, *_peaks(held))
+
+
+def predict_pipeline(
+    lists: Iterable[Iterable[Action]], costs: Costs, cut: Cut, rows: float, *, keep_spans: bool = True
+) -> Prediction:
     """A step of a pipeline of backpropagation with microbatches of `rows` rows."""
-    pieces = _sections(costs, cut)
-
-    def seconds(rank: int, action: Action) -> float:
-        return work(action) + (costs.overhead if PHASE[action.do] in COMPUTE else 0.0)
-
-    def work(action: Action) -> float:
-        section = _known(action.section)
-        backward = sum(piece.backward(rows) for piece in pieces[section])
-        match action.do:
-            case Do.SECTION_FORWARD:
-                return sum(piece.forward(rows) for piece in pieces[section])
-            case Do.SECTION_BACKWARD:
-                return backward
-            # The first section has no input to differentiate: torch leaves its whole backward to the second half.
-            case Do.SECTION_INPUT_BACKWARD:
-                return INPUT_SHARE * backward if section > 0 else 0.0
-            case Do.SECTION_WEIGHT_BACKWARD:
-                return (1 - INPUT_SHARE) * backward if section > 0 else backward
-            case Do.SEND_ACTIVATION:
-                return costs.links.message(rows * _seam_bytes(costs, cut, section))
-            case Do.SEND_ACTIVATION_GRADIENT:
-                return costs.links.message(rows * _seam_bytes(costs, cut, section + 1))
-        return 0.0
-
-    def saved(action: Action) -> tuple[object, float]:
-        section = _known(action.section)
-        return (section, action.microbatch), rows * sum(piece.saved_bytes for piece in pieces[section])
-
-    timeline = simulate(lists, seconds)
-    ends = (Do.SECTION_BACKWARD, Do.SECTION_WEIGHT_BACKWARD)
-    peaks = [_peak(mine, saved, (Do.SECTION_FORWARD,), ends) for mine in lists]
-    return Prediction(timeline.makespan, timeline.bubble, peaks, timeline)
+    timeline, held = _run(lists, PipelinePrices(cut, costs, rows), keep_spans)
+    return Prediction(timeline.makespan, timeline.bubble, *_peaks(held), timeline)
 
 
 def predict_whole(
@@ -234,7 +93,8 @@ def predict_whole(
     if checkpointing:
         inputs = costs.feature_bytes + sum(costs.state_bytes)
         saved = [*(p.saved_bytes for p in costs.layers), inputs, max(p.saved_bytes for p in costs.refiners)]
-    return Prediction(seconds, 1 - work / seconds if seconds else 0.0, [rows * sum(saved)] * num_ranks)
+    bubble = 1 - work / seconds if seconds else 0.0
+    return Prediction(seconds, bubble, [rows * sum(saved)] * num_ranks, [0.0] * num_ranks)
 
 
 def naive_seconds(costs: Costs, batch_size: int) -> float:
@@ -270,46 +130,16 @@ def law_speedup(method: str, schedule: str, num_ranks: int, microbatches: int) -
     return None if steps is None else k / steps
 
 
-def _peak(
-    actions: list[Action],
-    saved: Callable[[Action], tuple[object, float]],
-    begin: Sequence[Do],
-    end: Sequence[Do],
-) -> float:
-    """The most bytes alive at any time of a rank's list: what an action in `begin` saves lives until its `end`."""
-    alive: dict[object, float] = {}
-    peak = 0.0
-    for action in actions:
-        if action.do not in (*begin, *end):
-            continue
-        key, size = saved(action)
-        if action.do in end:
-            freed = alive.pop(key, size)  # where one action makes and uses it up, it is alive for that long
-            peak = max(peak, freed + sum(alive.values()))
-        elif action.graph or action.section is not None:
-            alive[key] = size
-        peak = max(peak, sum(alive.values()))
-    return peak
+def _run(
+    lists: Iterable[Iterable[Action]], prices: Prices, keep_spans: bool, extractor_holders: int | None = None
+) -> tuple[Timeline, list[Occupancy]]:
+    """The lists on the clock, and what each rank holds meanwhile."""
+    ranks = list(lists)
+    held = [Occupancy(partial(prices.held, rank)) for rank in range(len(ranks))]
+    watched = [occupancy.watch(mine) for occupancy, mine in zip(held, ranks, strict=True)]
+    return simulate(watched, prices.seconds, keep_spans=keep_spans, extractor_holders=extractor_holders), held
 
 
-def _sections(costs: Costs, cut: Cut) -> list[list[Piece]]:
-    """The pieces of each section."""
-    sections = []
-    for s in range(cut.num_sections):
-        own = cut.layers_of(s)
-        layers = [costs.layers[k] for k in own] if cut.extractor == "cut" else list(costs.layers) if own else []
-        sections.append([*layers, *(costs.refiners[i] for i in cut.refiners_of(s))])
-    return sections
-
-
-def _seam_bytes(costs: Costs, cut: Cut, section: int) -> float:
-    """Per row, what enters a section."""
-    layers, refiners = cut.layers_of(section - 1), cut.refiners_of(section - 1)
-    if layers and layers.stop < cut.num_layers:
-        return costs.layer_bytes[layers.stop - 1]
-    return costs.feature_bytes + (costs.state_bytes[refiners.stop] if refiners else 0.0)
-
-
-def _known(number: int | None) -> int:
-    assert number is not None
-    return number
+def _peaks(held: Sequence[Occupancy]) -> tuple[list[float], list[float]]:
+    saved = [occupancy.peaks["saved activations"] for occupancy in held]
+    return saved, [occupancy.peaks["communication buffers"] for occupancy in held]

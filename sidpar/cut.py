@@ -91,11 +91,16 @@ class Cut:
     def rank_of(self, section: int) -> int:
         """The rank that holds a section."""
         lap, place = divmod(section, self.num_ranks)
-        return self.num_ranks - 1 - place if self.order == "v" and lap % 2 else place
+        return self._at(lap, place)
 
     def sections(self, rank: int) -> list[int]:
         """The sections that a rank holds, in the order of the forward pass."""
-        return [section for section in range(self.num_sections) if self.rank_of(section) == rank]
+        laps = range(self.num_sections // self.num_ranks)
+        return [lap * self.num_ranks + self._at(lap, rank) for lap in laps]
+
+    def _at(self, lap: int, place: int) -> int:
+        """The rank at a place of a lap; the place of a rank, as well."""
+        return self.num_ranks - 1 - place if self.order == "v" and lap % 2 else place
 
     def refiners(self, rank: int) -> list[int]:
         """The refiners that a rank holds."""
@@ -144,7 +149,7 @@ def make_cut(
             f"on {num_ranks} ranks needs {num_sections} numbers of at least 1 that add up to {len(movable)}"
         )
     if counts is None and by_cost:
-        counts = place_by_cost(movable, num_sections, [sum(layers) if whole else 0.0] + [0.0] * (num_sections - 1))
+        counts = place_by_cost(movable, num_sections, sum(layers) if whole else 0.0)
     elif counts is None:
         counts = even_split(len(movable), num_sections)
     if whole:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from sidpar import device
-from sidpar.cost_model import Link, Links, fit_link
+from sidpar.costs import Link, Links, fit_link
 from sidpar.runtime import Runtime
 
 SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22)

@@ -68,3 +68,6 @@ PHASE: dict[Do, Phase] = {
     Do.AWAIT_ACTIVATION_GRADIENT: "receive wait",
     Do.SEND_ACTIVATION_GRADIENT: "send",
 }
+
+WORK: frozenset[Do] = frozenset(do for do, phase in PHASE.items() if phase in COMPUTE)
+"""The verbs whose time is work."""

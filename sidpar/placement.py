@@ -4,15 +4,17 @@ Refiners are numbered i = 0..L-1 here, as in the parameter names (`refiners.0.â€
 belief p_i into p_{i+1}.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Protocol, get_args
 
-import numpy as np
-
 from sidpar.choices import ExtractorPlacement
 from sidpar.errors import UsageError
+
+_PRECISION = 1e-9
 
 
 class Holding(Protocol):
@@ -77,8 +79,11 @@ class Placement:
 
     def refiners(self, rank: int) -> range:
         """The refiners that `rank` holds."""
-        start = sum(self.counts[:rank])
-        return range(start, start + self.counts[rank])
+        return self._runs[rank]
+
+    @cached_property
+    def _runs(self) -> list[range]:
+        return consecutive(self.counts)
 
     def holds_extractor(self, rank: int) -> bool:
         return self.extractor != "root" or rank == 0
@@ -117,31 +122,44 @@ def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> 
     return tuple(counts)
 
 
-def place_by_cost(costs: Sequence[float], num_ranks: int, base_loads: Sequence[float] | None = None) -> tuple[int, ...]:
-    """The contiguous placement whose busiest rank has the least possible load.
+def place_by_cost(costs: Sequence[float], num_ranks: int, first_load: float = 0.0) -> tuple[int, ...]:
+    """The contiguous placement whose busiest rank has the least possible load; the others are as alike as that allows.
 
-    `costs[i]` is the cost of refiner i; `base_loads[r]` is what rank r does besides (a `root` extractor, say).
-    Exact, by dynamic programming over (rank, refiners placed so far): O(K L^2), vectorised over L^2.
+    `costs[i]` is the cost of refiner i; `first_load` is what rank 0 does besides (a `root` extractor, say). Found
+    to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
     """
     _check_enough(len(costs), num_ranks)
     if any(not cost >= 0 for cost in costs):
         raise UsageError(f"costs must be numbers >= 0, got {list(costs)}")
-    base = list(base_loads or [0.0] * num_ranks)
-    total = np.concatenate([[0.0], np.cumsum(costs)])
-    places = np.arange(len(total))
-    # load[j, n]: refiners j..n-1 on one rank, which needs at least one.
-    load = np.where(places[:, None] < places, total - total[:, None], np.inf)
-    best = base[0] + load[0]  # best[n]: least maximum load of the ranks so far when they hold the first n refiners
-    starts = []
-    for rank in range(1, num_ranks):
-        candidates = np.maximum(best[:, None], base[rank] + load)
-        starts.append(candidates.argmin(0))
-        best = candidates.min(0)
+    total = [first_load, *(first_load + cost for cost in accumulate(costs))]  # total[i]: what comes before refiner i
+    total[0] = 0.0  # rank 0 holds refiner 0 in any case, so its load besides counts as that one's
+    low, limit = max([total[1], *costs[1:]]), total[-1]
+    while limit - low > _PRECISION * limit:
+        middle = (low + limit) / 2
+        if _earliest_starts(total, num_ranks, middle) is None:
+            low = middle
+        else:
+            limit = middle
+    earliest = _earliest_starts(total, num_ranks, limit)
+    assert earliest is not None, "the first limit is enough for everything on one rank"
 
-    ends = [len(costs)]
-    for start in reversed(starts):
-        ends.append(int(start[ends[-1]]))
-    return tuple(end - begin for begin, end in pairwise([0, *reversed(ends)]))
+    starts = [0]
+    for rank in range(1, num_ranks):
+        here, later = total[starts[-1]], num_ranks - rank
+        fair = bisect_left(total, here + (total[-1] - here) / (later + 1))
+        furthest = bisect_right(total, here + limit) - 1
+        starts.append(max(min(fair, furthest, len(costs) - later), earliest[rank], starts[-1] + 1))
+    return tuple(end - start for start, end in pairwise([*starts, len(costs)]))
+
+
+def _earliest_starts(total: Sequence[float], num_ranks: int, limit: float) -> list[int] | None:
+    """`starts[r]`: the first refiner of rank r if it and the ranks behind it take as many as the limit allows, and
+    leave one for each rank before. None if they cannot take all."""
+    starts, end = [], len(total) - 1
+    for rank in reversed(range(num_ranks)):
+        end = max(bisect_left(total, total[end] - limit), rank)
+        starts.append(end)
+    return starts[::-1] if end == 0 else None
 
 
 def _check_enough(num_refiners: int, num_ranks: int) -> None:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate, SynchronousName
 from sidpar.placement import Placement
-from sidpar.rank_view import RankView
+from sidpar.rank_view import RankView, rank_views
 
 
 def fused(view: RankView) -> Iterator[Action]:
@@ -96,8 +96,7 @@ def all_ranks(
     replicas: int = 1,
 ) -> list[list[Action]]:
     """The lists of all ranks of a cascade, one of several replicas."""
-    views = [RankView(placement, r, microbatches, extractor_update, replicas) for r in range(placement.num_ranks)]
-    return [list(schedule(view)) for view in views]
+    return [list(schedule(view)) for view in rank_views(placement, microbatches, extractor_update, replicas)]
 
 
 def _chain(view: RankView) -> Iterator[Action]:

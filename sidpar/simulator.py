@@ -5,16 +5,28 @@ has started and its receive is posted, and once all earlier messages of its grou
 group's messages one after the other. The activations of a pipeline of backpropagation, whose receives torch posts
 ahead, go once they are sent. Collectives match by order: the k-th of a group on one rank with the k-th on every other.
 
+With `rendezvous`, nothing is buffered and the host waits: a send keeps its rank until the message is over, for which
+its receive must be posted. A list that ends so cannot deadlock, however little a backend does by itself. What a rank
+only *starts* (`POST_STATE`, `START_…`, `RELEASE_…`) does not keep it even then: NCCL queues that on the stream of its
+group, and so do we. A host that waited there would close a circle: rank r posts a receive one microbatch ahead; the
+sender comes to it after the scatter of the present one; and that scatter needs rank r. The receives of a pipeline are
+posted in one batch with the send just before them, as torch does, or neighbours that both send would wait for ever.
+
 The ranks are those of one cascade. Its replicas do the same at the same time, so the sums of refiners' gradients over
 them run one after the other on a group of each rank's own, from the backward that completes them on.
+
+A rank that waits is woken by what it waits for, and lists may be generators: for thousands of ranks, time is in
+proportion to the number of actions, and memory to what is under way.
 """
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
 
 from sidpar.actions import Action, Do
-from sidpar.phases import COMPUTE, PHASE
+from sidpar.phases import WORK
+from sidpar.timeline import Timeline
 
 GROUPS = {
     Do.START_GATHER: "features",
@@ -24,14 +36,13 @@ GROUPS = {
     Do.RELEASE_PARAMETER_GRADIENTS: "parameter gradients",
 }
 """The process group of each collective, as in `transport.py`."""
-AWAITS = {
-    Do.AWAIT_GATHER: Do.START_GATHER,
-    Do.AWAIT_BROADCAST: Do.START_BROADCAST,
-    Do.AWAIT_BROADCASTS_SENT: Do.START_BROADCAST,
-    Do.AWAIT_SCATTERS: Do.START_SCATTER,
-    Do.AWAIT_REDUCE: Do.START_REDUCE,
-    Do.AWAIT_REDUCES_SENT: Do.START_REDUCE,
-    Do.AWAIT_PARAMETER_GRADIENTS: Do.RELEASE_PARAMETER_GRADIENTS,
+AWAITED_GROUPS = {
+    Do.AWAIT_GATHER: "features",
+    Do.AWAIT_BROADCAST: "features",
+    Do.AWAIT_BROADCASTS_SENT: "features",
+    Do.AWAIT_SCATTERS: "feature gradients",
+    Do.AWAIT_REDUCE: "feature gradients",
+    Do.AWAIT_REDUCES_SENT: "feature gradients",
 }
 _ARRIVALS = {Do.AWAIT_ACTIVATION: Do.SEND_ACTIVATION, Do.AWAIT_ACTIVATION_GRADIENT: Do.SEND_ACTIVATION_GRADIENT}
 Lists = list[list[Action]]
@@ -56,6 +67,7 @@ class Durations:
         return {
             Do.FORWARD: self.forward,
             Do.BACKWARD: self.backward,
+            Do.LEARN: self.forward + self.backward,
             Do.EXTRACT: self.extract,
             Do.EXTRACTOR_BACKWARD: self.extractor_backward,
             Do.SECTION_FORWARD: self.forward,
@@ -65,216 +77,298 @@ class Durations:
         }.get(action.do, 0.0)
 
 
-@dataclass
-class Timeline:
-    """Per rank: (start, end, action) of everything that takes time."""
-
-    spans: list[list[tuple[float, float, Action]]]
-    ends: list[float]
-
-    @property
-    def makespan(self) -> float:
-        return max(self.ends)
-
-    @property
-    def bubble(self) -> float:
-        """The share of the step in which a rank, on average, does not compute."""
-        work = [end - start for spans in self.spans for start, end, a in spans if PHASE[a.do] in COMPUTE]
-        return 1 - sum(work) / (len(self.spans) * self.makespan) if self.makespan else 0.0
-
-    def draw(self) -> list[str]:
-        """One row per rank, one cell per unit of time: F0 (T0 without a graph) and B0, B0 for a backward of two."""
-        rows = []
-        for spans in self.spans:
-            cells = ["  "] * int(self.makespan)
-            for start, end, action in [span for span in spans if span[2].do in (Do.FORWARD, Do.BACKWARD)]:
-                letter = "B" if action.do is Do.BACKWARD else "F" if action.graph else "T"
-                cells[int(start) : int(end)] = [f"{letter}{action.microbatch}"] * int(end - start)
-            rows.append(" ".join(cells).rstrip())
-        return rows
-
-
-@dataclass
 class Message:
-    """One state between two ranks. `before` are the messages that its group runs first, on either rank."""
+    """A message or a collective: over `seconds` after the last of its causes, which are its start on each rank that
+    takes part, and the end of the messages that its group runs first, on any of them."""
 
-    batch: tuple[int, int | None]
-    """Step and microbatch."""
-    sent: float | None = None
-    posted: float | None = None
-    seconds: float = 0.0
-    before: list["Message"] = field(default_factory=list)
-    delivered: float | None = None
+    __slots__ = ("causes", "following", "label", "latest", "over", "seconds", "waiting")
 
-    def over(self) -> float | None:
-        """When it has been delivered; None while that is unknown."""
-        if self.delivered is None and self.sent is not None and self.posted is not None:
-            times = [self.sent, self.posted]
-            for message in self.before:
-                earlier = message.over()
-                if earlier is None:
-                    return None
-                times.append(earlier)
-            self.delivered = max(times) + self.seconds
-            self.before = []
-        return self.delivered
+    def __init__(self, label: object, causes: int) -> None:
+        self.label = label
+        """What all that take part must agree that it is."""
+        self.causes = causes
+        self.latest = 0.0
+        self.seconds = 0.0
+        self.over: float | None = None
+        self.following: list[Message] = []
+        self.waiting: list[Rank] = []
+
+    def go_after(self, earlier: "Message") -> None:
+        """Not before an earlier one of the group is over."""
+        if earlier.over is None:
+            earlier.following.append(self)
+            self.causes += 1
+        else:
+            self.latest = max(self.latest, earlier.over)
 
 
 class Rank:
     """One rank's place in its list, its clock, and what it has started."""
 
-    def __init__(self, actions: list[Action]) -> None:
-        self.actions = actions
-        self.position = 0
-        self.clock = 0.0
+    def __init__(self, number: int, actions: Iterable[Action], keep_spans: bool) -> None:
+        self.number = number
+        self.rest = iter(actions)
+        self.current: Action | None = None
+        self.clock = self.worked = 0.0
+        self.waits = False
+        self.keep_spans = keep_spans
         self.spans: list[tuple[float, float, Action]] = []
-        self.sends: list[Message] = []
-        self.receives: list[Message] = []
-        self.received = 0
-        self.collectives: dict[str, list[tuple[float, Action]]] = defaultdict(list)
+        self.begins: dict[int, tuple[float, float]] = {}
+        self.sent: dict[int, Message] = {}  # the last state of each batch
+        self.posted: dict[tuple[int, int | None], Message] = {}  # by batch and microbatch
+        self.posted_ahead: dict[Action, Message] = {}  # receives that went with the send before them
+        self.last: dict[int, Message] = {}  # of each group of the chain
+        self.counts: dict[str, int] = defaultdict(int)
         self.released: Action | None = None
         self.releases_refiners = False
         self.refiners_summed = 0.0  # when the last sum over replicas is over
-        self.last: dict[int, Message] = {}
 
-    def enqueue(self, group: int, message: Message) -> None:
-        """Put a message behind the last one of its group."""
-        if group in self.last:
-            message.before.append(self.last[group])
-        self.last[group] = message
-
-    def start_collective(self, action: Action) -> None:
-        self.collectives[GROUPS[action.do]].append((self.clock, action))
+    def go_on_to(self, when: float) -> None:
+        """The end of the current action, be it work or a wait."""
+        if when > self.clock:
+            if self.keep_spans and self.current is not None:
+                self.spans.append((self.clock, when, self.current))
+            self.clock = when
 
 
 class Simulation:
     """All ranks. `chain_groups` is 2 in the shipped runtime: neighbouring edges of the chain alternate."""
 
-    def __init__(self, actions: Lists, seconds: Seconds, chain_groups: int) -> None:
-        self.ranks = [Rank(mine) for mine in actions]
-        self.edges: list[list[Message]] = [[] for _ in actions]  # edges[r]: from rank r to rank r + 1
-        self.arrivals: dict[tuple[Do, int | None, int | None], float] = {}
-        self.collected: dict[str, list[float]] = defaultdict(list)  # when the k-th collective of a group is over
-        # A root extractor's gradients are summed over the first ranks of all replicas, and no others of this cascade.
-        holders = [rank for rank in self.ranks if any(a.do is Do.EXTRACTOR_BACKWARD for a in rank.actions)]
-        self.members = dict.fromkeys(GROUPS.values(), self.ranks) | {"parameter gradients": holders}
+    def __init__(
+        self,
+        lists: Iterable[Iterable[Action]],
+        seconds: Seconds,
+        *,
+        chain_groups: int,
+        rendezvous: bool,
+        keep_spans: bool,
+        extractor_holders: int | None,
+    ) -> None:
+        self.following: dict[Action, Action] = {}  # a pipeline's sends, and what comes right after them
+        if rendezvous:
+            lists = [list(mine) for mine in lists]
+            self.following = {a: b for mine in lists for a, b in pairwise(mine) if a.do in _ARRIVALS.values()}
+        self.ranks = [Rank(number, mine, keep_spans) for number, mine in enumerate(lists)]
+        self.runnable = deque(self.ranks)
+        self.extractor_holders = len(self.ranks) if extractor_holders is None else extractor_holders
+        # What one end has started, and the other not yet: states by edge (r to r + 1) and that end, in order.
+        self.states: dict[tuple[int, Do], deque[Message]] = defaultdict(deque)
+        self.arrivals: dict[tuple[Do, int | None, int | None], Message] = {}
+        self.collectives: dict[str, list[Message]] = defaultdict(list)
+        self.by_batch: dict[tuple[str, int, int | None], Message] = {}  # collectives by microbatch; None is the last
         self.seconds = seconds
         self.chain_groups = chain_groups
+        self.rendezvous = rendezvous
+        # What each verb does; it returns the message that the rank then waits for, if any.
+        self.verbs: dict[Do, Callable[[Rank, Action], Message | None]] = {
+            **dict.fromkeys(WORK, self.work),
+            **dict.fromkeys(GROUPS, self.start_collective),
+            **dict.fromkeys(AWAITED_GROUPS, self.await_collective),
+            **dict.fromkeys(_ARRIVALS.values(), self.send_activation),
+            **dict.fromkeys(_ARRIVALS, self.await_activation),
+            Do.SEND_STATE: self.send_state,
+            Do.POST_STATE: self.post_state,
+            Do.AWAIT_STATE: self.await_state,
+            Do.AWAIT_STATES_SENT: self.await_states_sent,
+            Do.FORWARD: self.forward,
+            Do.BACKWARD: self.backward,
+            Do.LEARN: self.backward,
+            Do.RELEASE_REFINER_GRADIENTS: self.release_refiners,
+            Do.AWAIT_REFINER_GRADIENTS: self.await_refiners,
+            Do.EXTRACTOR_BACKWARD: self.extractor_backward,
+            Do.RELEASE_PARAMETER_GRADIENTS: self.release,
+            Do.AWAIT_PARAMETER_GRADIENTS: self.await_parameter_gradients,
+        }
 
     def run(self) -> Timeline:
-        while any(rank.position < len(rank.actions) for rank in self.ranks):
-            got_on = [self.advance(r) for r in range(len(self.ranks))]
-            if not any(got_on):
-                stuck = {
-                    r: str(rank.actions[rank.position])
-                    for r, rank in enumerate(self.ranks)
-                    if rank.position < len(rank.actions)
-                }
-                raise DeadlockError(f"deadlock: {stuck}")
-        for group, members in self.members.items():
-            counts = {len(rank.collectives[group]) for rank in members}
-            assert len(counts) <= 1, f"ranks start different numbers of collectives of {group}"
-        return Timeline([rank.spans for rank in self.ranks], [rank.clock for rank in self.ranks])
+        while self.runnable:
+            self.advance(self.runnable.popleft())
+        stuck = {rank.number: str(rank.current) for rank in self.ranks if rank.waits}
+        if stuck:
+            raise DeadlockError(f"deadlock: {stuck}")
+        ranks = self.ranks
+        ends, work = [rank.clock for rank in ranks], [rank.worked for rank in ranks]
+        return Timeline([rank.spans for rank in ranks], ends, work, [rank.begins for rank in ranks])
 
-    def advance(self, r: int) -> bool:
-        """Run rank r until it has to wait; whether it got anywhere."""
-        rank, start = self.ranks[r], self.ranks[r].position
-        while rank.position < len(rank.actions):
-            action = rank.actions[rank.position]
-            when = self.ready(rank, action)
-            if when is None:
-                break
-            if when > rank.clock:
-                rank.spans.append((rank.clock, when, action))
-                rank.clock = when
-            self.perform(r, rank, action)
-            rank.position += 1
-        return rank.position > start
+    def advance(self, rank: Rank) -> None:
+        """Run a rank until it has to wait for what others have yet to do."""
+        verbs = self.verbs
+        for action in rank.rest:
+            rank.current = action
+            message = verbs[action.do](rank, action)
+            if message is None:
+                continue
+            if message.over is None:
+                rank.waits = True
+                message.waiting.append(rank)
+                return
+            rank.go_on_to(message.over)
 
-    def ready(self, rank: Rank, action: Action) -> float | None:
-        """When the action may go on; None while that is unknown."""
-        if action.do is Do.AWAIT_STATE:
-            return rank.receives[rank.received].over() if rank.received < len(rank.receives) else None
-        if action.do in _ARRIVALS:
-            return self.arrivals.get((_ARRIVALS[action.do], action.microbatch, action.section))
-        if action.do is Do.AWAIT_REFINER_GRADIENTS:
-            assert rank.releases_refiners, "refiners' gradients are awaited that have not been released"
-            return max(rank.clock, rank.refiners_summed)
-        if action.do is Do.AWAIT_STATES_SENT:
-            times = [message.over() for message in rank.sends if message.batch[0] == action.step]
-        elif action.do in AWAITS:
-            if action.do is Do.AWAIT_PARAMETER_GRADIENTS and rank.released is not None:
-                self.leave(rank)  # no backward has completed them, so they leave as they are
-            group = GROUPS[AWAITS[action.do]]
-            self.collect(group)
-            over = self.collected[group]
-            times = [
-                over[k] if k < len(over) else None
-                for k, (_, started) in enumerate(rank.collectives[group])
-                if started.step == action.step and action.microbatch in (None, started.microbatch)
-            ]
-        else:
-            return rank.clock
-        return None if None in times else max([rank.clock, *(time for time in times if time is not None)])
+    def happens(self, message: Message, when: float) -> None:
+        """One of a message's causes. Ranks that wait for what is over now go on."""
+        if when > message.latest:
+            message.latest = when
+        message.causes -= 1
+        if message.causes > 0:
+            return
+        message.over = message.latest + message.seconds
+        for rank in message.waiting:
+            rank.waits = False
+            rank.go_on_to(message.over)
+        self.runnable.extend(message.waiting)
+        for later in message.following:
+            self.happens(later, message.over)
 
-    def collect(self, group: str) -> None:
-        """Finish the collectives of a group that all of its ranks have started, one after the other."""
-        started = [rank.collectives[group] for rank in self.members[group]]
-        over = self.collected[group]
-        for k in range(len(over), min(len(mine) for mine in started)):
-            kinds = {(mine[k][1].do, mine[k][1].step, mine[k][1].microbatch) for mine in started}
-            assert len(kinds) == 1, f"collective {k} of {group} differs between ranks"
-            begin = max([mine[k][0] for mine in started] + over[-1:])
-            over.append(begin + self.seconds(0, started[0][k][1]))
+    def work(self, rank: Rank, action: Action) -> None:
+        length = self.seconds(rank.number, action)
+        rank.worked += length
+        rank.go_on_to(rank.clock + length)
 
-    def perform(self, r: int, rank: Rank, action: Action) -> None:
-        if action.do is Do.AWAIT_STATE:
-            assert rank.receives[rank.received].batch == (action.step, action.microbatch)
-            rank.received += 1
-        elif action.do is Do.SEND_STATE:
-            message = self.message(r, len(rank.sends), action)
-            message.sent, message.seconds = rank.clock, self.seconds(r, action)
-            rank.sends.append(message)
-            rank.enqueue(r % self.chain_groups, message)
-        elif action.do is Do.POST_STATE:
-            message = self.message(r - 1, len(rank.receives), action)
-            message.posted = rank.clock
-            rank.receives.append(message)
-            rank.enqueue((r - 1) % self.chain_groups, message)
-        elif action.do in (Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT):
-            arrival = rank.clock + self.seconds(r, action)
-            self.arrivals[action.do, action.microbatch, action.section] = arrival
-        elif action.do is Do.RELEASE_PARAMETER_GRADIENTS:
-            rank.released = action
-        elif action.do in (Do.RELEASE_REFINER_GRADIENTS, Do.AWAIT_REFINER_GRADIENTS):
-            rank.releases_refiners = action.do is Do.RELEASE_REFINER_GRADIENTS
-        elif action.do in GROUPS:
-            rank.start_collective(action)
-        elif PHASE[action.do] in COMPUTE:
-            length = self.seconds(r, action)
-            if length:
-                rank.spans.append((rank.clock, rank.clock + length, action))
-                rank.clock += length
-        if action.do is Do.EXTRACTOR_BACKWARD and rank.released is not None:
-            self.leave(rank)  # at the latest; buckets of a real backward leave during it
-        if action.do in (Do.BACKWARD, Do.LEARN) and rank.releases_refiners:
+    def forward(self, rank: Rank, action: Action) -> None:
+        if action.microbatch == 0:
+            rank.begins.setdefault(action.step, (rank.clock, rank.worked))
+        self.work(rank, action)
+
+    # Sums over replicas
+
+    def release_refiners(self, rank: Rank, action: Action) -> None:
+        rank.releases_refiners = True
+
+    def backward(self, rank: Rank, action: Action) -> None:
+        self.work(rank, action)
+        if rank.releases_refiners:
             gradient = Action(Do.RELEASE_REFINER_GRADIENTS, refiner=action.refiner)
-            rank.refiners_summed = max(rank.refiners_summed, rank.clock) + self.seconds(r, gradient)
+            rank.refiners_summed = max(rank.refiners_summed, rank.clock) + self.seconds(rank.number, gradient)
+
+    def await_refiners(self, rank: Rank, action: Action) -> None:
+        assert rank.releases_refiners, "refiners' gradients are awaited that have not been released"
+        rank.releases_refiners = False
+        rank.go_on_to(rank.refiners_summed)
+
+    # States
+
+    def send_state(self, rank: Rank, action: Action) -> Message | None:
+        message = self.state(rank, rank.number, action, other=Do.POST_STATE)
+        message.seconds = self.seconds(rank.number, action)
+        rank.sent[action.step] = message
+        self.happens(message, rank.clock)
+        return message if self.rendezvous else None
+
+    def post_state(self, rank: Rank, action: Action) -> None:
+        message = self.state(rank, rank.number - 1, action, other=Do.SEND_STATE)
+        rank.posted[action.step, action.microbatch] = message
+        self.happens(message, rank.clock)
+
+    def await_state(self, rank: Rank, action: Action) -> Message:
+        return rank.posted.pop((action.step, action.microbatch), None) or Message("never posted", causes=1)
+
+    def await_states_sent(self, rank: Rank, action: Action) -> Message | None:
+        return rank.sent.pop(action.step, None)
+
+    def state(self, rank: Rank, edge: int, action: Action, *, other: Do) -> Message:
+        """The next message of an edge, which its other end may have started, behind the last of its group here."""
+        label, group = (action.step, action.microbatch), edge % self.chain_groups
+        if self.states[edge, other]:
+            message = self.states[edge, other].popleft()
+            assert message.label == label, "send and receive are of different microbatches"
+        else:
+            message = Message(label, causes=2)
+            self.states[edge, action.do].append(message)
+        if group in rank.last:
+            message.go_after(rank.last[group])
+        rank.last[group] = message
+        return message
+
+    # Activations of pipelines, and their gradients
+
+    def send_activation(self, rank: Rank, action: Action) -> Message | None:
+        message = self.arrival(action.do, action)
+        message.seconds = self.seconds(rank.number, action)
+        self.happens(message, rank.clock)
+        if not self.rendezvous:
+            return None
+        following = self.following.get(action)
+        if following is not None and following.do in _ARRIVALS:
+            rank.posted_ahead[following] = self.post_activation(rank, following)
+        return message
+
+    def await_activation(self, rank: Rank, action: Action) -> Message:
+        return rank.posted_ahead.pop(action, None) or self.post_activation(rank, action)
+
+    def post_activation(self, rank: Rank, action: Action) -> Message:
+        message = self.arrival(_ARRIVALS[action.do], action)
+        if self.rendezvous:
+            self.happens(message, rank.clock)
+        return message
+
+    def arrival(self, sent: Do, action: Action) -> Message:
+        """What enters a section, which its other end may have started."""
+        key = sent, action.microbatch, action.section
+        message = self.arrivals.pop(key, None)
+        if message is None:
+            message = self.arrivals[key] = Message(key, causes=2 if self.rendezvous else 1)
+        return message
+
+    # Collectives
+
+    def start_collective(self, rank: Rank, action: Action) -> None:
+        group = GROUPS[action.do]
+        messages, k = self.collectives[group], rank.counts[group]
+        label = (action.do, action.step, action.microbatch)
+        if k == len(messages):
+            # A root extractor's gradients are summed over the first ranks of all replicas, so of this cascade one.
+            members = self.extractor_holders if group == "parameter gradients" else len(self.ranks)
+            messages.append(Message(label, causes=members))
+            messages[k].seconds = self.seconds(0, action)
+            if k > 0:
+                messages[k].go_after(messages[k - 1])
+            for microbatch in (action.microbatch, None):
+                self.by_batch[group, action.step, microbatch] = messages[k]
+        assert messages[k].label == label, f"collective {k} of {group} differs between ranks"
+        rank.counts[group] += 1
+        self.happens(messages[k], rank.clock)
+
+    def await_collective(self, rank: Rank, action: Action) -> Message | None:
+        return self.by_batch.get((AWAITED_GROUPS[action.do], action.step, action.microbatch))
+
+    def release(self, rank: Rank, action: Action) -> None:
+        rank.released = action
+
+    def extractor_backward(self, rank: Rank, action: Action) -> None:
+        self.work(rank, action)
+        self.leave(rank)  # at the latest; buckets of a real backward leave during it
+
+    def await_parameter_gradients(self, rank: Rank, action: Action) -> Message | None:
+        self.leave(rank)  # if no backward has completed them, they leave as they are
+        return self.by_batch.get(("parameter gradients", action.step, None))
 
     def leave(self, rank: Rank) -> None:
-        assert rank.released is not None
-        rank.start_collective(rank.released)
-        rank.released = None
-
-    def message(self, edge: int, k: int, action: Action) -> Message:
-        """The k-th message of an edge, as both its ends see it."""
-        if k == len(self.edges[edge]):
-            self.edges[edge].append(Message((action.step, action.microbatch)))
-        batch = self.edges[edge][k].batch
-        assert batch == (action.step, action.microbatch), "send and receive are of different microbatches"
-        return self.edges[edge][k]
+        """The extractor's parameter gradients, if they may."""
+        if rank.released is not None:
+            self.start_collective(rank, rank.released)
+            rank.released = None
 
 
-def simulate(actions: Lists, seconds: Seconds = Durations(), *, chain_groups: int = 2) -> Timeline:
-    """Run all ranks until they end. Raises DeadlockError with what each one is waiting for."""
-    return Simulation(actions, seconds, chain_groups).run()
+def simulate(
+    lists: Iterable[Iterable[Action]],
+    seconds: Seconds = Durations(),
+    *,
+    chain_groups: int = 2,
+    rendezvous: bool = False,
+    keep_spans: bool = True,
+    extractor_holders: int | None = None,
+) -> Timeline:
+    """Run all ranks until they end. Raises DeadlockError with what each one is waiting for.
+
+    Args:
+        extractor_holders: how many ranks sum the extractor's gradients, by default all.
+    """
+    simulation = Simulation(
+        lists,
+        seconds,
+        chain_groups=chain_groups,
+        rendezvous=rendezvous,
+        keep_spans=keep_spans,
+        extractor_holders=extractor_holders,
+    )
+    return simulation.run()

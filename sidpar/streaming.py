@@ -25,12 +25,12 @@ How each placement does it:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sidpar.actions import Action, Do
 from sidpar.choices import ExtractorUpdate
 from sidpar.placement import Placement
-from sidpar.rank_view import RankView
+from sidpar.rank_view import RankView, rank_views
 from sidpar.schedule import (
     await_refiners,
     broadcast,
@@ -110,9 +110,18 @@ def stream(view: RankView, staleness: int, steps: int) -> Iterator[Action]:
     for step in range(steps):
         turn = Turn(staleness, step, step == steps - 1)
         for action in streaming(view, turn):
-            yield replace(action, step=action.step + step)
+            yield action._replace(step=action.step + step)
     for action in drain(view, turn):
-        yield replace(action, step=action.step + steps - 1)
+        yield action._replace(step=action.step + steps - 1)
+
+
+def unended_stream(view: RankView, staleness: int, steps: int) -> Iterator[Action]:
+    """The first `steps` turns of a stream that goes on, and the next turn up to its first backward."""
+    for step in range(steps + 1):
+        for do, m, i, peer, graph, section, before in streaming(view, Turn(staleness, step, last=False)):
+            if step == steps and do in (Do.BACKWARD, Do.LEARN):
+                return
+            yield Action(do, m, i, peer, graph, section, before + step)
 
 
 def all_streams(
@@ -124,7 +133,7 @@ def all_streams(
     replicas: int = 1,
 ) -> list[list[Action]]:
     """The lists of all ranks of a cascade for a whole stream."""
-    views = [RankView(placement, r, microbatches, extractor_update, replicas) for r in range(placement.num_ranks)]
+    views = rank_views(placement, microbatches, extractor_update, replicas)
     return [list(stream(view, staleness, steps)) for view in views]
 
 

@@ -8,26 +8,22 @@ import pytest
 
 from sidpar.batching import BatchLayout
 from sidpar.cost_model import (
-    Costs,
-    Curve,
-    Link,
-    Links,
-    Piece,
     Prediction,
-    fit_link,
     law_speedup,
     naive_seconds,
     paper_seconds,
     predict_pipeline,
     predict_sid,
+    predict_stream,
     predict_whole,
-    ring_links,
 )
+from sidpar.costs import Costs, Curve, Link, Links, Piece, fit_link, ring_links
 from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement, place_by_count
-from sidpar.rank_view import RankView
-from sidpar.schedule import SCHEDULES, all_ranks
+from sidpar.rank_view import RankView, rank_views
+from sidpar.schedule import SCHEDULES
+from sidpar.streaming import all_streams
 
 BATCH = 64
 
@@ -46,29 +42,33 @@ def sid(
     schedule: Any, ranks: int, microbatches: int, given: Costs, extractor: Any = "sharded", replicas: int = 1
 ) -> Prediction:
     placement = Placement(place_by_count(len(given.refiners), ranks), extractor)
-    lists = all_ranks(SCHEDULES[schedule], placement, microbatches, replicas=replicas)
-    return predict_sid(lists, given, BatchLayout(BATCH, microbatches, ranks))
+    lists = [SCHEDULES[schedule](view) for view in rank_views(placement, microbatches, replicas=replicas)]
+    return predict_sid(lists, placement, given, BatchLayout(BATCH, microbatches, ranks), keep_spans=False)
+
+
+def stream(ranks: int, microbatches: int, given: Costs, extractor: Any) -> Prediction:
+    placement = Placement(place_by_count(len(given.refiners), ranks), extractor)
+    return predict_stream(placement, given, BatchLayout(BATCH, microbatches, ranks))
 
 
 def pipeline(schedule: Any, ranks: int, microbatches: int, given: Costs) -> Prediction:
     sections = make_cut(schedule, "root", ranks, [0.0], [1.0] * len(given.refiners))
     generate = one_f_one_b if schedule == "1f1b" else gpipe
-    lists = [list(with_messages(sections, generate(sections, rank, microbatches))) for rank in range(ranks)]
-    return predict_pipeline(lists, given, sections, BATCH / microbatches)
+    lists = [with_messages(sections, generate(sections, rank, microbatches)) for rank in range(ranks)]
+    return predict_pipeline(lists, given, sections, BATCH / microbatches, keep_spans=False)
 
 
-@pytest.mark.parametrize(("ranks", "microbatches"), list(product((2, 4, 8), (1, 4, 32))))
+@pytest.mark.parametrize(("ranks", "microbatches"), [*product((2, 4, 8), (1, 4, 32)), (64, 64), (1024, 1), (1024, 16)])
 def test_laws_for_equal_refiners(ranks: int, microbatches: int) -> None:
     """Extractor and messages left out, the model is the law."""
-    given = costs(2 * ranks)
+    given = costs(2 * ranks if ranks < 64 else ranks)
     naive = naive_seconds(given, BATCH)
     for schedule in ("fused", "two_phase"):
         speedup = naive / sid(schedule, ranks, microbatches, given).seconds
         assert speedup == pytest.approx(law_speedup("sid", schedule, ranks, microbatches)), schedule
     for schedule in ("gpipe", "1f1b"):
-        if schedule == "gpipe" or microbatches >= ranks:
-            speedup = naive / pipeline(schedule, ranks, microbatches, given).seconds
-            assert speedup == pytest.approx(law_speedup("bp", schedule, ranks, microbatches)), schedule
+        speedup = naive / pipeline(schedule, ranks, microbatches, given).seconds
+        assert speedup == pytest.approx(law_speedup("bp", schedule, ranks, microbatches)), schedule
     assert naive / predict_whole(given, BATCH, num_ranks=ranks).seconds == pytest.approx(ranks)
     assert pipeline("naive", ranks, 1, given).seconds == pytest.approx(naive)
 
@@ -109,14 +109,16 @@ def test_sums_over_replicas_take_their_time() -> None:
     """Two refiners on one rank, backwards of 2 each: the first one's gradient travels in 0.25 behind the second one's
     backward, the second one's in 0.5 behind the extractor's, whose own 1.0 is waited for."""
     links = Links(all_reduce=Link(0.0, 1 / 64))
-    given = costs(2, 1.0, links=links, refiner_parameter_bytes=[16.0, 32.0], extractor_parameter_bytes=64.0)
+    given = costs(2, 1.0, links=links)
+    refiners = [replace(piece, trained_bytes=size) for piece, size in zip(given.refiners, (16.0, 32.0), strict=True)]
+    given = replace(given, layers=[replace(given.layers[0], trained_bytes=64.0)], refiners=refiners)
     alone = sid("fused", 1, 1, given).seconds
     assert alone == pytest.approx(2 * 3 + 3)
     assert sid("fused", 1, 1, given, replicas=2).seconds == pytest.approx(alone + 1.0)
-    frozen = replace(given, layers=[pieces(0.0)], extractor_parameter_bytes=0.0)
+    frozen = replace(given, layers=[pieces(0.0)])
     assert sid("fused", 1, 1, frozen, replicas=2).seconds == pytest.approx(2 * 3 + 0.5)
     stacked = RankView(Placement((2,)), 0, 1, "frozen", 2, "stacked")
-    found = predict_sid([list(SCHEDULES["fused"](stacked))], frozen, BatchLayout(BATCH, 1, 1))
+    found = predict_sid([SCHEDULES["fused"](stacked)], stacked.placement, frozen, BatchLayout(BATCH, 1, 1))
     assert found.seconds == pytest.approx(2 + 2 * 3 + 0.75), "learnt at once, so nothing is left to hide behind"
 
 
@@ -145,12 +147,45 @@ def test_a_replicated_extractor_costs_every_rank_the_whole_batch() -> None:
     assert sid("fused", 4, 1, given, "sharded").seconds == pytest.approx(3 / 4 + 3 + 3)
 
 
-def test_many_ranks() -> None:
-    """Nobody has to run them."""
-    given = costs(512)
-    assert naive_seconds(given, BATCH) / sid("fused", 512, 64, given).seconds == pytest.approx(
-        law_speedup("sid", "fused", 512, 64)
-    )
+@pytest.mark.parametrize(("ranks", "microbatches"), [(64, 1), (64, 16), (1024, 1), (1024, 4)])
+@pytest.mark.parametrize("extractor", ["replicated", "root"])
+def test_law_of_streams(ranks: int, microbatches: int, extractor: Any) -> None:
+    """The chain has the time of two steps. Where it needs more, it decides how long a step takes."""
+    given = costs(ranks)
+    speedup = naive_seconds(given, BATCH) / stream(ranks, microbatches, given, extractor).seconds
+    assert speedup == pytest.approx(law_speedup("sid", "streaming", ranks, microbatches))
+
+
+def test_a_stream_hides_a_chain_of_64_ranks() -> None:
+    """From M = (K+4)/3 on with a sharded extractor, and earlier with others: K times as fast as one rank."""
+    prediction = stream(64, 32, costs(64), "sharded")
+    assert prediction.seconds == pytest.approx(3)
+    assert prediction.bubble == pytest.approx(0, abs=1e-9)
+    assert stream(64, 16, costs(64), "sharded").seconds > 3.5
+
+
+def test_messages_decide() -> None:
+    """64 ranks, a message of 5 s: the first state passes 63 forwards and messages, the three behind it follow one
+    message after the other, and the last one is learnt from. A stream has the time of two steps for that, and needs at
+    least the time of its messages."""
+    given = costs(64, links=Links(message=Link(5.0)))
+    chain = 63 * (1 / 4 + 5) + 3 * 5 + 3 / 4
+    assert sid("fused", 64, 4, given).seconds == pytest.approx(chain)
+    assert stream(64, 4, given, "replicated").seconds == pytest.approx(chain / 2)
+    assert stream(4, 16, costs(4, links=Links(message=Link(1.0))), "replicated").seconds == pytest.approx(16)
+
+
+def test_a_stream_under_way_is_what_a_long_one_tends_to() -> None:
+    """Its filling and its drain count less and less."""
+    given = costs(6, extractor=0.5, links=Links(Link(0.05), Link(0.2), Link(0.1), Link(0.1), Link(0.1), Link(0.3)))
+    for extractor, microbatches in product(("replicated", "root", "sharded"), (1, 4)):
+        placement, layout = Placement((1,) * 6, extractor), BatchLayout(BATCH, microbatches, 6)  # type: ignore[arg-type]
+        lengths = [
+            steps * predict_sid(all_streams(placement, microbatches, 1, steps), placement, given, layout, steps).seconds
+            for steps in (10, 14)
+        ]
+        under_way = predict_stream(placement, given, layout)
+        assert under_way.seconds == pytest.approx((lengths[1] - lengths[0]) / 4, rel=0.01)
 
 
 def test_latency_and_bandwidth_are_found_again() -> None:

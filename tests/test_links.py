@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from sidpar import Runtime
-from sidpar.cost_model import Links
+from sidpar.costs import Links
 from sidpar.links import measure_links
 from tests.harness import run_ranks
 

@@ -14,9 +14,9 @@ def every_placement(num_refiners: int, num_ranks: int) -> list[tuple[int, ...]]:
     return [tuple(b - a for a, b in zip((0, *cut), (*cut, num_refiners), strict=True)) for cut in cuts]
 
 
-def max_load(counts: tuple[int, ...], costs: list[float], base: list[float]) -> float:
+def max_load(counts: tuple[int, ...], costs: list[float], first: float) -> float:
     placement = Placement(counts)
-    return max(base[r] + sum(costs[i] for i in placement.refiners(r)) for r in range(len(counts)))
+    return max(first * (r == 0) + sum(costs[i] for i in placement.refiners(r)) for r in range(len(counts)))
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
@@ -36,17 +36,24 @@ def test_by_cost_has_the_least_maximum_load(data: st.DataObject, num_refiners: i
     num_ranks = min(num_ranks, num_refiners)
     cost = st.one_of(st.integers(0, 5).map(float), st.floats(0, 10))
     costs = data.draw(st.lists(cost, min_size=num_refiners, max_size=num_refiners))
-    base = data.draw(st.lists(cost, min_size=num_ranks, max_size=num_ranks))
-    counts = place_by_cost(costs, num_ranks, base)
+    first = data.draw(cost)
+    counts = place_by_cost(costs, num_ranks, first)
     assert sum(counts) == num_refiners
     assert len(counts) == num_ranks
-    least = min(max_load(other, costs, base) for other in every_placement(num_refiners, num_ranks))
-    assert max_load(counts, costs, base) == pytest.approx(least)
+    least = min(max_load(other, costs, first) for other in every_placement(num_refiners, num_ranks))
+    assert max_load(counts, costs, first) == pytest.approx(least)
 
 
 def test_by_cost_spares_a_rank_that_is_busy_already() -> None:
-    assert place_by_cost([1.0] * 6, 2) == (3, 3)
-    assert place_by_cost([1.0] * 6, 2, base_loads=[4.0, 0.0]) == (1, 5)
+    assert place_by_cost([1.0] * 10, 4) == (3, 3, 2, 2)
+    assert place_by_cost([1.0] * 6, 2, first_load=4.0) == (1, 5)
+    assert place_by_cost([1.0] * 8, 4, first_load=100.0) == (1, 3, 2, 2), "the others share the rest"
+
+
+def test_by_cost_places_thousands() -> None:
+    costs = [1.0 + (i % 7) / 10 for i in range(4096)]
+    counts = place_by_cost(costs, 2048, first_load=2.0)
+    assert max_load(counts, costs, 2.0) == pytest.approx(1.0 + 1.1 + 1.2), "4095 on 2047 ranks: some rank has three"
 
 
 @given(st.integers(0, 100), st.integers(1, 20))

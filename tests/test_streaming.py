@@ -83,37 +83,24 @@ def make(setup: Setup) -> tuple[Placement, Lists]:
 
 @settings(max_examples=200)
 @given(SETUPS)
-def test_no_stream_deadlocks(setup: Setup) -> None:
-    _, actions = make(setup)
-    simulate(actions, Durations(1, 2, 1, 2))
-
-
-@settings(max_examples=200)
-@given(SETUPS)
-def test_every_gradient_is_made_and_applied_once(setup: Setup) -> None:
+def test_every_gradient_is_applied_once(setup: Setup) -> None:
+    """That of the refiners in the batch's own turn, that of the extractor S turns later."""
     placement, actions = make(setup)
     _, _, microbatches, staleness, steps, extractor, update = setup
     for r, mine in enumerate(actions):
         place = {action: k for k, action in enumerate(mine)}
-        assert len(place) == len(mine), "no action occurs twice"
         holds = placement.holds_extractor(r) and update != "frozen"
         updates = [a.step for a in mine if a.do is Do.UPDATE_EXTRACTOR]
         assert updates == (list(range(steps)) if holds else []), "each batch, in order"
         assert [a.step for a in mine if a.do is Do.UPDATE_REFINERS] == list(range(steps))
         for t, m, i in product(range(steps), range(microbatches), placement.refiners(r)):
-            forward, backward = Action(Do.FORWARD, m, i, graph=True, step=t), Action(Do.BACKWARD, m, i, step=t)
-            assert place[forward] < place[backward] < place[Action(Do.UPDATE_REFINERS, step=t)]
-        if not holds:
-            continue
-        whole = extractor == "sharded"
-        for t in range(steps):
-            for m in [None] if whole else range(microbatches):
-                extract = place[Action(Do.EXTRACT, m, graph=True, step=t)]
-                backward = place[Action(Do.EXTRACTOR_BACKWARD, m, step=t)]
-                applied = place[Action(Do.UPDATE_EXTRACTOR, step=t)]
-                assert extract < backward < applied
-                known = [s for s in range(steps) if place[Action(Do.UPDATE_EXTRACTOR, step=s)] < extract]
-                assert known == list(range(max(0, t - staleness))), "features know all updates but the last S"
+            assert place[Action(Do.BACKWARD, m, i, step=t)] < place[Action(Do.UPDATE_REFINERS, step=t)]
+        for t, m in product(range(steps if holds else 0), [None] if extractor == "sharded" else range(microbatches)):
+            extract = place[Action(Do.EXTRACT, m, graph=True, step=t)]
+            backward = place[Action(Do.EXTRACTOR_BACKWARD, m, step=t)]
+            assert backward < place[Action(Do.UPDATE_EXTRACTOR, step=t)]
+            known = [s for s in range(steps) if place[Action(Do.UPDATE_EXTRACTOR, step=s)] < extract]
+            assert known == list(range(max(0, t - staleness))), "features know all updates but the last S"
 
 
 @settings(max_examples=100)
@@ -137,15 +124,3 @@ def test_a_drained_batch_at_a_time_is_fused() -> None:
         mine = [*streaming(view, turn), *drain(view, turn)]
         updates = {Do.UPDATE_REFINERS, Do.UPDATE_EXTRACTOR}
         assert {a for a in mine if a.do not in updates} == set(fused(view))
-
-
-def test_memory_of_the_refiners_is_one_microbatch() -> None:
-    for mine in all_streams(Placement((2, 2, 3)), 4, 1, 3):
-        alive: set[tuple[int, int | None, int | None]] = set()
-        for action in mine:
-            key = action.step, action.microbatch, action.refiner
-            if action.do is Do.FORWARD:
-                alive.add(key)
-            if action.do is Do.BACKWARD:
-                alive.remove(key)
-            assert len({batch[:2] for batch in alive}) <= 1

@@ -1,0 +1,115 @@
+"""What predictions are made from: the cost of each piece of a cascade, and of each kind of message. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds as a function of rows: linear between measured sizes, in proportion outside of them."""
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __call__(self, rows: float) -> float:
+        if rows <= 0:
+            return 0.0
+        if rows < self.rows[0] or rows > self.rows[-1]:
+            end = 0 if rows < self.rows[0] else -1
+            return self.seconds[end] * rows / self.rows[end]
+        return float(np.interp(rows, self.rows, self.seconds))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A layer of the extractor, or a refiner."""
+
+    forward: Curve
+    backward: Curve
+    saved_bytes: float = 0.0
+    """Bytes that autograd saves per row, until the backward."""
+    trained_bytes: float = 0.0
+    """Of its parameters that are trained: each has a gradient and the optimizer's state."""
+    held_bytes: float = 0.0
+    """Of all its parameters and buffers."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Seconds = latency + bytes * seconds_per_byte."""
+
+    latency: float = 0.0
+    seconds_per_byte: float = 0.0
+
+    def __call__(self, size: float) -> float:
+        return self.latency + size * self.seconds_per_byte
+
+
+def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
+    """Latency and bandwidth from measured messages, by weighted least squares: relative errors count, or the largest
+    size would decide the latency. Neither is negative."""
+    weights = 1 / np.array(seconds)
+    design = np.stack([np.ones(len(sizes)), np.array(sizes)], axis=1) * weights[:, None]
+    latency, slope = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0]
+    return Link(max(0.0, float(latency)), max(0.0, float(slope)))
+
+
+@dataclass(frozen=True)
+class Links:
+    """One link per kind of message; of a collective, `size` is the whole buffer, on the number of ranks measured."""
+
+    message: Link = Link()
+    all_gather: Link = Link()
+    reduce_scatter: Link = Link()
+    broadcast: Link = Link()
+    reduce: Link = Link()
+    all_reduce: Link = Link()
+
+
+def ring_links(latency: float, bandwidth: float, num_ranks: int) -> Links:
+    """Links of K ranks that are all alike, from seconds per message and bytes per second: collectives go round a ring
+    of K - 1 hops, an all-reduce twice."""
+    hops, share = num_ranks - 1, (num_ranks - 1) / num_ranks
+    around = Link(hops * latency, share / bandwidth)
+    to_one = Link(hops * latency, 1 / bandwidth)
+    twice = Link(2 * hops * latency, 2 * share / bandwidth)
+    return Links(Link(latency, 1 / bandwidth), around, around, to_one, to_one, twice)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Everything that a prediction is made from."""
+
+    layers: Sequence[Piece]
+    """The extractor's layers; one piece for all of it, if it cannot be taken apart."""
+    refiners: Sequence[Piece]
+    links: Links = field(default_factory=Links)
+    feature_bytes: float = 0.0
+    """Per row, as all of the following."""
+    state_bytes: Sequence[float] = ()
+    """`state_bytes[i]`: of what refiner i receives."""
+    layer_bytes: Sequence[float] = ()
+    """What each layer of the extractor returns."""
+    overhead: float = 0.0
+    """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
+
+    @property
+    def extractor_parameter_bytes(self) -> float:
+        """Of what of the extractor is trained, and so of its gradients."""
+        return sum(piece.trained_bytes for piece in self.layers)
+
+    @property
+    def parameter_bytes(self) -> float:
+        """The same of the whole cascade."""
+        return self.extractor_parameter_bytes + sum(piece.trained_bytes for piece in self.refiners)
+
+    def extractor(self, rows: float) -> tuple[float, float]:
+        """Forward and backward of the whole extractor."""
+        return sum(p.forward(rows) for p in self.layers), sum(p.backward(rows) for p in self.layers)
+
+    def loads(self, rows: float) -> tuple[list[float], list[float]]:
+        """Forward and backward together, of each layer and of each refiner: what placements share out."""
+        layers, refiners = ([p.forward(rows) + p.backward(rows) for p in ps] for ps in (self.layers, self.refiners))
+        return layers, refiners
