@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "profiling" / "results"
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_the_library_example_runs(ranks: int, tmp_path: Path) -> None:
-    blocks: list[str] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
+def examples() -> list[str]:
+    """The library example, and the same with the lines that stream."""
+    example, streaming = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    before, loop = example.split("    engine = ")
+    after = loop[loop.index("    print(") :]
+    return [example, before + textwrap.indent(streaming, "    ") + after]
+
+
+@pytest.mark.parametrize(("ranks", "k"), [(1, 0), (4, 0), (4, 1)])
+def test_the_library_example_runs(ranks: int, k: int, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
-    script.write_text(blocks[0])
+    script.write_text(examples()[k])
     done = torchrun(ranks, str(script))
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall(r"rank (\d): refiners", done.stdout)) == [str(rank) for rank in range(ranks)]
