@@ -113,8 +113,7 @@ class ParallelConfig:
     """Order of the work. sid: fused (the default), two_phase, streaming. bp: naive, gpipe, 1f1b (the default),
     interleaved, zero_bubble, zbv, dualpipe_v."""
     microbatches: int | None = None
-    """M: microbatches per global batch, or per replica's share of it; by default 1, and 4 per rank for bp on several
-    ranks."""
+    """M: microbatches per batch, of each replica's share; by default 1, and 4 per rank for bp on several ranks."""
     replicas: int = 1
     """R: copies of the cascade, each on K ranks and with 1/R of every batch; R x K ranks must be started."""
     staleness: int | None = None
@@ -261,8 +260,7 @@ class Config:
         self._offers("extractor", get_args(CutExtractor))
         without_effect("parallel", self.parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
         fill_in(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
-        reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
-        without_effect("parallel", self.parallel, ["replicas"], reason)
+        without_effect("parallel", self.parallel, ["replicas"], "method=bp has no replicas of a pipeline")
         self._reads_costs()
         self._has_one_loss()
 
