@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sidpar.phases import COMPUTE
 from tests.harness import ROOT, torchrun
 
 README = (ROOT / "README.md").read_text()
@@ -135,6 +136,31 @@ def ratio_table(report: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", ["emulated_k4", "emulated_k8"])
 def test_speed_tables(name: str) -> None:
     assert "\n".join(speed_table(read(name))) in README
+
+
+STREAMS = {
+    "SID `streaming`, sharded": "sid streaming sharded M=8",
+    "SID `streaming`, replicated": "sid streaming replicated M=8",
+    "SID `fused`, sharded": "sid fused sharded M=8",
+    "BP 1F1B": "bp 1f1b cut M=8",
+    "BP naive": "bp naive root M=1",
+}
+
+
+def stream_table(report: dict[str, Any]) -> list[str]:
+    """Speed-up over naive backpropagation, and how much of a step the busiest rank works."""
+    rows = {row["key"]: row for row in report["rows"]}
+    lines = []
+    for name, key in STREAMS.items():
+        row, median = rows[key], rows[key]["step_ms"]["median"]
+        busiest = max(sum(ms for phase, ms in rank.items() if phase in COMPUTE) for rank in row["phases_ms"])
+        cells = [row["speedup_vs_naive_bp"], row["law_speedup"], row["model_step_ms"] / median, busiest / median]
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return lines
+
+
+def test_stream_table() -> None:
+    assert "\n".join(stream_table(read("streaming_k8"))) in README
 
 
 @pytest.mark.parametrize(("name", "m", "unit"), [("emulated_k4", 16, "KiB"), ("wide_mlp_k2", 8, "MiB")])
