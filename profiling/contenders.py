@@ -9,13 +9,17 @@ from workloads import Workload
 
 from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine, cost_model
 from sidpar.batching import BatchLayout
+from sidpar.candidates import Job, SIDCandidate
 from sidpar.cost_model import Prediction
 from sidpar.costs import Costs
 from sidpar.cut import PIPELINES, Cut, make_cut
 from sidpar.engines import Engine
 from sidpar.placement import Copies, Placement
+from sidpar.planning import FREE, choose_sid
 
 SINGLE = "one process"
+AUTO = "auto"
+"""In the key of what `parallel: auto` chooses, which has a row beside all others."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class Contender:
     threads: int = 1
     stream: int = 1
     """Steps that are measured as one, because they overlap."""
+    counts: tuple[int, ...] | None = None
+    """Refiners per rank, where a plan has chosen them."""
 
     @property
     def key(self) -> str:
         """A name of its own."""
         parts = [self.method, self.schedule, self.extractor, f"M={self.microbatches}"]
-        return " ".join(parts + (["plain"] if self.network == "plain" else []))
+        return " ".join([*parts, *[self.network] * (self.network != "cascade"), *[AUTO] * (self.counts is not None)])
 
     @property
     def single(self) -> bool:
@@ -51,7 +57,7 @@ class Contender:
         num_refiners, ranks, m = len(cascade.refiners), here.world_size, self.microbatches
         if self.method == "sid":
             extractor: Any = "replicated" if self.single else self.extractor
-            stage = Stage(cascade, here, extractor=extractor, compute=workload.compute)
+            stage = Stage(cascade, here, extractor=extractor, counts=self.counts, compute=workload.compute)
             if self.schedule == "streaming":
                 return StreamingEngine(stage, objective, microbatches=m)
             schedule: Any = "fused" if self.single else self.schedule
@@ -96,7 +102,7 @@ class Contender:
         """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
         if self.single:
             return 1.0 if self.threads == 1 else None
-        return cost_model.law_speedup(self.method, self.schedule, num_ranks, self.microbatches)
+        return cost_model.law_speedup(self.method, self.schedule, num_ranks, self.microbatches, self.extractor)
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
         """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
@@ -107,10 +113,26 @@ class Contender:
         return cost_model.naive_seconds(costs, batch) / cost_model.paper_seconds(costs, batch, groups)
 
 
+def chosen_by_plan(costs: Costs, batch_size: int, num_ranks: int, stream: int) -> Contender:
+    """What `parallel: auto` chooses from these costs, free in everything."""
+    chosen = choose_sid(Job(costs, batch_size, num_ranks), FREE)
+    assert chosen is not None, "memory has no limit here"
+    candidate = chosen.candidate
+    assert isinstance(candidate, SIDCandidate)
+    return Contender(
+        "sid",
+        candidate.schedule,
+        candidate.placement.extractor,
+        candidate.microbatches,
+        stream=stream if candidate.staleness else 1,
+        counts=tuple(candidate.placement.counts),
+    )
+
+
 def contenders(
     workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str], stream: int
 ) -> Iterator[Contender]:
-    """All that are compared, whether they can run or not."""
+    """All that are compared, whether they can run or not, but for the plan's choice."""
     yield Contender("bp", "naive", "root")
     for m in microbatches:
         for schedule in PIPELINES:
@@ -128,6 +150,9 @@ def contenders(
     if workload.name != "emulated" and num_ranks > 1 and not torch.cuda.is_available():
         yield Contender("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
         yield Contender("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+    if "recomputing" in workload.networks:
+        for extractor in extractors:
+            yield Contender("sid", "streaming", extractor, min(microbatches), "recomputing", stream=stream)
     if "plain" in workload.networks:
         yield Contender("ddp", "ddp", "whole", network="plain")
         yield Contender("bp", SINGLE, "whole", network="plain")

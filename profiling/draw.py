@@ -6,12 +6,14 @@ from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
-from figures import Row, at, human, note, save, saved_activations, unit_of
+from figures import Row, at, note, save, saved_activations
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
+
+from sidpar.units import human, unit_of
 
 CATEGORIES = {
     "parameters": "#4e79a7",

@@ -12,8 +12,9 @@ matplotlib.use("Agg")  # before pyplot, which would look for a display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from sidpar.drawing import Span
+
 Row = dict[str, Any]
-Span = tuple[str, str, float, float]  # phase, label, start and end in seconds
 Timelines = dict[str, dict[str, list[list[Span]] | None]]  # key -> "measured" or "modelled" -> spans of each rank
 DPI = 150
 
@@ -27,18 +28,9 @@ def at(value: Any, *path: str) -> Any:
     return value
 
 
-def unit_of(size: float) -> tuple[int, str]:
-    """The unit in which a size in bytes reads best."""
-    power = 0 if abs(size) < 1024 else min(3, int(math.log2(abs(size)) // 10))
-    return 1024**power, ("B", "KiB", "MiB", "GiB")[power]
-
-
-def human(size: float | None) -> str:
-    """Bytes in units of 1024."""
-    if size is None:
-        return "-"
-    divisor, unit = unit_of(size)
-    return f"{size:.0f} B" if divisor == 1 else f"{size / divisor:.2f} {unit}"
+def is_auto(row: Row) -> bool:
+    """Whether it is the plan's choice, beside the row of the same settings."""
+    return bool(row["key"].endswith(" auto"))
 
 
 def median_ms(row: Row) -> float:

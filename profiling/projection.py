@@ -2,10 +2,10 @@
 
     python profiling/projection.py --out DIR
 
-writes DIR/projection.json and DIR/projection.md: for SimpleCNN and wide_mlp at several L and batch sizes, the time of
-each piece (CUDA events on a GPU, a monotonic clock on a CPU), the memory that one process takes by method, and for each
-K the cost model's speed-up over naive backpropagation beside the paper's own projection (appendix B.3), which knows no
-messages. Messages are modelled from --latency-us and --gigabytes-per-s; nothing here was sent.
+writes DIR/projection.json and DIR/projection.md: for SimpleCNN and wide_mlp, or other workloads, at several L and batch
+sizes, the time of each piece (CUDA events on a GPU, a monotonic clock on a CPU), the memory that one process takes by
+method, and for each K the cost model's speed-up over naive backpropagation beside the paper's own projection (appendix
+B.3), which knows no messages. Messages are modelled from --latency-us and --gigabytes-per-s; nothing here was sent.
 """
 
 import argparse
@@ -18,30 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import workloads
 from conditions import conditions
 from contenders import SINGLE, Contender
 from measuring import Entry, memory_of
 from rows import describe_costs
-from workloads import make
 
 from sidpar import Runtime
 from sidpar.balance import measure_costs
-from sidpar.batching import BatchLayout
-from sidpar.cost_model import (
-    Prediction,
-    naive_seconds,
-    paper_seconds,
-    predict_pipeline,
-    predict_sid,
-    predict_whole,
-)
+from sidpar.calibration import halvings
+from sidpar.candidates import Job
+from sidpar.cost_model import naive_seconds, paper_seconds
 from sidpar.costs import Costs, ring_links
-from sidpar.cut import make_cut
-from sidpar.pipelines import one_f_one_b, with_messages
+from sidpar.engines.pipeline_order import torch_order
 from sidpar.placement import Placement, place_by_count
-from sidpar.schedule import all_ranks, fused, two_phase
+from sidpar.planning import Freedom, backpropagation, search, sid_candidates
 
-SCHEDULES = {"two_phase": two_phase, "fused": fused}
 SINGLES = (
     Contender("bp", SINGLE, "whole"),
     Contender("bp", f"{SINGLE}, accumulation", "whole", 8),
@@ -59,8 +51,7 @@ def main() -> None:
     parser.add_argument("--refiners", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512, 4096])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--autocast", choices=["none", "bf16"], default="none")
-    parser.add_argument("--width", type=int, default=1024, help="wide_mlp: hidden units of a refiner")
+    workloads.add_details(parser)
     parser.add_argument("--latency-us", type=float, default=10.0)
     parser.add_argument("--gigabytes-per-s", type=float, default=100.0)
     arguments = parser.parse_args()
@@ -87,10 +78,10 @@ def measure(name: str, num_refiners: int, batch: int, arguments: argparse.Namesp
     runtime = Runtime.single()
     given = argparse.Namespace(**vars(arguments), workload=name, batch=batch)
     given.refiners = num_refiners
-    workload = make(given, 1)
+    workload = workloads.make(given, 1)
     workload = replace(workload, x=workload.x.to(runtime.device), y=workload.y.to(runtime.device))
-    cuts = {batch} | {batch // m for m in (2, 4, 8, 16, 32, 64) if batch // m >= 1}
-    costs = measure_costs(workload.networks["cascade"](), workload.x, workload.compute, sorted(cuts), apart=True)
+    sizes = sorted(halvings(batch))
+    costs = measure_costs(workload.networks["cascade"](), workload.x, workload.compute, sizes, apart=True)
     memory = {c.key: asdict(memory_of(Entry(c, runtime, workload, costs), runtime, workload)[0]) for c in SINGLES}
     return {
         "network": name,
@@ -98,55 +89,32 @@ def measure(name: str, num_refiners: int, batch: int, arguments: argparse.Namesp
         "batch_size": batch,
         "costs_ms": describe_costs(costs, batch),
         "memory": memory,
-        "projections": [p for ranks in arguments.ranks for p in project(costs, num_refiners, batch, ranks, arguments)],
+        "projections": [p for ranks in arguments.ranks for p in project(costs, batch, ranks, arguments)],
     }
 
 
-def project(
-    costs: Costs, num_refiners: int, batch: int, ranks: int, arguments: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """What K ranks would do, each method at the M that suits it best."""
+def project(costs: Costs, batch: int, ranks: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What K ranks would do, each way to train at the M that suits it best, the fastest first."""
+    num_refiners = len(costs.refiners)
     if num_refiners < ranks:
         return
     links = ring_links(1e-6 * arguments.latency_us, 1e9 * arguments.gigabytes_per_s, ranks)
-    costs = replace(costs, links=links)
-    naive = naive_seconds(costs, batch)
-    counts = place_by_count(num_refiners, ranks)
-
-    def row(method: str, predictions: dict[int, Prediction], paper: float | None = None) -> dict[str, Any]:
-        best = min(predictions, key=lambda m: predictions[m].seconds)
-        prediction = predictions[best]
-        return {
+    job = Job(replace(costs, links=links), batch, ranks)
+    naive, placement = naive_seconds(costs, batch), Placement(place_by_count(num_refiners, ranks))
+    paper = naive / paper_seconds(costs, batch, [placement.refiners(rank) for rank in range(ranks)])
+    ways = [*sid_candidates(job, Freedom()), *backpropagation(job, torch_order, {})]
+    for option in search(job, [way for way in ways if way.holding.num_ranks == ranks]):
+        assert option.largest is not None
+        yield {
             "ranks": ranks,
-            "method": method,
-            "microbatches": best,
-            "step_ms": 1000 * prediction.seconds,
-            "speedup_vs_naive_bp": naive / prediction.seconds,
-            "bubble_fraction": prediction.bubble,
-            "saved_activation_bytes": max(prediction.saved_bytes),
-            "paper_speedup": paper,
+            "method": option.candidate.row,
+            "microbatches": option.candidate.microbatches,
+            "step_ms": 1000 * option.seconds,
+            "speedup_vs_naive_bp": naive / option.seconds,
+            "bubble_fraction": option.bubble,
+            "saved_activation_bytes": option.largest.saved_activations,
+            "paper_speedup": paper if option.candidate.method == "sid" else None,
         }
-
-    tried = [m for m in (1, ranks, 4 * ranks) if m <= batch]
-    paper = naive / paper_seconds(costs, batch, [Placement(counts).refiners(rank) for rank in range(ranks)])
-    for schedule, extractor in product(SCHEDULES, ("replicated", "sharded")):
-        placement = Placement(counts, extractor)  # type: ignore[arg-type]
-        predictions = {
-            m: predict_sid(all_ranks(SCHEDULES[schedule], placement, m), placement, costs, BatchLayout(batch, m, ranks))
-            for m in tried
-        }
-        yield row(f"sid {schedule} {extractor}", predictions, paper)
-    if len(costs.layers) + num_refiners >= ranks:
-        yield row("bp 1f1b cut", {m: pipeline(costs, batch, ranks, m) for m in tried if m >= ranks})
-    yield row("ddp", {1: predict_whole(costs, batch, num_ranks=ranks)})
-
-
-def pipeline(costs: Costs, batch: int, ranks: int, microbatches: int) -> Prediction:
-    rows = batch / microbatches
-    layers, refiners = costs.loads(rows)
-    sections = make_cut("1f1b", "cut", ranks, layers, refiners)
-    lists = [list(with_messages(sections, one_f_one_b(sections, rank, microbatches))) for rank in range(ranks)]
-    return predict_pipeline(lists, costs, sections, rows)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -182,17 +150,18 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['network']} | {row['num_refiners']} | {row['batch_size']} | {key} | {saved:.1f} | {peak} |"
             )
-    lines += ["", "## Projected on K ranks (modelled, each at its best M of 1, K, 4K)", ""]
+    lines += ["", "## Projected on K ranks (modelled, each at the M that suits it best)", ""]
     lines += ["| network | L | B | K | method | M | step ms | vs naive BP | bubble | the paper's projection |"]
     lines += ["| --- " * 10 + "|"]
     for row in report["rows"]:
         network = f"{row['network']} | {row['num_refiners']} | {row['batch_size']}"
         for p in row["projections"]:
             paper = "-" if p["paper_speedup"] is None else f"{p['paper_speedup']:.2f}"
+            bubble = "-" if p["bubble_fraction"] is None else f"{100 * p['bubble_fraction']:.0f} %"
             lines.append(
                 f"| {network} | {p['ranks']} | {p['method']} "
                 f"| {p['microbatches']} | {p['step_ms']:.2f} | {p['speedup_vs_naive_bp']:.2f} "
-                f"| {100 * p['bubble_fraction']:.0f} % | {paper} |"
+                f"| {bubble} | {paper} |"
             )
     return "\n".join(lines) + "\n"
 

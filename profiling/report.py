@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import draw
-from figures import Timelines
+from figures import Timelines, is_auto
 from gantt import timeline
 from tables import PARTS, markdown
 
@@ -63,9 +63,10 @@ def remake(folder: Path) -> None:
     }
     (folder / "report.md").write_text(markdown(report))
     (folder / "trace.json").write_text(json.dumps(trace(timelines)) + "\n")
-    draw.speedup(report, folder / "speedup.png")
-    draw.memory(report, folder / "memory.png")
-    timeline(report, timelines, folder / "timeline.png")
+    drawn = report | {"rows": [row for row in report["rows"] if not is_auto(row)]}
+    draw.speedup(drawn, folder / "speedup.png")
+    draw.memory(drawn, folder / "memory.png")
+    timeline(drawn, timelines, folder / "timeline.png")
 
 
 def bad(path: Path, what: str) -> BadFileError:

@@ -13,21 +13,22 @@ divided by their number. A first pass has each method alone in memory and measur
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import workloads
-from calibration import calibrate
 from conditions import conditions
-from contenders import Contender, contenders
+from contenders import Contender, chosen_by_plan, contenders
 from measuring import Entry, Measured, memory_pass, timed_window
 from report import remake
 from rows import describe_costs, describe_link, rows, timelines_of
 from workloads import Workload
 
 from sidpar import Runtime, UsageError
+from sidpar.calibration import calibrate, halvings
 from sidpar.clock import clock_offset
 from sidpar.cost_model import Prediction
 from sidpar.costs import Costs
@@ -63,8 +64,15 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
     say(runtime, f"{workload.name} on {ranks} ranks: links")
     links = measure_links(runtime)
     say(runtime, "cost of each piece")
-    costs = {name: calibrate(runtime, workload, name, microbatches, links) for name in workload.networks}
-    chosen, left_out = feasible(runtime, workload, costs, microbatches, arguments)
+    batch = len(workload.x)
+    sizes = {-(-batch // part) for m in microbatches for part in (1, ranks, m, m * ranks)} | halvings(batch)
+    costs = {
+        name: calibrate(runtime, build, workload.x, workload.y, workload.compute, sizes, links, what=name)
+        for name, build in workload.networks.items()
+    }
+    plan = chosen_by_plan(costs["cascade"], batch, ranks, arguments.stream)
+    compared = [*contenders(workload, ranks, microbatches, arguments.extractors, arguments.stream), plan]
+    chosen, left_out = feasible(runtime, workload, costs, compared, arguments.only)
     measured: dict[Contender, Measured] = {}
     for contender in chosen:
         say(runtime, f"memory: {contender.key}")
@@ -97,7 +105,7 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         timelines = {c.key: timelines_of(c, everyone[c], predictions[c][0]) for c in chosen}
-        (arguments.out / "timelines.json").write_text(json.dumps(timelines) + "\n")
+        (arguments.out / "timelines.json").write_text(json.dumps(timelines, separators=(",", ":")) + "\n")
         remake(arguments.out)
         print(f"report: {arguments.out / 'report.md'}")
 
@@ -106,13 +114,13 @@ def feasible(
     runtime: Runtime,
     workload: Workload,
     costs: dict[str, Costs],
-    microbatches: list[int],
-    arguments: argparse.Namespace,
+    compared: Iterable[Contender],
+    only: Sequence[str] | None,
 ) -> tuple[list[Contender], list[dict[str, str]]]:
     """Contenders that can run here, and why the others cannot: refused by the engine itself, before any message."""
     chosen, left_out = [], []
-    for contender in contenders(workload, runtime.world_size, microbatches, arguments.extractors, arguments.stream):
-        if arguments.only and not any(word in contender.key for word in arguments.only):
+    for contender in compared:
+        if only and not any(word in contender.key for word in only):
             continue
         reason = None
         try:

@@ -34,13 +34,12 @@ from torch import Tensor
 
 from sidpar import Runtime, SIDEngine, StreamingEngine
 from sidpar.actions import Do
-from sidpar.build import build_cascade, build_engine, build_loader, build_stage
+from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
 from sidpar.command_line import parse
 from sidpar.engines import Update
 from sidpar.engines.versions import Version
 from sidpar.meter import Meter
 from sidpar.optim import Optimizers
-from sidpar.train import load_dataset
 
 REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
 

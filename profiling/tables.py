@@ -1,10 +1,13 @@
 """The tables of a report, in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from figures import Row, at, human, median_ms, saved_activations, unit_of
-from gantt import MESSAGES, phase_order
+from figures import Row, at, is_auto, median_ms, saved_activations
+from gantt import phase_order
+
+from sidpar.phases import MESSAGES
+from sidpar.units import human, unit_of
 
 PARTS = ("extractor forward", "extractor backward", "refiner forward", "refiner backward")
 
@@ -56,7 +59,11 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [f"# Speed and memory of SID and of backpropagation{'' if name is None else f': {name}'}"]
     if environment.get("gpus") == 0:
         parts.append("**CPU with gloo; not measured on a GPU.**")
-    parts += [verdict(rows), "Remade from `report.json` and `timelines.json` by `python profiling/report.py DIR`."]
+    parts += [
+        verdict(rows),
+        *choice(rows),
+        "Remade from `report.json` and `timelines.json` by `python profiling/report.py DIR`.",
+    ]
     parts += ["## Conditions", table(["environment", ""], environment.items(), 2)]
     parts += [table(["workload", ""], report["workload"].items(), 2)]
     parts += [
@@ -88,6 +95,19 @@ def verdict(rows: Sequence[Row]) -> str:
     each = [f"`{row['key']}` with {figure(median_ms(row))} ms" for row in (fast, slow)]
     ratio = times(median_ms(slow) / median_ms(fast))
     return f"{winner} is faster here, {ratio}: {each[0]} against {each[1]}, each the fastest of its kind."
+
+
+def choice(rows: Sequence[Row]) -> Iterator[str]:
+    """How good the plan's choice is; rows are sorted by time."""
+    settings = [row for row in rows if row["method"] == "sid" and row["network"] == "cascade"]
+    settings = [row for row in settings if not row["schedule"].startswith("one process")]
+    auto, others = ([row for row in settings if is_auto(row) == chosen] for chosen in (True, False))
+    if auto and others:
+        yield (
+            f"`parallel: auto` chooses `{auto[0]['key'].removesuffix(' auto')}`: {figure(median_ms(auto[0]))} ms, "
+            f"{median_ms(auto[0]) / median_ms(others[0]):.2f} times the fastest setting of SID that was tried, "
+            f"`{others[0]['key']}` with {figure(median_ms(others[0]))} ms."
+        )
 
 
 SPEED_NOTE = (

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sidpar import Cascade, Compute, models
 from sidpar.models.emulated import emulated
 
-IMAGE = (3, 32, 32)
+IMAGES = {"simple_cnn": (3, 32, 32), "wide_mlp": (3, 32, 32), "digits": (1, 8, 8)}
+"""`digits` is the demo's: SimpleCNN on images so small that everything else shows."""
 CLASSES = 10
 
 
@@ -21,7 +23,8 @@ class Workload:
 
     name: str
     networks: dict[str, Callable[[], Cascade]]
-    """`cascade`, and where there is one `plain`: a network for backpropagation alone, of the same cost."""
+    """`cascade`, and where there are such, others of the same cost: `plain`, for backpropagation alone, and
+    `recomputing`, whose extractor keeps no activations."""
     x: Tensor
     y: Tensor
     compute: Compute
@@ -30,16 +33,21 @@ class Workload:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that describe a workload."""
-    parser.add_argument("--workload", choices=["emulated", "simple_cnn", "wide_mlp"], default="emulated")
+    parser.add_argument("--workload", choices=["emulated", "simple_cnn", "wide_mlp", "digits"], default="emulated")
     parser.add_argument("--refiners", type=int, help="L; by default 2 per rank")
     parser.add_argument("--batch", type=int, default=256, help="global batch B")
+    add_details(parser)
+
+
+def add_details(parser: argparse.ArgumentParser) -> None:
+    """Those of them that have one value for all sizes."""
     parser.add_argument("--width", type=int, default=1024, help="wide_mlp: hidden units of a refiner")
     parser.add_argument("--refiner-ms", type=float, default=100.0, help="emulated: one refiner's forward on the batch")
     parser.add_argument(
         "--extractor-ms", type=float, default=20.0, help="emulated: the extractor's forward on the batch"
     )
     parser.add_argument("--time-scale", type=float, default=1.0, help="emulated: multiplies both")
-    parser.add_argument("--autocast", choices=["none", "bf16"], default="none", help="simple_cnn, wide_mlp")
+    parser.add_argument("--autocast", choices=["none", "bf16"], default="none", help="not emulated")
 
 
 def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
@@ -60,18 +68,36 @@ def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
         networks: dict[str, Callable[[], Cascade]] = {"cascade": lambda: emulated(num_refiners, CLASSES, **seconds)}
         x = torch.randn(batch, 32, generator=generator)
         return Workload("emulated", networks, x, y, Compute(), conditions)
-    x = torch.randn(batch, *IMAGE, generator=generator)
+    image = IMAGES[arguments.workload]
+    x = torch.randn(batch, *image, generator=generator)
     compute = Compute(autocast=arguments.autocast, channels_last=arguments.workload == "simple_cnn")
-    conditions |= {"image": list(IMAGE), "autocast": arguments.autocast}
-    if arguments.workload == "simple_cnn":
+    conditions |= {"image": list(image), "autocast": arguments.autocast}
+    if arguments.workload != "wide_mlp":
         networks = {
-            "cascade": lambda: models.simple_cnn(IMAGE, CLASSES, num_refiners),
-            "plain": lambda: models.plain_cnn(IMAGE, CLASSES, num_refiners),
+            "cascade": lambda: models.simple_cnn(image, CLASSES, num_refiners),
+            "plain": lambda: models.plain_cnn(image, CLASSES, num_refiners),
+            "recomputing": lambda: recomputing(models.simple_cnn(image, CLASSES, num_refiners)),
         }
-        return Workload("simple_cnn", networks, x, y, compute, conditions)
+        return Workload(arguments.workload, networks, x, y, compute, conditions)
     width = arguments.width
     networks = {
-        "cascade": lambda: models.wide_mlp(IMAGE, CLASSES, num_refiners, width=width),
-        "plain": lambda: models.plain_mlp(IMAGE, CLASSES, num_refiners, width=width),
+        "cascade": lambda: models.wide_mlp(image, CLASSES, num_refiners, width=width),
+        "plain": lambda: models.plain_mlp(image, CLASSES, num_refiners, width=width),
     }
     return Workload("wide_mlp", networks, x, y, compute, conditions | {"width": width})
+
+
+class Recomputing(nn.Module):
+    """Layers that keep their input alone, and run once more before their backward."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.layers, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def recomputing(cascade: Cascade) -> Cascade:
+    """The same cascade with such an extractor."""
+    return Cascade(Recomputing(cascade.extractor), list(cascade.refiners), cascade.num_classes)

@@ -52,6 +52,7 @@ def measure_costs(
         feature_bytes=bytes_of(spec.empty(1, torch.device("meta")) for spec in specs.features),
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
         layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][: len(layers)]],
+        input_bytes=bytes_of([x[:1]]),
     )
 
 

@@ -5,6 +5,7 @@ Microbatch m is a run of consecutive rows. Rank r's shard is its share of *every
 that the feature gradient of one microbatch can be scattered to its owners while the next one is still being computed.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,9 +64,16 @@ class BatchLayout:
         ]
 
     @cached_property
+    def shard_sizes(self) -> list[int]:
+        """Rows of each rank's shard, by counting: microbatches have two sizes at most."""
+        sizes = Counter(len(rows) for rows in self.microbatches)
+        splits = [(number, even_split(size, self.num_ranks)) for size, number in sizes.items()]
+        return [sum(number * split[rank] for number, split in splits) for rank in range(self.num_ranks)]
+
+    @cached_property
     def padded_shard(self) -> int:
         """Rows of the largest shard: collectives move equal sizes, so smaller shards are padded to it."""
-        return max(len(shard) for shard in self.shards)
+        return max(self.shard_sizes)
 
     def padded_part(self, m: int) -> int:
         return len(self.parts[m][0])

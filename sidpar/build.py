@@ -1,17 +1,21 @@
 """From a configuration to a network, this rank's share of it, and the engine that trains it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sidpar import models
 from sidpar.balance import measure_costs
+from sidpar.batching import Share
+from sidpar.calibration import calibrate, halvings
 from sidpar.cascade import Cascade
 from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, SynchronousName
 from sidpar.config import Config
+from sidpar.costs import Costs, Links
 from sidpar.cut import Cut, check_microbatches, make_cut
-from sidpar.data.datasets import Dataset
+from sidpar.data.datasets import Dataset, load
 from sidpar.data.loader import Loader
 from sidpar.engines import Engine
 from sidpar.engines.bp import BPEngine
@@ -24,6 +28,22 @@ from sidpar.placement import Copies, place_by_cost
 from sidpar.runtime import Runtime
 from sidpar.specs import Skeleton
 from sidpar.stage import Stage
+
+
+def load_dataset(config: Config, runtime: Runtime) -> Dataset:
+    """The dataset on every rank; a download happens once per node, before the others read."""
+    data = config.data
+    if data.download:
+        problem = None
+        if runtime.local_rank == 0:
+            try:
+                load(data.name, data.root, download=True)
+            except (UsageError, OSError) as error:
+                problem = f"{data.name} cannot be downloaded: {error}"
+        problems = [found for found in runtime.exchange("download", problem) if found is not None]
+        if problems:
+            raise UsageError(problems[0])
+    return load(data.name, data.root)
 
 
 def build_cascade(config: Config, dataset: Dataset) -> Cascade:
@@ -138,16 +158,10 @@ def choose_cut(config: Config, cascade: Cascade, loader: Loader, runtime: Runtim
 
 def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> tuple[list[float], list[float]]:
     """Cost of each of the extractor's layers (one, if it stays whole) and of each refiner: given, or measured."""
-    parallel, num_refiners = config.parallel, len(cascade.refiners)
+    parallel = config.parallel
     num_layers = len(Skeleton(cascade).layer_names) if parallel.extractor == "cut" else 0
     if parallel.costs is not None:
-        if len(parallel.costs) != num_layers + num_refiners:
-            layers = f" and one for each of the extractor's {num_layers} layers before them" if num_layers else ""
-            raise UsageError(
-                f"parallel.costs lists {len(parallel.costs)} numbers, but model.num_refiners={num_refiners}: "
-                f"give one per refiner{layers}"
-            )
-        return parallel.costs[:num_layers] or [parallel.extractor_cost or 0.0], parallel.costs[num_layers:]
+        return given_costs(config, num_layers, len(cascade.refiners))
     measured = None
     if runtime.rank == 0:
         parts = parallel.replicas * choose_microbatches(config, runtime.world_size)
@@ -156,3 +170,27 @@ def _costs(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -
         measured = costs.loads(rows)
     layer_costs, refiner_costs = runtime.from_root("measured costs", measured)
     return layer_costs, refiner_costs
+
+
+def measure_pieces(
+    config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime, links: Links
+) -> Costs:
+    """What the pieces of the configured cascade cost on all of these ranks at once, on a replica's share of the batch
+    and parts of it, made of images like `sample` [n, channels, H, W]."""
+    rows = len(Share(config.data.batch_size, config.parallel.replicas, 0).taken)
+    x = sample.repeat(-(-rows // len(sample)), 1, 1, 1)[:rows]
+    y = torch.zeros(rows, dtype=torch.int64, device=x.device)
+    return calibrate(runtime, build, x, y, config.compute, halvings(rows), links)
+
+
+def given_costs(config: Config, num_layers: int, num_refiners: int) -> tuple[list[float], list[float]]:
+    """`parallel.costs`: of each layer of an extractor that is cut, else of the whole extractor, and of each refiner."""
+    costs = config.parallel.costs
+    assert costs is not None
+    if len(costs) != num_layers + num_refiners:
+        layers = f" and one for each of the extractor's {num_layers} layers before them" if num_layers else ""
+        raise UsageError(
+            f"parallel.costs lists {len(costs)} numbers, but model.num_refiners={num_refiners}: "
+            f"give one per refiner{layers}"
+        )
+    return costs[:num_layers] or [config.parallel.extractor_cost or 0.0], costs[num_layers:]

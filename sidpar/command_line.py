@@ -1,9 +1,11 @@
 """A command line to a configuration: defaults < YAML < dotted flags, parsed by jsonargparse. No torch."""
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from sidpar.config import Config
 from sidpar.errors import UsageError
@@ -15,19 +17,28 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     A mistake ends the process with exit code 2 and one line that names the key. `--print_config` prints the resolved
     configuration, as the run folder would keep it, and ends the process.
     """
-    parser = _parser()
-    namespace = parser.parse_args(arguments)
-    try:
-        settings = parser.instantiate(namespace)
-        print_only = settings.pop("print_config")
-        settings.pop("config")
-        config = Config(**settings)
-    except UsageError as error:
-        parser.error(str(error))
-    if print_only:
+    parser = config_parser(
+        "sidpar.train",
+        "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
+        "Train a cascade by Synergistic Information Distillation, one process per rank.",
+    )
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+    config, others = parse_with(parser, arguments)
+    if others["print_config"]:
         print(to_yaml(config), end="")
         parser.exit()
     return config
+
+
+def parse_with(parser: ArgumentParser, arguments: Sequence[str] | None) -> tuple[Config, dict[str, Any]]:
+    """The configuration, and the program's own arguments by name; a mistake ends the process as above."""
+    namespace, names = parser.parse_args(arguments), [field.name for field in fields(Config)]
+    try:
+        settings = dict(parser.instantiate(namespace))
+        config = Config(**{name: settings[name] for name in names})
+    except UsageError as error:
+        parser.error(str(error))
+    return config, {name: value for name, value in settings.items() if name not in (*names, "config")}
 
 
 def to_yaml(config: Config) -> str:
@@ -35,16 +46,26 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
-def _parser() -> ArgumentParser:
+def config_parser(program: str, usage: str, description: str) -> ArgumentParser:
+    """Of a program that takes a configuration; it may add arguments of its own."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("sidpar", _load, exceptions=(yaml.YAMLError,))
     parser = ArgumentParser(
-        prog="sidpar.train",
-        usage="torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
-        description="Train a cascade by Synergistic Information Distillation, one process per rank.",
+        prog=program,
+        usage=usage,
+        description=description,
         default_env=False,
+        parser_mode="sidpar",
         print_config=None,  # jsonargparse's own would print settings that are neither resolved nor validated
     )
     parser.add_argument("--config", action="config", help="YAML file of differences from the defaults.")
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
     parser.add_class_arguments(Config)
     return parser
+
+
+def _load(text: str) -> Any:
+    """YAML, in which `parallel: auto` is short for `parallel: {auto: true}`."""
+    content = get_loader("yaml")(text)
+    if isinstance(content, dict) and content.get("parallel") == "auto":
+        content["parallel"] = {"auto": True}
+    return content

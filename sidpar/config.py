@@ -131,6 +131,9 @@ class ParallelConfig:
     measured on rank 0."""
     extractor_cost: float | None = None
     """placement=cost with given costs, extractor=root: cost of the extractor in the same unit; by default 0."""
+    auto: bool = False
+    """sid: choose what is left open of extractor, schedule (fused, or streaming with a staleness of 1), microbatches
+    and placement by a plan, after a short calibration on the ranks of the job. The run folder tells what was chosen."""
     device: DeviceKind = "auto"
     """auto: CUDA if there is any."""
     backend: Backend = "auto"
@@ -245,8 +248,11 @@ class Config:
     def _check_sid(self) -> None:
         self._offers("schedule", get_args(ScheduleName))
         self._offers("extractor", get_args(ExtractorPlacement))
-        fill_in(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
         fill_in(self.parallel, refiner_execution="loop")
+        if self.parallel.auto:
+            self._leaves_open()
+        else:
+            fill_in(self.parallel, extractor="sharded", schedule="fused", microbatches=1, placement="count")
         self._reads_costs()
         self._learns_locally()
 
@@ -260,12 +266,15 @@ class Config:
         self._offers("extractor", get_args(CutExtractor))
         without_effect("parallel", self.parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
         fill_in(self.parallel, extractor="cut", schedule="1f1b", placement="cost")
-        without_effect("parallel", self.parallel, ["replicas"], "method=bp has no replicas of a pipeline")
+        reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
+        without_effect("parallel", self.parallel, ["replicas"], reason)
+        without_effect("parallel", self.parallel, ["auto"], "only method=sid chooses for itself")
         self._reads_costs()
         self._has_one_loss()
 
     def _check_ddp(self) -> None:
         keys = ["extractor", "schedule", "placement", "costs", "extractor_cost", "refiner_execution", "replicas"]
+        keys.append("auto")
         without_effect("parallel", self.parallel, keys, "method=ddp has the whole cascade on every rank")
         fill_in(self.parallel, microbatches=1)
         self._has_one_loss()
@@ -274,6 +283,15 @@ class Config:
         value = getattr(self.parallel, name)
         if value not in (None, *choices):
             raise UsageError(f"method={self.method} has no parallel.{name}={value}; choose one of {list(choices)}")
+
+    def _leaves_open(self) -> None:
+        parallel = self.parallel
+        without_effect("parallel", parallel, ["costs", "extractor_cost"], "parallel.auto=true measures the costs")
+        if None not in (parallel.extractor, parallel.schedule, parallel.microbatches, parallel.placement):
+            raise UsageError(
+                "parallel.auto=true has nothing to choose, because parallel.extractor, schedule, microbatches and "
+                "placement are all given: remove it, or one of them"
+            )
 
     def _reads_costs(self) -> None:
         parallel = self.parallel

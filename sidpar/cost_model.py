@@ -7,19 +7,22 @@ The paper's own projection (appendix B.3) and the laws of DESIGN section 5 stand
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from sidpar.actions import Action
 from sidpar.batching import BatchLayout
-from sidpar.choices import ExtractorUpdate
 from sidpar.costs import Costs
 from sidpar.cut import Cut
 from sidpar.occupancy import Occupancy
 from sidpar.placement import Placement
 from sidpar.prices import PipelinePrices, Prices, SIDPrices
-from sidpar.rank_view import rank_views
+from sidpar.rank_view import RankView
 from sidpar.simulator import simulate
 from sidpar.streaming import unended_stream
 from sidpar.timeline import Timeline
+
+DDP_BUCKET_BYTES = 25 * 2**20
+"""torch's default."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +50,21 @@ def predict_sid(
 ) -> Prediction:
     """A step of the SID engine; or of a stream of several, its filling and its drain included. Of one replica, `layout`
     being that of its share."""
-    holders = 1 if placement.extractor == "root" else None
-    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, holders)
-    return Prediction(timeline.makespan / steps, timeline.bubble, *_peaks(held), timeline)
+    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, _holders(placement))
+    return Prediction(timeline.makespan / steps, timeline.bubble, *_peaks(held), timeline if keep_spans else None)
 
 
 def predict_stream(
-    placement: Placement,
-    costs: Costs,
-    layout: BatchLayout,
-    staleness: int = 1,
-    extractor_update: ExtractorUpdate = "all",
+    views: Sequence[RankView], costs: Costs, layout: BatchLayout, staleness: int = 1, *, keep_spans: bool = False
 ) -> Prediction:
     """A step of a long stream that is under way: neither its filling nor its drain counts."""
     # A rank's turns repeat after every S + 1 of them, once the first as many, which see the filling, are over.
-    repeat = staleness + 1
-    views = rank_views(placement, len(layout.microbatches), extractor_update)
+    repeat, placement = staleness + 1, views[0].placement
     lists = [unended_stream(view, staleness, 2 * repeat) for view in views]
-    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans=False)
+    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, _holders(placement))
     times, work = ([begins[2 * repeat][k] - begins[repeat][k] for begins in timeline.begins] for k in (0, 1))
     bubble = 1 - sum(work) / (placement.num_ranks * times[-1]) if times[-1] else 0.0
-    return Prediction(times[-1] / repeat, bubble, *_peaks(held))
+    return Prediction(times[-1] / repeat, bubble, *_peaks(held), timeline if keep_spans else None)
 
 
 def predict_pipeline(
@@ -75,20 +72,26 @@ def predict_pipeline(
 ) -> Prediction:
     """A step of a pipeline of backpropagation with microbatches of `rows` rows."""
     timeline, held = _run(lists, PipelinePrices(cut, costs, rows), keep_spans)
-    return Prediction(timeline.makespan, timeline.bubble, *_peaks(held), timeline)
+    return Prediction(timeline.makespan, timeline.bubble, *_peaks(held), timeline if keep_spans else None)
 
 
 def predict_whole(
     costs: Costs, batch_size: int, *, num_ranks: int = 1, microbatches: int = 1, checkpointing: bool = False
 ) -> Prediction:
     """A step of backpropagation through the whole cascade on each rank's share of the batch: one process, or DDP, whose
-    gradients travel after the last backward (in fact during it: an upper bound)."""
+    gradients travel in buckets, each as soon as the last backward has completed it."""
     rows = batch_size / num_ranks / microbatches
     pieces = [*costs.layers, *costs.refiners]
     forward = sum(p.forward(rows) for p in pieces)
     again = sum(p.forward(rows) for p in costs.refiners) if checkpointing else 0.0
-    work = microbatches * (forward + again + sum(p.backward(rows) for p in pieces) + 2 * len(pieces) * costs.overhead)
-    seconds = work + (costs.links.all_reduce(costs.parameter_bytes) if num_ranks > 1 else 0.0)
+    backwards = [p.backward(rows) + costs.overhead for p in pieces]
+    work = microbatches * (forward + len(pieces) * costs.overhead + again + sum(backwards))
+    summed, bucket = 0.0, 0.0
+    for k, done in zip(reversed(range(len(pieces))), accumulate(reversed(backwards)), strict=True):
+        bucket += pieces[k].trained_bytes
+        if num_ranks > 1 and (bucket >= DDP_BUCKET_BYTES or k == 0):
+            summed, bucket = max(summed, done) + costs.links.all_reduce(bucket), 0.0
+    seconds = work + max(0.0, summed - sum(backwards))
     saved = [p.saved_bytes for p in pieces]
     if checkpointing:
         inputs = costs.feature_bytes + sum(costs.state_bytes)
@@ -111,7 +114,9 @@ def paper_seconds(costs: Costs, batch_size: int, groups: Sequence[Sequence[int]]
     return teacher + extractor + max(sum(costs.refiners[i].backward(batch_size) for i in group) for group in groups)
 
 
-def law_speedup(method: str, schedule: str, num_ranks: int, microbatches: int) -> float | None:
+def law_speedup(
+    method: str, schedule: str, num_ranks: int, microbatches: int, extractor: str = "replicated"
+) -> float | None:
     """The speed-up over naive backpropagation by the laws of DESIGN section 5: equal refiners whose backward takes
     twice their forward, extractor and messages left out. None where there is no law."""
     k, m = num_ranks, microbatches
@@ -125,7 +130,8 @@ def law_speedup(method: str, schedule: str, num_ranks: int, microbatches: int) -
         "zero_bubble": 1 + (k - 1) / (3 * m) if m >= k else None,  # with fewer it has nothing to fill bubbles with
         "fused": 1 + (k - 1) / (3 * m),
         "two_phase": 4 / 3 + (k - 1) / (3 * m),
-        "streaming": max(1.0, (1 + (k - 1) / (3 * m)) / 2),  # a staleness of 1 has two steps' time for the chain
+        # A staleness of 1 has two steps' time for the chain; a sharded extractor's gathers come on top of it.
+        "streaming": max(1.0, (1 + (k - 1) / (3 * m)) / 2) if extractor != "sharded" or 3 * m >= k + 4 else None,
     }.get(schedule)
     return None if steps is None else k / steps
 
@@ -138,6 +144,11 @@ def _run(
     held = [Occupancy(partial(prices.held, rank)) for rank in range(len(ranks))]
     watched = [occupancy.watch(mine) for occupancy, mine in zip(held, ranks, strict=True)]
     return simulate(watched, prices.seconds, keep_spans=keep_spans, extractor_holders=extractor_holders), held
+
+
+def _holders(placement: Placement) -> int | None:
+    """Ranks of a cascade that sum the extractor's parameter gradients; None for all."""
+    return 1 if placement.extractor == "root" else None
 
 
 def _peaks(held: Sequence[Occupancy]) -> tuple[list[float], list[float]]:

@@ -1,5 +1,6 @@
 """What predictions are made from: the cost of each piece of a cascade, and of each kind of message. No torch."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,10 +17,12 @@ class Curve:
     def __call__(self, rows: float) -> float:
         if rows <= 0:
             return 0.0
-        if rows < self.rows[0] or rows > self.rows[-1]:
-            end = 0 if rows < self.rows[0] else -1
+        right = bisect_left(self.rows, rows)
+        if right in (0, len(self.rows)):
+            end = 0 if right == 0 else -1
             return self.seconds[end] * rows / self.rows[end]
-        return float(np.interp(rows, self.rows, self.seconds))
+        share = (rows - self.rows[right - 1]) / (self.rows[right] - self.rows[right - 1])
+        return (1 - share) * self.seconds[right - 1] + share * self.seconds[right]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Costs:
     """`state_bytes[i]`: of what refiner i receives."""
     layer_bytes: Sequence[float] = ()
     """What each layer of the extractor returns."""
+    input_bytes: float = 0.0
+    """What enters the first one."""
     overhead: float = 0.0
     """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
 

@@ -44,6 +44,11 @@ def peak_reserved(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU; None on CPU, where ranks share what there is."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def driver_memory(device: torch.device) -> int | None:
     """Bytes of the device that the driver accounts to this process (NVML); None on CPU, or where NVML does not tell."""
     if device.type != "cuda":

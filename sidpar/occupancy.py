@@ -35,6 +35,8 @@ FREES: dict[Do, tuple[Do, ...]] = {
     Do.SECTION_WEIGHT_BACKWARD: (Do.SECTION_FORWARD,),
 }
 """What a verb frees: that of its own microbatch, or without one, all of its batch."""
+TRANSIENT = (Do.LEARN,)
+"""What these bring, they free themselves: forward and backward in one."""
 
 
 class Occupancy:
@@ -65,6 +67,6 @@ class Occupancy:
                 now[kind] += size
                 if now[kind] > peaks[kind]:
                     peaks[kind] = now[kind]
-            if do is Do.LEARN:  # which uses up what it brings
-                now["saved activations"] -= alive[do, step].pop((microbatch, refiner, section))
+                if do in TRANSIENT:
+                    now[kind] -= alive[do, step].pop((microbatch, refiner, section))
             yield action

@@ -1,6 +1,6 @@
 """What a step's time goes into: the names under which it is measured, modelled and drawn."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from sidpar.actions import Do
 
@@ -32,6 +32,9 @@ COMPUTE: tuple[Phase, ...] = (
     "optimizer",
 )
 """Phases in which a rank works. The rest of a step is waiting and messages: the bubble."""
+
+MESSAGES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase not in COMPUTE)
+"""The others: all of them wait for other ranks."""
 
 PHASE: dict[Do, Phase] = {
     Do.EXTRACT: "extractor forward",

@@ -11,6 +11,8 @@ from sidpar.placement import Placement
 
 INPUT_SHARE = 0.5
 """Share of a piece's backward that computes the gradient of its input, the rest that of its weights."""
+RECORDED = (Do.EXTRACT, Do.FORWARD)
+"""The verbs that save something only if autograd records them."""
 
 
 class Prices(Protocol):
@@ -30,7 +32,18 @@ class SIDPrices:
         self._placement, self._costs = placement, costs
         self._batch_size = layout.batch_size
         self._sizes = [len(rows) for rows in layout.microbatches]
-        self._shares = [len(rows) for rows in layout.shards]
+        self._shares, self._largest_share = layout.shard_sizes, layout.padded_shard
+        self._extractor = cache(costs.extractor)
+        links = costs.links
+        self._links = {
+            Do.SEND_STATE: links.message,
+            Do.START_GATHER: links.all_gather,
+            Do.START_BROADCAST: links.broadcast,
+            Do.START_SCATTER: links.reduce_scatter,
+            Do.START_REDUCE: links.reduce,
+            Do.RELEASE_PARAMETER_GRADIENTS: links.all_reduce,
+            Do.RELEASE_REFINER_GRADIENTS: links.all_reduce,
+        }
         self._seconds_of, self._bytes_of = cache(self._find_seconds), cache(self._find_bytes)
 
     def seconds(self, rank: int, action: Action) -> float:
@@ -39,11 +52,11 @@ class SIDPrices:
 
     def held(self, rank: int, action: Action) -> float:
         m = action.microbatch
-        if action.do in (Do.EXTRACT, Do.FORWARD) and not action.graph:
+        if action.do in RECORDED and not action.graph:
             return 0.0
         return self._bytes_of(action.do, self._shares[rank] if m is None else self._sizes[m], rank, action.refiner)
 
-    def message_bytes(self, do: Do, rows: int, rank: int) -> float:
+    def message_bytes(self, do: Do, rows: int, rank: int, refiner: int | None = None) -> float:
         """What a message of `rows` rows from a rank moves: of a collective, the whole buffer."""
         match do:
             case Do.SEND_STATE:
@@ -52,15 +65,18 @@ class SIDPrices:
                 return self._batch_size * self._costs.feature_bytes
             case Do.RELEASE_PARAMETER_GRADIENTS:
                 return self._costs.extractor_parameter_bytes
+            case Do.RELEASE_REFINER_GRADIENTS:
+                refiners = self._placement.refiners(rank) if refiner is None else [refiner]
+                return sum(self._costs.refiners[i].trained_bytes for i in refiners)
         return rows * self._costs.feature_bytes
 
     def _find_seconds(self, do: Do, rows: int, rank: int, refiner: int | None) -> float:
-        costs, links = self._costs, self._costs.links
+        costs = self._costs
         match do:
             case Do.EXTRACT:
-                return costs.overhead + costs.extractor(rows)[0]
+                return costs.overhead + self._extractor(rows)[0]
             case Do.EXTRACTOR_BACKWARD:
-                return costs.overhead + costs.extractor(rows)[1]
+                return costs.overhead + self._extractor(rows)[1]
             case Do.FORWARD:
                 return costs.overhead + costs.refiners[_known(refiner)].forward(rows)
             case Do.BACKWARD:
@@ -70,24 +86,15 @@ class SIDPrices:
                 return costs.overhead + sum(piece.forward(rows) + piece.backward(rows) for piece in own)
             case Do.UPDATE_REFINERS | Do.UPDATE_EXTRACTOR:
                 return costs.overhead
-            case Do.RELEASE_REFINER_GRADIENTS:
-                refiners = self._placement.refiners(rank) if refiner is None else [refiner]
-                return links.all_reduce(sum(costs.refiners[i].trained_bytes for i in refiners))
-        link = {
-            Do.SEND_STATE: links.message,
-            Do.START_GATHER: links.all_gather,
-            Do.START_BROADCAST: links.broadcast,
-            Do.START_SCATTER: links.reduce_scatter,
-            Do.START_REDUCE: links.reduce,
-            Do.RELEASE_PARAMETER_GRADIENTS: links.all_reduce,
-        }[do]
-        return link(self.message_bytes(do, rows, rank))
+        return self._links[do](self.message_bytes(do, rows, rank, refiner))
 
     def _find_bytes(self, do: Do, rows: int, rank: int, refiner: int | None) -> float:
         costs, ranks = self._costs, self._placement.num_ranks
         match do:
             case Do.EXTRACT:
-                return rows * sum(layer.saved_bytes for layer in costs.layers)
+                # A shard is copied from the batch, and the copy lives as long as what is computed from it.
+                copied = costs.input_bytes if self._placement.extractor == "sharded" and ranks > 1 else 0.0
+                return rows * (copied + sum(layer.saved_bytes for layer in costs.layers))
             case Do.FORWARD:
                 return rows * costs.refiners[_known(refiner)].saved_bytes
             case Do.LEARN:
@@ -96,7 +103,7 @@ class SIDPrices:
                 return self.message_bytes(Do.SEND_STATE, rows, rank - 1)
             # Equal parts of the padded buffer, and the whole.
             case Do.START_GATHER:
-                return (ranks + 1) * max(self._shares) * costs.feature_bytes
+                return (ranks + 1) * self._largest_share * costs.feature_bytes
             case Do.START_SCATTER:
                 return (ranks + 1) * -(-rows // ranks) * costs.feature_bytes
         return self.message_bytes(do, rows, rank)

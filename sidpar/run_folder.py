@@ -72,4 +72,5 @@ def source_commit() -> str | None:
         return done.stdout.strip()
 
     commit = git("rev-parse", "--verify", "--quiet", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain") else commit or None
+    changed = git("status", "--porcelain", "--", ".", ":!profiling/results")  # results say nothing of the program
+    return f"{commit}+" if commit and changed else commit or None

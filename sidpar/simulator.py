@@ -90,13 +90,13 @@ class Message:
         self.latest = 0.0
         self.seconds = 0.0
         self.over: float | None = None
-        self.following: list[Message] = []
-        self.waiting: list[Rank] = []
+        self.following: tuple[Message, ...] = ()
+        self.waiting: tuple[Rank, ...] = ()
 
     def go_after(self, earlier: "Message") -> None:
         """Not before an earlier one of the group is over."""
         if earlier.over is None:
-            earlier.following.append(self)
+            earlier.following += (self,)
             self.causes += 1
         else:
             self.latest = max(self.latest, earlier.over)
@@ -115,7 +115,7 @@ class Rank:
         self.spans: list[tuple[float, float, Action]] = []
         self.begins: dict[int, tuple[float, float]] = {}
         self.sent: dict[int, Message] = {}  # the last state of each batch
-        self.posted: dict[tuple[int, int | None], Message] = {}  # by batch and microbatch
+        self.posted: deque[Message] = deque()  # receives of states
         self.posted_ahead: dict[Action, Message] = {}  # receives that went with the send before them
         self.last: dict[int, Message] = {}  # of each group of the chain
         self.counts: dict[str, int] = defaultdict(int)
@@ -151,8 +151,8 @@ class Simulation:
         self.ranks = [Rank(number, mine, keep_spans) for number, mine in enumerate(lists)]
         self.runnable = deque(self.ranks)
         self.extractor_holders = len(self.ranks) if extractor_holders is None else extractor_holders
-        # What one end has started, and the other not yet: states by edge (r to r + 1) and that end, in order.
-        self.states: dict[tuple[int, Do], deque[Message]] = defaultdict(deque)
+        # edges[r]: states from rank r to r + 1 that only their sender has started, and that only their receiver has.
+        self.edges: list[tuple[deque[Message], deque[Message]]] = [(deque(), deque()) for _ in self.ranks]
         self.arrivals: dict[tuple[Do, int | None, int | None], Message] = {}
         self.collectives: dict[str, list[Message]] = defaultdict(list)
         self.by_batch: dict[tuple[str, int, int | None], Message] = {}  # collectives by microbatch; None is the last
@@ -200,7 +200,7 @@ class Simulation:
                 continue
             if message.over is None:
                 rank.waits = True
-                message.waiting.append(rank)
+                message.waiting += (rank,)
                 return
             rank.go_on_to(message.over)
 
@@ -248,32 +248,37 @@ class Simulation:
     # States
 
     def send_state(self, rank: Rank, action: Action) -> Message | None:
-        message = self.state(rank, rank.number, action, other=Do.POST_STATE)
+        message = self.state(rank, rank.number, action, receives=False)
         message.seconds = self.seconds(rank.number, action)
         rank.sent[action.step] = message
         self.happens(message, rank.clock)
         return message if self.rendezvous else None
 
     def post_state(self, rank: Rank, action: Action) -> None:
-        message = self.state(rank, rank.number - 1, action, other=Do.SEND_STATE)
-        rank.posted[action.step, action.microbatch] = message
+        message = self.state(rank, rank.number - 1, action, receives=True)
+        rank.posted.append(message)
         self.happens(message, rank.clock)
 
     def await_state(self, rank: Rank, action: Action) -> Message:
-        return rank.posted.pop((action.step, action.microbatch), None) or Message("never posted", causes=1)
+        if not rank.posted:
+            return Message("never posted", causes=1)
+        message = rank.posted.popleft()
+        assert message.label == (action.step, action.microbatch), "states are awaited in the order of their receives"
+        return message
 
     def await_states_sent(self, rank: Rank, action: Action) -> Message | None:
         return rank.sent.pop(action.step, None)
 
-    def state(self, rank: Rank, edge: int, action: Action, *, other: Do) -> Message:
+    def state(self, rank: Rank, edge: int, action: Action, *, receives: bool) -> Message:
         """The next message of an edge, which its other end may have started, behind the last of its group here."""
         label, group = (action.step, action.microbatch), edge % self.chain_groups
-        if self.states[edge, other]:
-            message = self.states[edge, other].popleft()
+        started_here, started_there = self.edges[edge][receives], self.edges[edge][not receives]
+        if started_there:
+            message = started_there.popleft()
             assert message.label == label, "send and receive are of different microbatches"
         else:
             message = Message(label, causes=2)
-            self.states[edge, action.do].append(message)
+            started_here.append(message)
         if group in rank.last:
             message.go_after(rank.last[group])
         rank.last[group] = message

@@ -108,7 +108,7 @@ class Stage(nn.Module):
         specs = self.skeleton.specs(x)
         if self.placement.extractor == "sharded" and self.runtime.cascade_size > 1 and specs not in self._checked:
             assert self.extractor is not None, "every rank holds a sharded extractor"
-            if _depends_on_the_batch(self.extractor, x.to(self.runtime.device)):
+            if depends_on_the_batch(self.extractor, x.to(self.runtime.device)):
                 suspects = [
                     f"extractor.{name} ({type(module).__name__})"
                     for name, module in self.extractor.named_modules()
@@ -195,7 +195,7 @@ def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
                 )
 
 
-def _depends_on_the_batch(extractor: nn.Module, x: Tensor) -> bool:
+def depends_on_the_batch(extractor: nn.Module, x: Tensor) -> bool:
     """Whether a training pass over x treats a sample differently according to its company or to random numbers.
 
     Found by trying, so it also sees what no list of module types would: functional dropout, a user's own layers.

@@ -70,7 +70,7 @@ class Turn:
 def streaming(view: RankView, turn: Turn) -> Iterator[Action]:
     """One rank's turn at a batch (step 0)."""
     yield from _open(view, turn)
-    backward_after, extract_after = _extractor_slots(view)
+    backward_after, extract_after = extractor_slots(view)
     for m in range(view.microbatches):
         if m == backward_after:
             yield from _sharded_backward(view, turn)
@@ -163,7 +163,7 @@ def _post_ahead(view: RankView, turn: Turn) -> Iterator[Action]:
         yield Action(Do.POST_STATE, 0, peer=view.previous, step=1)
 
 
-def _extractor_slots(view: RankView) -> tuple[int, int]:
+def extractor_slots(view: RankView) -> tuple[int, int]:
     """After how many microbatches of its turn a rank does a sharded extractor's backward for a batch before, and its
     forward for the next one. In between, the parameter gradients travel behind one microbatch's work."""
     if view.placement.extractor != "sharded":

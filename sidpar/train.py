@@ -2,21 +2,23 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar.build import build_cascade, build_engine, build_loader, build_stage
+from sidpar.auto import resolve
+from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
 from sidpar.checkpoint import save_weights
 from sidpar.command_line import parse
 from sidpar.config import Config
-from sidpar.data.datasets import Dataset, load
 from sidpar.device import describe
 from sidpar.errors import UsageError
 from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
 from sidpar.runtime import Runtime
 from sidpar.trainer import Outcome, Trainer
+from sidpar.units import human_seconds
 
 
 @record
@@ -48,11 +50,14 @@ class Run:
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
         assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
-        self.config, self.runtime = config, runtime
         runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
-        cascade = build_cascade(config, dataset)
         loader = build_loader(config, dataset, runtime.device)
+        self.choice: dict[str, Any] = {}
+        if config.parallel.auto:
+            config, self.choice = resolve(config, partial(build_cascade, config, dataset), loader.sample, runtime)
+        self.config, self.runtime = config, runtime
+        cascade = build_cascade(config, dataset)
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
@@ -62,6 +67,12 @@ class Run:
     def train(self) -> None:
         """Train, and write the weights and the summary."""
         if self.runtime.rank == 0:
+            if self.choice:
+                parallel, seconds = self.config.parallel, self.choice["predicted_step_seconds"]
+                print(
+                    f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
+                    f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
+                )
             replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
             print(
                 f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
@@ -94,28 +105,13 @@ class Run:
             "world_size": self.runtime.world_size,
             "replicas": self.runtime.num_replicas,
             "refiners_per_rank": self._refiners_per_rank(),
+            "plan": self.choice or None,
             "peak_memory_bytes": outcome.peak_memory,
             "backend": self.runtime.backend,
             "device": describe(self.runtime.device),
             "torch": torch.__version__,
             "commit": source_commit(),
         }
-
-
-def load_dataset(config: Config, runtime: Runtime) -> Dataset:
-    """The dataset on every rank; a download happens once per node, before the others read."""
-    data = config.data
-    if data.download:
-        problem = None
-        if runtime.local_rank == 0:
-            try:
-                load(data.name, data.root, download=True)
-            except (UsageError, OSError) as error:
-                problem = f"{data.name} cannot be downloaded: {error}"
-        problems = [found for found in runtime.exchange("download", problem) if found is not None]
-        if problems:
-            raise UsageError(problems[0])
-    return load(data.name, data.root)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

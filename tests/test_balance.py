@@ -31,6 +31,7 @@ def test_sizes_are_counted() -> None:
     assert costs.feature_bytes == 8 * 4
     assert costs.state_bytes == [8 * 3] * 3
     assert costs.layer_bytes == [8 * 6, 8 * 6, 8 * 4]
+    assert costs.input_bytes == 8 * 5
     assert costs.extractor_parameter_bytes == 8 * (5 * 6 + 6 + 6 * 4 + 4)
     assert [piece.trained_bytes for piece in costs.refiners] == [8 * (7 * 7 + 7 + 7 * 3 + 3)] * 2
     assert [layer.saved_bytes for layer in costs.layers] == [0, 8 * 6, 0], "the images, tanh's output, and that again"

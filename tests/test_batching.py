@@ -18,6 +18,7 @@ def test_microbatches_cover_the_batch(layout: BatchLayout) -> None:
 @given(LAYOUTS)
 def test_shards_cover_the_batch(layout: BatchLayout) -> None:
     assert sorted(row for shard in layout.shards for row in shard) == list(range(layout.batch_size))
+    assert layout.shard_sizes == [len(shard) for shard in layout.shards]
 
 
 @given(LAYOUTS)

@@ -34,6 +34,15 @@ def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
     assert parse(["--model.name", "wide_mlp"]).model.width == 1024
     assert parse(["--data.name", "cifar10"]).data.root == "data"
     assert parse(["--parallel.schedule", "streaming"]).parallel.staleness == 1
+    auto = parse(["--parallel.auto", "true", "--parallel.microbatches", "4"]).parallel
+    assert (auto.extractor, auto.schedule, auto.microbatches, auto.placement) == (None, None, 4, None), "for the plan"
+
+
+def test_auto_in_a_file(tmp_path: Path) -> None:
+    """A word for the whole group; flags are added to it."""
+    (tmp_path / "auto.yaml").write_text("parallel: auto\n")
+    found = parse(["--config", str(tmp_path / "auto.yaml"), "--parallel.extractor", "root"]).parallel
+    assert (found.auto, found.extractor, found.schedule) == (True, "root", None)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -102,6 +111,18 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--objective.alpha 7", "objective.alpha must lie in (0, 1], got 7.0"),
         ("--objective.kl reverse", "set objective.label_smoothing > 0"),
         ("--optim.lr -1 --print_config", "optim.lr must be a positive number"),
+        (
+            "--parallel.auto true --parallel.extractor root --parallel.schedule fused --parallel.microbatches 1 "
+            "--parallel.placement count",
+            "parallel.auto=true has nothing to choose",
+        ),
+        (
+            "--parallel.auto true --parallel.placement cost --parallel.costs [1,2]",
+            "parallel.costs=[1.0, 2.0] would have no effect, because parallel.auto=true measures the costs",
+        ),
+        ("--method ddp --parallel.auto true", "parallel.auto=True would have no effect, because method=ddp"),
+        ("--method bp --parallel.auto true", "parallel.auto=True would have no effect, because only method=sid"),
+        ("--method local --parallel.auto true", "parallel.auto=True would have no effect, because method=local"),
         ("--parallel.extractor somewhere", 'Parser key "parallel.extractor"'),
         (
             "--parallel.costs [1,2]",

@@ -8,6 +8,7 @@ import pytest
 
 from sidpar.batching import BatchLayout
 from sidpar.cost_model import (
+    DDP_BUCKET_BYTES,
     Prediction,
     law_speedup,
     naive_seconds,
@@ -48,7 +49,7 @@ def sid(
 
 def stream(ranks: int, microbatches: int, given: Costs, extractor: Any) -> Prediction:
     placement = Placement(place_by_count(len(given.refiners), ranks), extractor)
-    return predict_stream(placement, given, BatchLayout(BATCH, microbatches, ranks))
+    return predict_stream(rank_views(placement, microbatches), given, BatchLayout(BATCH, microbatches, ranks))
 
 
 def pipeline(schedule: Any, ranks: int, microbatches: int, given: Costs) -> Prediction:
@@ -71,6 +72,16 @@ def test_laws_for_equal_refiners(ranks: int, microbatches: int) -> None:
         assert speedup == pytest.approx(law_speedup("bp", schedule, ranks, microbatches)), schedule
     assert naive / predict_whole(given, BATCH, num_ranks=ranks).seconds == pytest.approx(ranks)
     assert pipeline("naive", ranks, 1, given).seconds == pytest.approx(naive)
+
+
+def test_ddp_hides_its_sums_behind_the_backward() -> None:
+    """Three pieces on half the batch, backwards of 1 each: the last two fill a bucket, which travels behind the first
+    one's backward; what is left of the first one is sent after it."""
+    heavy = replace(pieces(1.0), trained_bytes=DDP_BUCKET_BYTES / 2)
+    given = Costs([heavy], [heavy] * 2, Links(all_reduce=Link(0.25, 1 / DDP_BUCKET_BYTES)))
+    work = 3 * (1 + 2) / 2
+    assert predict_whole(given, BATCH, num_ranks=2).seconds == pytest.approx(work + (0.25 + 1 - 1) + (0.25 + 0.5))
+    assert predict_whole(given, BATCH).seconds == pytest.approx(2 * work), "alone there is nothing to sum"
 
 
 def test_bubble() -> None:
@@ -153,7 +164,7 @@ def test_law_of_streams(ranks: int, microbatches: int, extractor: Any) -> None:
     """The chain has the time of two steps. Where it needs more, it decides how long a step takes."""
     given = costs(ranks)
     speedup = naive_seconds(given, BATCH) / stream(ranks, microbatches, given, extractor).seconds
-    assert speedup == pytest.approx(law_speedup("sid", "streaming", ranks, microbatches))
+    assert speedup == pytest.approx(law_speedup("sid", "streaming", ranks, microbatches, extractor))
 
 
 def test_a_stream_hides_a_chain_of_64_ranks() -> None:
@@ -162,6 +173,8 @@ def test_a_stream_hides_a_chain_of_64_ranks() -> None:
     assert prediction.seconds == pytest.approx(3)
     assert prediction.bubble == pytest.approx(0, abs=1e-9)
     assert stream(64, 16, costs(64), "sharded").seconds > 3.5
+    assert law_speedup("sid", "streaming", 64, 23, "sharded") == 64
+    assert law_speedup("sid", "streaming", 64, 22, "sharded") is None
 
 
 def test_messages_decide() -> None:
@@ -184,7 +197,7 @@ def test_a_stream_under_way_is_what_a_long_one_tends_to() -> None:
             steps * predict_sid(all_streams(placement, microbatches, 1, steps), placement, given, layout, steps).seconds
             for steps in (10, 14)
         ]
-        under_way = predict_stream(placement, given, layout)
+        under_way = predict_stream(rank_views(placement, microbatches), given, layout)
         assert under_way.seconds == pytest.approx((lengths[1] - lengths[0]) / 4, rel=0.01)
 
 

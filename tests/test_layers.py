@@ -12,40 +12,23 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "pure",
         [
-            *[
-                "version",
-                "errors",
-                "choices",
-                "placement",
-                "cut",
-                "actions",
-                "rank_view",
-                "schedule",
-                "streaming",
-                "pipelines",
-                "phases",
-                "timeline",
-                "simulator",
-                "occupancy",
-            ],
-            *[
-                "costs",
-                "prices",
-                "cost_model",
-                "batching",
-                "objective",
-                "compute",
-                "validation",
-                "config",
-                "command_line",
-            ],
+            *["version", "errors", "choices", "units", "validation", "compute", "objective", "config", "command_line"],
+            *["placement", "cut", "batching", "actions", "rank_view", "schedule", "streaming", "pipelines", "phases"],
+            *["timeline", "simulator", "occupancy", "costs", "cost_records", "prices", "cost_model", "bounds"],
+            *["footprint", "candidates", "planning", "plan_text"],
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
     ("machine", ["device", "groups", "sigterm", "runtime", "clock", "memory"]),
     ("messages", ["traffic", "transport", "buckets", "links"]),
-    ("engines", ["stage", "sections", "engines", "balance"]),
-    ("application", ["run_folder", "optim", "checkpoint", "meter", "trainer", "build", "train"]),
+    ("engines", ["stage", "sections", "engines", "balance", "calibration"]),
+    (
+        "application",
+        [
+            *["run_folder", "optim", "checkpoint", "meter", "trainer", "build", "auto", "train"],
+            *["configured", "drawing", "plan_picture", "plan"],
+        ],
+    ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in (ROOT / "sidpar").rglob("*.py") if path != ROOT / "sidpar" / "__init__.py")

@@ -13,7 +13,8 @@ from sidpar.cut import make_cut
 from sidpar.occupancy import Occupancy
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement
-from sidpar.schedule import SCHEDULES, rank_views
+from sidpar.rank_view import rank_views
+from sidpar.schedule import SCHEDULES
 from tests.harness import ROOT
 
 

@@ -3,10 +3,12 @@
 import importlib
 import json
 import sys
+from itertools import product
 from typing import Any
 
 import pytest
 
+from sidpar.cut import PIPELINES
 from tests.harness import ROOT
 
 
@@ -34,16 +36,17 @@ def test_projections_stand_beside_the_papers(report: tuple[dict[str, Any], str])
     for row in report[0]["rows"]:
         assert {p["ranks"] for p in row["projections"]} == {2}, "4 refiners do not go on 8 ranks"
         methods = {p["method"]: p for p in row["projections"]}
+        sid = product(("two_phase", "fused", "streaming"), ("replicated", "root", "sharded"))
         assert set(methods) == {
-            "bp 1f1b cut",
-            "ddp",
-            *(f"sid {s} {e}" for s in ("two_phase", "fused") for e in ("replicated", "sharded")),
+            "ddp ddp whole",
+            *(f"bp {name} cut" for name in PIPELINES),
+            *(f"sid {schedule} {extractor}" for schedule, extractor in sid),
         }
         assert methods["sid fused sharded"]["step_ms"] <= methods["sid two_phase sharded"]["step_ms"]
         assert methods["sid fused sharded"]["paper_speedup"] > 0
-        assert methods["ddp"]["paper_speedup"] is None
+        assert methods["ddp ddp whole"]["paper_speedup"] is None
 
 
 def test_tables(report: tuple[dict[str, Any], str]) -> None:
     assert "**CPU; not measured on a GPU.**" in report[1]
-    assert report[1].count("| wide_mlp | 4 | 16 |") == 1 + 6 + 6
+    assert report[1].count("| wide_mlp | 4 | 16 |") == 1 + 6 + len(report[0]["rows"][0]["projections"])

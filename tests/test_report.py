@@ -15,7 +15,6 @@ from tests.harness import ROOT
 sys.path.insert(0, str(ROOT / "profiling"))
 
 from draw import fullest
-from figures import human
 from gantt import select
 from report import BadFileError, remake
 from tables import figure, per_rank
@@ -120,6 +119,21 @@ def test_speed_is_sorted_by_time(folder: Path) -> None:
     assert lines[0][:6] == ["sid", "fused", "cascade", "sharded", "2", "4"]
     assert lines[0][7:] == ["19.00-21.00", "640.0", "2.50x", "1.25x", "1.60x", "18.00", "90 %", "10 % / -", "-"]
     assert lines[-1][4:] == ["-", "4", "-", "-", "-", "-", "-", "-", "-", "-", "- / -", "-"]
+
+
+def test_the_plans_choice_is_compared_with_all_settings_of_sid(tmp_path: Path) -> None:
+    """It has a line of its own, and no place in the pictures."""
+    report = synthetic()
+    auto = row("sid", "streaming", "sharded", 2, 21.0)
+    write(tmp_path, report | {"rows": [*report["rows"], auto | {"key": auto["key"] + " auto"}]}, synthetic_timelines())
+    remake(tmp_path)
+    expected = "`parallel: auto` chooses `sid streaming sharded M=2`: 21.00 ms, 1.05 times the fastest setting of SID"
+    assert expected in (tmp_path / "report.md").read_text()
+    write(tmp_path, report, synthetic_timelines())
+    picture = (tmp_path / "speedup.png").read_bytes()
+    remake(tmp_path)
+    assert (tmp_path / "speedup.png").read_bytes() == picture
+    assert "parallel: auto" not in (tmp_path / "report.md").read_text()
 
 
 def test_memory_and_traffic_of_every_rank(folder: Path) -> None:
@@ -228,9 +242,6 @@ def test_the_bar_is_one_rank_not_a_mixture() -> None:
 def test_figures() -> None:
     assert [figure(value) for value in (None, 0, 0.12345, 12.345, 123.45, 12345)] == [
         *("-", "0.000", "0.123", "12.35", "123.5", "12,345")
-    ]
-    assert [human(size) for size in (None, 0, 1023, 1536, 5 * 2**30, 5 * 2**40)] == [
-        *("-", "0 B", "1023 B", "1.50 KiB", "5.00 GiB", "5120.00 GiB")
     ]
     assert per_rank([None, None], sizes=True) == per_rank(None, sizes=False) == "-"
 

@@ -59,6 +59,8 @@ def test_every_method_has_a_row(rows: dict[str, dict[str, Any]], folder: Path) -
     ]
     expected += [f"bp {schedule} cut M=4" for schedule in SCHEDULES if schedule != "naive"]
     assert set(expected) <= set(rows)
+    (auto,) = [row for row in rows.values() if row["key"].endswith(" auto")]
+    assert (auto["method"], auto["network"]) == ("sid", "cascade")
     for row in rows.values():
         assert set(row) >= KEYS
         assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]

@@ -1,15 +1,14 @@
 """Backpropagation over sections on ranks, by the schedules of `torch.distributed.pipelining`."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
-from sidpar.actions import Action, Do
+from sidpar.actions import Action
 from sidpar.cascade import TensorTuple, as_tuple
 from sidpar.choices import PipelineName
 from sidpar.clock import Clock
@@ -18,6 +17,7 @@ from sidpar.device import preserved_generator
 from sidpar.engines import StepResult, Synchronous
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.bp import backpropagated
+from sidpar.engines.pipeline_order import SCHEDULES, torch_order
 from sidpar.engines.timed_stage import TimedStage
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
@@ -28,22 +28,6 @@ from sidpar.specs import Spec
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
 from sidpar.transport import Pending, Transport
-
-_CLASSES: dict[PipelineName, Any] = {
-    "naive": pipelining.ScheduleGPipe,
-    "gpipe": pipelining.ScheduleGPipe,
-    "1f1b": pipelining.Schedule1F1B,
-    "interleaved": pipelining.ScheduleInterleaved1F1B,
-    "zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
-    "zbv": pipelining.ScheduleZBVZeroBubble,
-    "dualpipe_v": pipelining.ScheduleDualPipeV,
-}
-_WORK = {
-    "FORWARD": Do.SECTION_FORWARD,
-    "FULL_BACKWARD": Do.SECTION_BACKWARD,
-    "BACKWARD_INPUT": Do.SECTION_INPUT_BACKWARD,
-    "BACKWARD_WEIGHT": Do.SECTION_WEIGHT_BACKWARD,
-}
 
 
 class PipelineEngine(Synchronous):
@@ -128,9 +112,7 @@ class PipelineEngine(Synchronous):
         elif self._schedule == "1f1b":
             work = [list(one_f_one_b(self._cut, rank, self._microbatches)) for rank in ranks]
         else:
-            assert self._pipelines, "torch plans these schedules when the first batch comes"
-            order = next(iter(self._pipelines.values())).pipeline_order
-            work = [list(_translated(order[rank])) for rank in ranks]
+            work = torch_order(self._schedule, self._cut, self._microbatches)
         return [list(with_messages(self._cut, mine)) for mine in work]
 
     def _admit(self, x: Tensor, y: Tensor) -> list[tuple[Spec, ...]]:
@@ -164,7 +146,7 @@ class PipelineEngine(Synchronous):
             stages = [
                 TimedStage(self, section, self._cut.num_sections, specs, size) for section in self._sections.values()
             ]
-            schedule = _CLASSES[self._schedule]
+            schedule = SCHEDULES[self._schedule]
             several = issubclass(schedule, PipelineScheduleMulti)
             assert several or issubclass(schedule, PipelineScheduleSingle)
             self._pipelines[key] = schedule(
@@ -263,15 +245,6 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
             "(backend=nccl), or use device=cpu"
         )
     return cut
-
-
-def _translated(order: Iterable[Any]) -> Iterable[Action]:
-    """torch's order of one rank's work, with None for a bubble, as our actions."""
-    for entry in order:
-        if entry is None:
-            continue
-        for part in entry.sub_actions or (entry,):
-            yield Action(_WORK[part.computation_type.name], part.microbatch_index, section=part.stage_index)
 
 
 def _wait_all(pending: list[Pending]) -> None:

@@ -1,0 +1,57 @@
+"""`parallel.auto=true`: what a configuration leaves open is chosen by a plan, made on the ranks that will run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sidpar.build import measure_pieces
+from sidpar.cascade import Cascade
+from sidpar.config import Config
+from sidpar.configured import freedom_of
+from sidpar.device import total_memory
+from sidpar.errors import UsageError
+from sidpar.links import measure_links
+from sidpar.placement import place_by_count
+from sidpar.planning import Freedom, choose_sid, job_of, record_of
+from sidpar.runtime import Runtime
+from sidpar.stage import depends_on_the_batch
+from sidpar.units import human
+
+USABLE_MEMORY = 0.9
+"""Share of a device's memory that may be planned with: the rest is CUDA's, NCCL's and the allocator's."""
+
+
+def resolve(
+    config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration with everything chosen, and what is expected of it; the same on all ranks, which all call it.
+
+    `build` makes its network, `sample` are images [n, channels, H, W] for it. Settings that are given stay as they are.
+    Raises UsageError on every rank if nothing fits.
+    """
+    place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
+    costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
+    memory = total_memory(runtime.device)
+    usable = None if memory is None else USABLE_MEMORY * memory
+    job = job_of(config, costs, runtime.world_size, usable)
+    chosen = choose_sid(job, _feasible(freedom_of(config), build().extractor, sample, runtime))
+    # Devices may differ, so rank 0's choice counts.
+    choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
+    if choice is None:
+        raise UsageError(
+            f"parallel.auto=true knows no way of SID that fits {human(usable)} on each of {runtime.world_size} ranks: "
+            "start more ranks, or set a smaller data.batch_size"
+        )
+    settings = {name: choice[name] for name in ("extractor", "microbatches", "placement")}
+    schedule = config.parallel.schedule or choice["schedule"]
+    return replace(config, parallel=replace(config.parallel, auto=False, schedule=schedule, **settings)), choice
+
+
+def _feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
+    """Without the sharded placement, if an extractor that sees a part of the batch would compute something else."""
+    extractors = list(freedom.extractors)
+    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample):
+        extractors.remove("sharded")
+    return replace(freedom, extractors=extractors)

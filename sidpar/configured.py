@@ -1,0 +1,64 @@
+"""What a configuration will run, as a candidate of a plan."""
+
+from sidpar.build import choose_microbatches, given_costs
+from sidpar.candidates import Candidate, Job, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
+from sidpar.config import Config
+from sidpar.cut import check_microbatches, make_cut
+from sidpar.engines.pipeline_order import torch_order
+from sidpar.errors import UsageError
+from sidpar.placement import Copies, Placement
+from sidpar.planning import FREE, MOST, Freedom, Option, choose_sid, evaluate, place
+
+
+def configured(config: Config, job: Job) -> Option:
+    """What is expected of a configuration as it is. Raises UsageError for one that could not run, as training would."""
+    if config.parallel.auto:
+        chosen = choose_sid(job, freedom_of(config))
+        if chosen is None:
+            raise UsageError("parallel.auto=true finds no way of SID that fits: use more ranks, or a smaller batch")
+        return chosen
+    candidate = _candidate(config, job)
+    return evaluate(job, candidate, candidate.bound(job), simulate=candidate.actions(job) <= MOST)
+
+
+def freedom_of(config: Config) -> Freedom:
+    """What a configuration of method=sid leaves open to a plan."""
+    parallel = config.parallel
+    return Freedom(
+        schedules=FREE.schedules if parallel.schedule is None else [_schedule_of(config)],
+        extractors=FREE.extractors if parallel.extractor is None else [parallel.extractor],  # type: ignore[list-item]
+        microbatches=parallel.microbatches,
+        placement=parallel.placement,
+        staleness=parallel.staleness or 1,
+    )
+
+
+def _schedule_of(config: Config) -> ScheduleName:
+    """The given schedule of a configuration of method=sid: a stream without staleness is `fused`."""
+    name = config.parallel.schedule
+    return "fused" if name == "streaming" and not config.parallel.staleness else name  # type: ignore[return-value]
+
+
+def _candidate(config: Config, job: Job) -> Candidate:
+    parallel, num_refiners, ranks = config.parallel, len(job.costs.refiners), job.num_ranks
+    microbatches = choose_microbatches(config, ranks)
+    loads = job.costs.loads(len(job.share.taken) / microbatches)
+    if parallel.costs is not None:
+        loads = given_costs(config, len(job.costs.layers) if parallel.extractor == "cut" else 0, num_refiners)
+    if config.method == "sid":
+        extractor: ExtractorPlacement = parallel.extractor  # type: ignore[assignment]  # checked by Config
+        counts = place(loads, extractor, job.cascade_size, parallel.placement)
+        staleness = parallel.staleness or 0
+        return SIDCandidate(_schedule_of(config), Placement(counts, extractor), microbatches, staleness)
+    if config.method == "ddp":
+        return WholeCandidate("ddp", "ddp", Copies(num_refiners, ranks), microbatches)
+    if config.method == "local" or ranks == 1:
+        schedule = "one device, checkpointing" if config.bp.checkpointing else "one device"
+        return WholeCandidate("bp", schedule, Copies(num_refiners, 1), microbatches)  # type: ignore[arg-type]
+    pipeline: PipelineName = parallel.schedule  # type: ignore[assignment]
+    placed: CutExtractor = parallel.extractor  # type: ignore[assignment]
+    check_microbatches(pipeline, microbatches, ranks)
+    given = parallel.placement if isinstance(parallel.placement, list) else None
+    cut = make_cut(pipeline, placed, ranks, *loads, counts=given, by_cost=parallel.placement == "cost")
+    return PipelineCandidate(pipeline, cut, microbatches, torch_order)

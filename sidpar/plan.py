@@ -1,0 +1,217 @@
+"""`python -m sidpar.plan`: what a configuration will run on so many ranks, how long a step takes, and what is faster.
+
+Needs neither GPUs nor torchrun. The pieces of the network are timed on this machine's device, or read from a file that
+a plan has written on another one. What messages cost is assumed, or measured where torchrun starts the ranks.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jsonargparse import ArgumentParser
+
+from sidpar.build import build_cascade, build_loader, load_dataset, measure_pieces
+from sidpar.command_line import config_parser, parse_with
+from sidpar.config import Config
+from sidpar.configured import configured
+from sidpar.cost_records import from_plain, to_plain
+from sidpar.costs import Costs, Links, ring_links
+from sidpar.device import describe, total_memory
+from sidpar.engines.pipeline_order import torch_order
+from sidpar.errors import UsageError
+from sidpar.links import measure_links
+from sidpar.placement import place_by_count
+from sidpar.plan_text import plan_text
+from sidpar.planning import job_of, make_plan, record_of
+from sidpar.runtime import Runtime
+from sidpar.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
+from sidpar.validation import at_least
+
+DRAWS = find_spec("matplotlib") is not None
+if DRAWS:
+    from sidpar.plan_picture import draw_plan
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
+    config, given = parse_with(_parser(), arguments)
+    try:
+        wishes = Wishes.read(given)
+        with Runtime.start(backend=config.parallel.backend, device=config.parallel.device) as runtime:
+            _plan(config, wishes, runtime)
+    except UsageError as error:
+        print(f"sidpar.plan: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says besides the configuration."""
+
+    ranks: int | None
+    memory: float | None
+    """Bytes per rank."""
+    latency: float
+    """Seconds."""
+    bandwidth: float
+    """Bytes per second."""
+    assumed: str
+    """The last two in the user's words."""
+    measured: bool
+    costs: Path | None
+    out: Path | None
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> Self:
+        """From text to numbers. Raises UsageError."""
+        if given["measured"] and (given["latency"] or given["bandwidth"]):
+            raise UsageError("--measured finds out latency and bandwidth: remove --latency and --bandwidth, or it")
+        if given["ranks"] is not None:
+            at_least("--ranks", given["ranks"], 1)
+        memory, latency, bandwidth = given["device_memory"], given["latency"] or "10us", given["bandwidth"] or "100GB/s"
+        return cls(
+            ranks=given["ranks"],
+            memory=None if memory is None else read_quantity("--device-memory", memory, BYTES),
+            latency=read_quantity("--latency", latency, SECONDS, zero=True),
+            bandwidth=read_quantity("--bandwidth", bandwidth, BYTES_PER_SECOND),
+            assumed=f"assumed, {latency} and {bandwidth} on every link",
+            measured=given["measured"],
+            costs=None if given["costs"] is None else Path(given["costs"]),
+            out=None if given["out"] is None else Path(given["out"]),
+        )
+
+
+def _parser() -> ArgumentParser:
+    parser = config_parser(
+        "sidpar.plan",
+        "python -m sidpar.plan [--config FILE] [--ranks K] [--group.key VALUE ...]",
+        "Predict how long a step of a configuration takes on many ranks, and what would be faster.",
+    )
+    add = parser.add_argument
+    add("--ranks", type=int, help="Ranks to plan for; by default those of this job, or 8 without torchrun.")
+    add("--device-memory", type=str, help="What a rank may hold, such as 80GB; by default this GPU's memory.")
+    add("--latency", type=str, help="Of a message, such as 5us; by default 10us.")
+    add("--bandwidth", type=str, help="Of a link, such as 300GB/s; by default 100GB/s.")
+    add("--measured", action="store_true", help="Measure messages on the ranks that torchrun has started.")
+    add("--costs", type=str, help="Costs of the pieces that a plan has written, instead of measuring them.")
+    add("--out", type=str, help="Folder for plan.txt, plan.json, costs.json and, with matplotlib, plan.png.")
+    return parser
+
+
+def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
+    ranks = _ranks(config, wishes, runtime)
+    if wishes.out is not None:
+        _make_folder(wishes.out)
+    costs, where = _costs(config, wishes, runtime)
+    if wishes.measured:
+        links, messages = measure_links(runtime), f"measured on these {ranks} ranks, {runtime.backend}"
+    else:
+        links, messages = ring_links(wishes.latency, wishes.bandwidth, ranks), wishes.assumed
+    if runtime.rank > 0:
+        return
+    memory = wishes.memory or (None if wishes.costs else total_memory(runtime.device))
+    conditions = {
+        "job": f"{config.model.name}, {config.model.num_refiners} refiners, batch {config.data.batch_size}, "
+        f"on {ranks} ranks" + (f", {config.parallel.replicas} replicas" if config.parallel.replicas > 1 else ""),
+        "costs": where,
+        "messages": messages,
+        "memory": "no limit" if memory is None else f"{human(memory)} on each rank",
+    }
+    job = job_of(config, replace(costs, links=links), ranks, memory)
+    plan, present = make_plan(job, order=torch_order), configured(config, job)
+    text = plan_text([f"{name:<9} {value}" for name, value in conditions.items()], job, present, plan)
+    print(text)
+    if wishes.out is not None:
+        (wishes.out / "plan.txt").write_text(text + "\n")
+        _write(wishes.out / "costs.json", _record(config, costs, where))
+        _write(
+            wishes.out / "plan.json",
+            {
+                "conditions": conditions,
+                "links": asdict(links),
+                "configured": record_of(present),
+                "chosen": None if plan.chosen is None else record_of(plan.chosen),
+                "options": [record_of(option) | {"fits": option.fits(job)} for option in plan.options],
+                "left_out": plan.left_out,
+            },
+        )
+        if DRAWS:
+            draw_plan(job, plan, conditions, wishes.out / "plan.png")
+        else:
+            print("no plan.png: matplotlib is missing, pip install -e '.[profiling]'", file=sys.stderr)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be made: {error}") from error
+
+
+def _write(path: Path, records: dict[str, Any]) -> None:
+    path.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def _ranks(config: Config, wishes: Wishes, runtime: Runtime) -> int:
+    """How many to plan for: checked before anything is measured."""
+    if wishes.measured and runtime.world_size == 1:
+        raise UsageError(
+            "--measured sends messages between ranks, but there is one process: start it by torchrun "
+            "--nproc_per_node=K -m sidpar.plan, or give --latency and --bandwidth"
+        )
+    if wishes.measured and wishes.ranks not in (None, runtime.world_size):
+        raise UsageError(
+            f"--measured knows the messages of {runtime.world_size} ranks, not of --ranks {wishes.ranks}: remove "
+            "--ranks, or start as many"
+        )
+    ranks, replicas = wishes.ranks or (runtime.world_size if runtime.world_size > 1 else 8), config.parallel.replicas
+    if ranks % replicas:
+        raise UsageError(f"parallel.replicas={replicas} does not divide {ranks} ranks: plan for a multiple of it")
+    if config.method == "sid":
+        place_by_count(config.model.num_refiners, ranks // replicas)
+    return ranks
+
+
+def _costs(config: Config, wishes: Wishes, runtime: Runtime) -> tuple[Costs, str]:
+    """What the pieces cost, and where that was measured."""
+    if wishes.costs is not None:
+        return _read_costs(config, wishes.costs)
+    if runtime.device.type == "cpu" and runtime.world_size == 1:
+        torch.set_num_threads(1)  # as ranks that share a machine have
+    dataset = load_dataset(config, runtime)
+    sample = build_loader(config, dataset, runtime.device).sample
+    costs = measure_pieces(config, partial(build_cascade, config, dataset), sample, runtime, Links())
+    return costs, f"measured on {describe(runtime.device)}, by {runtime.world_size} at once"
+
+
+def _record(config: Config, costs: Costs, where: str) -> dict[str, Any]:
+    """A file of costs: of which network they are, and where they were measured."""
+    network = {"model": asdict(config.model), "compute": asdict(config.compute), "data": config.data.name}
+    return {"network": network, "where": where, "costs": to_plain(replace(costs, links=Links()))}
+
+
+def _read_costs(config: Config, path: Path) -> tuple[Costs, str]:
+    try:
+        found = json.loads(path.read_text())
+        network, where, costs = found["network"], found["where"], from_plain(found["costs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--costs {path} cannot be read ({error}): give a costs.json that a plan has written"
+        ) from error
+    own = json.loads(json.dumps(_record(config, costs, where)["network"]))
+    differences = [f"{kind} {network.get(kind)}" for kind in own if network.get(kind) != own[kind]]
+    if differences:
+        raise UsageError(
+            f"--costs {path} was measured with {', '.join(differences)}, not with this configuration's: measure again"
+        )
+    return costs, f"from {path}, {where}"
+
+
+if __name__ == "__main__":
+    main()
