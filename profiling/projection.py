@@ -104,7 +104,6 @@ def project(costs: Costs, batch: int, ranks: int, arguments: argparse.Namespace)
     paper = naive / paper_seconds(costs, batch, [placement.refiners(rank) for rank in range(ranks)])
     ways = [*sid_candidates(job, Freedom()), *backpropagation(job, torch_order, {})]
     for option in search(job, [way for way in ways if way.holding.num_ranks == ranks]):
-        assert option.largest is not None
         yield {
             "ranks": ranks,
             "method": option.candidate.row,
@@ -112,7 +111,7 @@ def project(costs: Costs, batch: int, ranks: int, arguments: argparse.Namespace)
             "step_ms": 1000 * option.seconds,
             "speedup_vs_naive_bp": naive / option.seconds,
             "bubble_fraction": option.bubble,
-            "saved_activation_bytes": option.largest.saved_activations,
+            "saved_activation_bytes": option.largest.saved_activations if option.largest else None,
             "paper_speedup": paper if option.candidate.method == "sid" else None,
         }
 
@@ -143,7 +142,6 @@ def markdown(report: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["rows"]:
-        network = f"{row['network']} | {row['num_refiners']} | {row['batch_size']}"
         for key, memory in row["memory"].items():
             peak = "-" if memory["allocator_peak"] is None else f"{memory['allocator_peak'] / 2**20:.1f}"
             saved = memory["saved_activations"] / 2**20

@@ -1,5 +1,6 @@
 """`parallel.auto=true`: what a configuration leaves open is chosen by a plan, made on the ranks that will run."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from sidpar.build import measure_pieces
 from sidpar.cascade import Cascade
 from sidpar.config import Config
 from sidpar.configured import freedom_of
-from sidpar.device import total_memory
+from sidpar.device import usable_memory
 from sidpar.errors import UsageError
 from sidpar.links import measure_links
 from sidpar.placement import place_by_count
@@ -18,9 +19,6 @@ from sidpar.planning import Freedom, choose_sid, job_of, record_of
 from sidpar.runtime import Runtime
 from sidpar.stage import depends_on_the_batch
 from sidpar.units import human
-
-USABLE_MEMORY = 0.9
-"""Share of a device's memory that may be planned with: the rest is CUDA's, NCCL's and the allocator's."""
 
 
 def resolve(
@@ -33,11 +31,10 @@ def resolve(
     """
     place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
-    memory = total_memory(runtime.device)
-    usable = None if memory is None else USABLE_MEMORY * memory
+    usable = min(runtime.exchange("memory", usable_memory(runtime.device)), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)
-    chosen = choose_sid(job, _feasible(freedom_of(config), build().extractor, sample, runtime))
-    # Devices may differ, so rank 0's choice counts.
+    chosen = choose_sid(job, feasible(freedom_of(config), build().extractor, sample, runtime))
+    # All ranks have the same costs and find the same; rank 0's choice counts all the same.
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:
         raise UsageError(
@@ -49,7 +46,7 @@ def resolve(
     return replace(config, parallel=replace(config.parallel, auto=False, schedule=schedule, **settings)), choice
 
 
-def _feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
+def feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
     """Without the sharded placement, if an extractor that sees a part of the batch would compute something else."""
     extractors = list(freedom.extractors)
     if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample):

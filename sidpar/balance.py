@@ -34,12 +34,13 @@ def measure_costs(
     sizes = sorted(set(rows) or {len(x)})
     layers = _layers(stage, apart)
     measured = [_measure(stage, x[:size], layers) for size in sizes]
-    saved = _saved_bytes(stage, x[: sizes[-1]], layers)
+    saved = _saved_bytes(stage, x, layers)
     pieces = [
         Piece(
             Curve(tuple(sizes), tuple(runs[k].forward for runs in measured)),
             Curve(tuple(sizes), tuple(runs[k].backward for runs in measured)),
-            saved[k] / sizes[-1],
+            saved[k][0],
+            saved_fixed=saved[k][1],
             trained_bytes=bytes_of(p for p in module.parameters() if p.requires_grad),
             held_bytes=bytes_of([*module.parameters(), *module.buffers()]),
         )
@@ -97,7 +98,17 @@ def _measure(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[_Run]
     return runs
 
 
-def _saved_bytes(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[int]:
+def _saved_bytes(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[tuple[float, float]]:
+    """Of each piece, what autograd keeps per row, and besides. Found from few rows: the whole chain is in memory."""
+    few, more = min(2, len(x)), min(8, len(x))
+    found = [_kept(stage, x[:rows], layers) for rows in (few, more)]
+    if few == more:
+        return [(size / more, 0.0) for size in found[1]]
+    slopes = [(large - small) / (more - few) for small, large in zip(*found, strict=True)]
+    return [(slope, max(0.0, small - few * slope)) for slope, small in zip(slopes, found[0], strict=True)]
+
+
+def _kept(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[int]:
     """What each piece adds to what autograd keeps for the whole chain: a tensor that two pieces save counts once, for
     the first of them. The images count for nobody."""
     alive: list[TensorTuple] = []

@@ -104,11 +104,7 @@ def build_engine(config: Config, stage: Stage) -> Engine:
         schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config
         return SIDEngine(stage, config.objective, schedule=schedule, seed=seed, **settings)
     if config.method == "bp" and world_size > 1:
-        if config.bp.checkpointing or config.bp.deep_supervision:
-            raise UsageError(
-                f"bp.checkpointing and bp.deep_supervision are for one process or method=ddp, but method=bp runs as a "
-                f"pipeline over {world_size} ranks: remove them, start one process, or use method=ddp"
-            )
+        check_pipeline(config, world_size)
         pipeline: PipelineName = config.parallel.schedule  # type: ignore[assignment]  # checked by Config
         return PipelineEngine(stage, config.objective, schedule=pipeline, microbatches=microbatches, seed=seed)
     return BPEngine(
@@ -119,6 +115,15 @@ def build_engine(config: Config, stage: Stage) -> Engine:
         deep_supervision=config.bp.deep_supervision,
         seed=seed,
     )
+
+
+def check_pipeline(config: Config, world_size: int) -> None:
+    """Raises UsageError for settings that a pipeline of backpropagation does not have."""
+    if config.bp.checkpointing or config.bp.deep_supervision:
+        raise UsageError(
+            f"bp.checkpointing and bp.deep_supervision are for one process or method=ddp, but method=bp runs as a "
+            f"pipeline over {world_size} ranks: remove them, start one process, or use method=ddp"
+        )
 
 
 def choose_microbatches(config: Config, world_size: int) -> int:

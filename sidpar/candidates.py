@@ -1,7 +1,7 @@
 """The ways to train a cascade that a plan chooses among: how long a step takes, and what ranks hold. No torch."""
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -238,7 +238,7 @@ class PipelineCandidate(Candidate):
         prices, cut = PipelinePrices(self.cut, job.costs, self._rows(job)), self.cut
         seams = [s for s in range(1, cut.num_sections) if cut.rank_of(s) != cut.rank_of(s - 1)]
         size = max((prices.message_bytes(section) for section in seams), default=0.0)
-        count = self.microbatches * PIPELINES[self.schedule].sections_per_rank
+        count = self.microbatches * max(Counter(cut.rank_of(section - 1) for section in seams).values(), default=0)
         return [Message("activation", count, size), Message("activation gradient", count, size)] if seams else []
 
     @property
@@ -267,7 +267,7 @@ class WholeCandidate(Candidate):
     """Backpropagation through the whole cascade, on each rank's share of the batch."""
 
     method: Literal["bp", "ddp"]
-    schedule: Literal["ddp", "one device", "one device, checkpointing"]
+    schedule: Literal["ddp", "ddp, checkpointing", "one device", "one device, checkpointing"]
     copies: Copies
     microbatches: int = 1
 

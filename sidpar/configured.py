@@ -1,6 +1,6 @@
 """What a configuration will run, as a candidate of a plan."""
 
-from sidpar.build import choose_microbatches, given_costs
+from sidpar.build import check_pipeline, choose_microbatches, given_costs
 from sidpar.candidates import Candidate, Job, PipelineCandidate, SIDCandidate, WholeCandidate
 from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config import Config
@@ -42,20 +42,24 @@ def _schedule_of(config: Config) -> ScheduleName:
 
 def _candidate(config: Config, job: Job) -> Candidate:
     parallel, num_refiners, ranks = config.parallel, len(job.costs.refiners), job.num_ranks
-    microbatches = choose_microbatches(config, ranks)
+    microbatches = min(choose_microbatches(config, ranks), len(job.share.taken))
+    if config.method == "local":
+        return SIDCandidate("fused", Placement((num_refiners,), "replicated"), 1)
+    checkpointing = ", checkpointing" if config.bp.checkpointing else ""
+    if config.method == "ddp":
+        return WholeCandidate("ddp", f"ddp{checkpointing}", Copies(num_refiners, ranks), microbatches)  # type: ignore[arg-type]
+    if config.method == "bp" and ranks == 1:
+        return WholeCandidate("bp", f"one device{checkpointing}", Copies(num_refiners, 1), microbatches)  # type: ignore[arg-type]
     loads = job.costs.loads(len(job.share.taken) / microbatches)
     if parallel.costs is not None:
         loads = given_costs(config, len(job.costs.layers) if parallel.extractor == "cut" else 0, num_refiners)
     if config.method == "sid":
         extractor: ExtractorPlacement = parallel.extractor  # type: ignore[assignment]  # checked by Config
         counts = place(loads, extractor, job.cascade_size, parallel.placement)
+        config.objective.alphas(num_refiners)
         staleness = parallel.staleness or 0
         return SIDCandidate(_schedule_of(config), Placement(counts, extractor), microbatches, staleness)
-    if config.method == "ddp":
-        return WholeCandidate("ddp", "ddp", Copies(num_refiners, ranks), microbatches)
-    if config.method == "local" or ranks == 1:
-        schedule = "one device, checkpointing" if config.bp.checkpointing else "one device"
-        return WholeCandidate("bp", schedule, Copies(num_refiners, 1), microbatches)  # type: ignore[arg-type]
+    check_pipeline(config, ranks)
     pipeline: PipelineName = parallel.schedule  # type: ignore[assignment]
     placed: CutExtractor = parallel.extractor  # type: ignore[assignment]
     check_microbatches(pipeline, microbatches, ranks)

@@ -80,24 +80,27 @@ def predict_whole(
 ) -> Prediction:
     """A step of backpropagation through the whole cascade on each rank's share of the batch: one process, or DDP, whose
     gradients travel in buckets, each as soon as the last backward has completed it."""
-    rows = batch_size / num_ranks / microbatches
+    layout = BatchLayout(batch_size, microbatches, num_ranks)
+    rows, microbatches = layout.padded_part(0), len(layout.microbatches)
     pieces = [*costs.layers, *costs.refiners]
-    forward = sum(p.forward(rows) for p in pieces)
+    # Measured for SID, whose extractor is one piece of work.
+    overheads = [costs.overhead / len(costs.layers)] * len(costs.layers) + [costs.overhead] * len(costs.refiners)
+    forward = sum(p.forward(rows) for p in pieces) + sum(overheads)
     again = sum(p.forward(rows) for p in costs.refiners) if checkpointing else 0.0
-    backwards = [p.backward(rows) + costs.overhead for p in pieces]
-    work = microbatches * (forward + len(pieces) * costs.overhead + again + sum(backwards))
+    backwards = [p.backward(rows) + overhead for p, overhead in zip(pieces, overheads, strict=True)]
+    work = microbatches * (forward + again + sum(backwards))
     summed, bucket = 0.0, 0.0
     for k, done in zip(reversed(range(len(pieces))), accumulate(reversed(backwards)), strict=True):
         bucket += pieces[k].trained_bytes
         if num_ranks > 1 and (bucket >= DDP_BUCKET_BYTES or k == 0):
             summed, bucket = max(summed, done) + costs.links.all_reduce(bucket), 0.0
     seconds = work + max(0.0, summed - sum(backwards))
-    saved = [p.saved_bytes for p in pieces]
+    saved = [p.saved(rows) for p in pieces]
     if checkpointing:
-        inputs = costs.feature_bytes + sum(costs.state_bytes)
-        saved = [*(p.saved_bytes for p in costs.layers), inputs, max(p.saved_bytes for p in costs.refiners)]
+        inputs = rows * (costs.feature_bytes + sum(costs.state_bytes))
+        saved = [*(p.saved(rows) for p in costs.layers), inputs, max(p.saved(rows) for p in costs.refiners)]
     bubble = 1 - work / seconds if seconds else 0.0
-    return Prediction(seconds, bubble, [rows * sum(saved)] * num_ranks, [0.0] * num_ranks)
+    return Prediction(seconds, bubble, [sum(saved)] * num_ranks, [0.0] * num_ranks)
 
 
 def naive_seconds(costs: Costs, batch_size: int) -> float:

@@ -19,9 +19,12 @@ def from_plain(plain: Mapping[str, Any]) -> Costs:
     try:
         pieces = {kind: [_piece(piece) for piece in plain[kind]] for kind in ("layers", "refiners")}
         links = Links(**{name: Link(**link) for name, link in plain["links"].items()})
-        return Costs(**{**plain, **pieces, "links": links})
+        costs = Costs(**{**plain, **pieces, "links": links})
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"these are not costs as a plan writes them ({error!r}): measure them again") from error
+    if (len(costs.state_bytes), len(costs.layer_bytes)) != (len(costs.refiners) + 1, len(costs.layers)):
+        raise UsageError("costs need bytes of a state for each refiner and one more, and of what each layer returns")
+    return costs
 
 
 def median_costs(measured: Sequence[Costs]) -> Costs:

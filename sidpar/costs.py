@@ -37,6 +37,12 @@ class Piece:
     """Of its parameters that are trained: each has a gradient and the optimizer's state."""
     held_bytes: float = 0.0
     """Of all its parameters and buffers."""
+    saved_fixed: float = 0.0
+    """Bytes that autograd saves besides, whatever the number of rows: weights cast by autocast."""
+
+    def saved(self, rows: float) -> float:
+        """Bytes that autograd saves for so many rows."""
+        return self.saved_fixed + rows * self.saved_bytes if rows else 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
 
 @dataclass(frozen=True)
 class Links:
-    """One link per kind of message; of a collective, `size` is the whole buffer, on the number of ranks measured."""
+    """One link per kind of message; of a collective, `size` is the whole buffer. Collectives are over the K ranks of a
+    cascade, but for `all_reduce`, over the world, and `replica_all_reduce`, over the R ranks of one place in all
+    replicas."""
 
     message: Link = Link()
     all_gather: Link = Link()
@@ -69,16 +77,20 @@ class Links:
     broadcast: Link = Link()
     reduce: Link = Link()
     all_reduce: Link = Link()
+    replica_all_reduce: Link = Link()
 
 
-def ring_links(latency: float, bandwidth: float, num_ranks: int) -> Links:
-    """Links of K ranks that are all alike, from seconds per message and bytes per second: collectives go round a ring
-    of K - 1 hops, an all-reduce twice."""
-    hops, share = num_ranks - 1, (num_ranks - 1) / num_ranks
+def ring_links(latency: float, bandwidth: float, num_ranks: int, num_replicas: int = 1) -> Links:
+    """Links of ranks that are all alike, from seconds per message and bytes per second: collectives go round a ring of
+    n ranks in n - 1 hops, an all-reduce twice."""
+    size = num_ranks // num_replicas
+    hops, share = size - 1, (size - 1) / size
     around = Link(hops * latency, share / bandwidth)
     to_one = Link(hops * latency, 1 / bandwidth)
-    twice = Link(2 * hops * latency, 2 * share / bandwidth)
-    return Links(Link(latency, 1 / bandwidth), around, around, to_one, to_one, twice)
+    twice, twice_over_replicas = (
+        Link(2 * (n - 1) * latency, 2 * (n - 1) / n / bandwidth) for n in (num_ranks, num_replicas)
+    )
+    return Links(Link(latency, 1 / bandwidth), around, around, to_one, to_one, twice, twice_over_replicas)
 
 
 @dataclass(frozen=True)

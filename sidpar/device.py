@@ -13,6 +13,9 @@ import torch
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
+USABLE = 0.9
+"""Share of a GPU's memory that may be planned with: the rest is CUDA's, NCCL's and the allocator's."""
+
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new window for `peak_memory` and `peak_reserved`: gives back what the allocator holds unused."""
@@ -44,9 +47,9 @@ def peak_reserved(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU; None on CPU, where ranks share what there is."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def usable_memory(device: torch.device) -> float | None:
+    """Bytes of a GPU that may be planned with; None on CPU, where ranks share what there is."""
+    return USABLE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def driver_memory(device: torch.device) -> int | None:

@@ -17,7 +17,8 @@ _IN_A_ROW = 4
 
 
 def measure_links(runtime: Runtime) -> Links:
-    """Ping-pong between ranks 0 and 1, and each collective, over a range of sizes. All ranks call it; all get rank 0's.
+    """Ping-pong between ranks 0 and 1, and each collective on the ranks that run it in training, over a range of sizes.
+    All ranks call it; all get rank 0's.
 
     A collective's size is that of the whole buffer: what all-gather returns, what reduce-scatter takes.
     """
@@ -25,14 +26,15 @@ def measure_links(runtime: Runtime) -> Links:
     if groups is None:
         return Links()
     runtime.connect()
-    group, ranks = groups.world, runtime.world_size
+    group, ranks = groups.features, runtime.cascade_size
     fits = {"message": _fit(runtime, lambda tensor: _ping_pong(runtime, tensor), halves=True)}
     collectives: dict[str, Callable[[torch.Tensor], object]] = {
         "all_gather": lambda t: dist.all_gather_into_tensor(t, t[: len(t) // ranks].clone(), group=group),
         "reduce_scatter": lambda t: dist.reduce_scatter_tensor(t[: len(t) // ranks].clone(), t, group=group),
         "broadcast": lambda t: dist.broadcast(t, group_src=0, group=group),
         "reduce": lambda t: dist.reduce(t, group_dst=0, group=group),
-        "all_reduce": lambda t: dist.all_reduce(t, group=group),
+        "all_reduce": lambda t: dist.all_reduce(t, group=groups.world),
+        "replica_all_reduce": lambda t: dist.all_reduce(t, group=groups.refiner_gradients),
     }
     for name, run in collectives.items():
         fits[name] = _fit(runtime, run)

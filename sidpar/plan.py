@@ -16,19 +16,20 @@ from typing import Any, Self
 import torch
 from jsonargparse import ArgumentParser
 
+from sidpar.batching import Share
 from sidpar.build import build_cascade, build_loader, load_dataset, measure_pieces
 from sidpar.command_line import config_parser, parse_with
 from sidpar.config import Config
 from sidpar.configured import configured
 from sidpar.cost_records import from_plain, to_plain
 from sidpar.costs import Costs, Links, ring_links
-from sidpar.device import describe, total_memory
+from sidpar.device import describe, usable_memory
 from sidpar.engines.pipeline_order import torch_order
 from sidpar.errors import UsageError
 from sidpar.links import measure_links
 from sidpar.placement import place_by_count
 from sidpar.plan_text import plan_text
-from sidpar.planning import job_of, make_plan, record_of
+from sidpar.planning import Freedom, job_of, make_plan, record_of
 from sidpar.runtime import Runtime
 from sidpar.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
 from sidpar.validation import at_least
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, given = parse_with(_parser(), arguments)
     try:
         wishes = Wishes.read(given)
-        with Runtime.start(backend=config.parallel.backend, device=config.parallel.device) as runtime:
+        with _start(config, wishes) as runtime:
             _plan(config, wishes, runtime)
     except UsageError as error:
         print(f"sidpar.plan: error: {error}", file=sys.stderr)
@@ -104,6 +105,18 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _start(config: Config, wishes: Wishes) -> Runtime:
+    """Where costs are given and no message is measured, the configured device need not be here."""
+    parallel, unused = config.parallel, wishes.costs is not None and not wishes.measured
+    return Runtime.start(
+        device="auto" if unused else parallel.device,
+        backend="auto" if unused else parallel.backend,
+        init_timeout=parallel.init_timeout,
+        step_timeout=parallel.step_timeout,
+        replicas=parallel.replicas if wishes.measured else 1,
+    )
+
+
 def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
     ranks = _ranks(config, wishes, runtime)
     if wishes.out is not None:
@@ -112,10 +125,11 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
     if wishes.measured:
         links, messages = measure_links(runtime), f"measured on these {ranks} ranks, {runtime.backend}"
     else:
-        links, messages = ring_links(wishes.latency, wishes.bandwidth, ranks), wishes.assumed
+        links = ring_links(wishes.latency, wishes.bandwidth, ranks, config.parallel.replicas)
+        messages = wishes.assumed
     if runtime.rank > 0:
         return
-    memory = wishes.memory or (None if wishes.costs else total_memory(runtime.device))
+    memory = wishes.memory or (None if wishes.costs else usable_memory(runtime.device))
     conditions = {
         "job": f"{config.model.name}, {config.model.num_refiners} refiners, batch {config.data.batch_size}, "
         f"on {ranks} ranks" + (f", {config.parallel.replicas} replicas" if config.parallel.replicas > 1 else ""),
@@ -124,7 +138,9 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
         "memory": "no limit" if memory is None else f"{human(memory)} on each rank",
     }
     job = job_of(config, replace(costs, links=links), ranks, memory)
-    plan, present = make_plan(job, order=torch_order), configured(config, job)
+    plain = config.model.name in ("plain_cnn", "plain_mlp")  # has no beliefs for SID to learn from
+    plan = make_plan(job, Freedom(schedules=()) if plain else Freedom(), torch_order)
+    present = configured(config, job)
     text = plan_text([f"{name:<9} {value}" for name, value in conditions.items()], job, present, plan)
     print(text)
     if wishes.out is not None:
@@ -199,11 +215,17 @@ def _record(config: Config, costs: Costs, where: str) -> dict[str, Any]:
 def _read_costs(config: Config, path: Path) -> tuple[Costs, str]:
     try:
         found = json.loads(path.read_text())
-        network, where, costs = found["network"], found["where"], from_plain(found["costs"])
+        network, where, costs = dict(found["network"]), found["where"], from_plain(found["costs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--costs {path} cannot be read ({error}): give a costs.json that a plan has written"
         ) from error
+    share, known = len(Share(config.data.batch_size, config.parallel.replicas, 0).taken), costs.refiners[0].forward.rows
+    if share > known[-1]:
+        raise UsageError(
+            f"--costs {path} knows batches of {known[0]} to {known[-1]} rows, but a replica's share of "
+            f"data.batch_size={config.data.batch_size} has {share}: measure again, or set a smaller batch"
+        )
     own = json.loads(json.dumps(_record(config, costs, where)["network"]))
     differences = [f"{kind} {network.get(kind)}" for kind in own if network.get(kind) != own[kind]]
     if differences:

@@ -17,6 +17,8 @@ from sidpar.units import human, unit_of
 
 _COLOURS = ("#3f7fc4", "#9ecae1", "#6a3d9a", "#b79fd8", "#f28e2b", "#66c2a5")
 _LANES = 32
+_FAR = 3
+"""A limit so many times what is needed would leave the bars no room."""
 
 
 def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -> None:
@@ -75,7 +77,7 @@ def _memory(axes: Axes, job: Job, plan: Plan) -> None:
         for size, colour in zip(asdict(option.largest).values() if option.largest else (), _COLOURS, strict=False):
             axes.barh(place, size / divisor, left=left, color=colour, alpha=_alpha(job, option))
             left += size / divisor
-    if job.device_memory is not None:
+    if job.device_memory is not None and job.device_memory < _FAR * most:
         axes.axvline(job.device_memory / divisor, color="#d62728", lw=1.2)
     _name(axes, plan)
     handles = legend_handles(dict(zip(KINDS_OF_MEMORY, _COLOURS, strict=True)))

@@ -30,29 +30,28 @@ def plan_text(conditions: Sequence[str], job: Job, configured: Option, plan: Pla
 
 def verdict(plan: Plan) -> str:
     """Whether SID is the fastest, and if not, what is."""
-    fastest, chosen = plan.fastest, plan.chosen
-    if fastest is None:
+    other, chosen = plan.best_other, plan.chosen
+    if chosen is None and other is None:
         return "Nothing is known to fit: use more ranks, a smaller batch, or devices with more memory."
-    if chosen is None:
-        return f"No way of SID is known to fit; {name_of(fastest)} is, with {human_seconds(fastest.seconds)} a step."
-    if fastest.seconds < chosen.seconds and fastest.candidate.method != "sid":
-        return (
-            f"SID is not the fastest: {name_of(fastest)} is predicted to take {time_of(fastest)} a step, "
-            f"{name_of(chosen)} {time_of(chosen)}, {chosen.seconds / fastest.seconds:.2f} times as long."
-        )
-    others = [option for option in plan.options if option.candidate.method != "sid" and option.bubble is not None]
-    other = min(others, key=lambda option: option.seconds)
-    return (
-        f"SID is predicted to be the fastest: {name_of(chosen)} takes {time_of(chosen)} a step, "
-        f"{name_of(other)} {time_of(other)}."
-    )
+    if chosen is None or other is None:
+        fits = chosen or other
+        assert fits is not None
+        nothing = "SID" if chosen is None else "backpropagation"
+        return f"No way of {nothing} is known to fit; {name_of(fits)} is, with {time_of(fits)} a step."
+    times = f"{name_of(chosen)}, {time_of(chosen)} a step; {name_of(other)}, {time_of(other)}"
+    if other.seconds < chosen.seconds:
+        return f"SID is not the fastest: {times}; it takes {chosen.seconds / other.seconds:.2f} times as long."
+    if chosen.bubble is None:
+        return f"SID may be the fastest: {times}; too many actions to simulate, the first is a bound."
+    return f"SID is predicted to be the fastest: {times}."
 
 
 def name_of(option: Option) -> str:
     """As people say it."""
     candidate = option.candidate
     if candidate.method == "ddp":
-        return "DDP" if candidate.microbatches == 1 else f"DDP with M = {candidate.microbatches}"
+        name = candidate.schedule.replace("ddp", "DDP")
+        return name if candidate.microbatches == 1 else f"{name} with M = {candidate.microbatches}"
     parts = [candidate.method.upper(), candidate.schedule.replace("_", " ")]
     if not candidate.schedule.startswith("one device"):
         parts.append(f"({candidate.holding.extractor} extractor)")

@@ -100,8 +100,8 @@ class Plan:
     """Rows without a candidate, and why."""
     chosen: Option | None
     """Of SID; None where nothing fits."""
-    fastest: Option | None
-    """Of all that fit and whose time is not a bound."""
+    best_other: Option | None
+    """Of backpropagation; the fastest that fits and whose time is not a bound."""
 
 
 def job_of(config: Config, costs: Costs, num_ranks: int, device_memory: float | None) -> Job:
@@ -123,10 +123,19 @@ def job_of(config: Config, costs: Costs, num_ranks: int, device_memory: float | 
 def make_plan(job: Job, freedom: Freedom = Freedom(), order: Order | None = None) -> Plan:
     """Search all ways. Without `order`, pipelines that are not written out are left out."""
     left_out: dict[str, str] = {}
-    candidates = [*sid_candidates(job, freedom), *backpropagation(job, order, left_out)]
+    candidates = [*_possible(job, freedom, left_out), *backpropagation(job, order, left_out)]
     options = search(job, candidates)
-    comparable = [option for option in options if option.bubble is not None and option.fits(job)]
-    return Plan(options, left_out, choose(job, options), min(comparable, key=lambda o: o.seconds, default=None))
+    others = [o for o in options if o.candidate.method != "sid" and o.bubble is not None and o.fits(job)]
+    return Plan(options, left_out, choose(job, options), min(others, key=lambda o: o.seconds, default=None))
+
+
+def _possible(job: Job, freedom: Freedom, left_out: dict[str, str]) -> list[Candidate]:
+    """The ways of SID; none, with the reason noted, for more ranks than refiners."""
+    try:
+        return list(sid_candidates(job, freedom))
+    except UsageError as error:
+        left_out["sid"] = str(error)
+        return []
 
 
 def choose(job: Job, options: Iterable[Option]) -> Option | None:
@@ -186,14 +195,17 @@ def evaluate(job: Job, candidate: Candidate, bound: float, *, simulate: bool) ->
         peaks = dict(enumerate(zip(prediction.saved_bytes, prediction.buffer_bytes, strict=True)))
         seconds = max(prediction.seconds, bound)
         return Option(candidate, seconds, prediction.bubble, candidate.footprints(job, peaks))
-    ranks = candidate.holding.num_ranks
-    peaks = candidate.peaks(job, {0, ranks // 2, ranks - 1})
+    ranks = range(candidate.holding.num_ranks)
+    weights = candidate.footprints(job, dict.fromkeys(ranks, (0.0, 0.0)))
+    heaviest = max(ranks, key=lambda rank: weights[rank].total)
+    peaks = candidate.peaks(job, {0, len(ranks) // 2, ranks[-1], heaviest})
     return Option(candidate, bound, None, candidate.footprints(job, peaks))
 
 
 def sid_candidates(job: Job, freedom: Freedom) -> Iterator[Candidate]:
     """SID by each schedule that may be chosen, with each placement of the extractor, at several M."""
-    most = min(max(LEAST_MICROBATCHES, job.cascade_size // 2), max(1, len(job.share.taken) // 2))
+    hidden = 2 * -(-(job.cascade_size + 4) // 3)  # the next power of two from (K+4)/3 on
+    most = min(max(LEAST_MICROBATCHES, hidden), max(1, len(job.share.taken) // 2))
     for extractor in freedom.extractors:
         for m in [freedom.microbatches] if freedom.microbatches else powers(most):
             loads = job.costs.loads(len(job.share.taken) / m)
@@ -236,7 +248,7 @@ def backpropagation(job: Job, order: Order | None, left_out: dict[str, str]) -> 
             left_out[f"bp {schedule} {extractor}"] = str(error)
     whole, alone = Copies(len(job.costs.refiners), ranks), Copies(len(job.costs.refiners), 1)
     for m in several:
-        if ranks > 1:
+        if ranks > 1 and m <= max(1, job.batch_size // ranks):
             yield WholeCandidate("ddp", "ddp", whole, m)
         yield WholeCandidate("bp", "one device", alone, m)
         yield WholeCandidate("bp", "one device, checkpointing", alone, m)

@@ -41,8 +41,10 @@ class SIDPrices:
             Do.START_BROADCAST: links.broadcast,
             Do.START_SCATTER: links.reduce_scatter,
             Do.START_REDUCE: links.reduce,
-            Do.RELEASE_PARAMETER_GRADIENTS: links.all_reduce,
-            Do.RELEASE_REFINER_GRADIENTS: links.all_reduce,
+            Do.RELEASE_PARAMETER_GRADIENTS: (
+                links.replica_all_reduce if placement.extractor == "root" else links.all_reduce
+            ),
+            Do.RELEASE_REFINER_GRADIENTS: links.replica_all_reduce,
         }
         self._seconds_of, self._bytes_of = cache(self._find_seconds), cache(self._find_bytes)
 
@@ -81,7 +83,7 @@ class SIDPrices:
                 return costs.overhead + costs.refiners[_known(refiner)].forward(rows)
             case Do.BACKWARD:
                 return costs.overhead + costs.refiners[_known(refiner)].backward(rows)
-            case Do.LEARN:
+            case Do.LEARN:  # priced like the loop: what stacking saves or costs is not calibrated
                 own = [costs.refiners[i] for i in self._placement.refiners(rank)]
                 return costs.overhead + sum(piece.forward(rows) + piece.backward(rows) for piece in own)
             case Do.UPDATE_REFINERS | Do.UPDATE_EXTRACTOR:
@@ -94,11 +96,11 @@ class SIDPrices:
             case Do.EXTRACT:
                 # A shard is copied from the batch, and the copy lives as long as what is computed from it.
                 copied = costs.input_bytes if self._placement.extractor == "sharded" and ranks > 1 else 0.0
-                return rows * (copied + sum(layer.saved_bytes for layer in costs.layers))
+                return rows * copied + sum(layer.saved(rows) for layer in costs.layers)
             case Do.FORWARD:
-                return rows * costs.refiners[_known(refiner)].saved_bytes
+                return costs.refiners[_known(refiner)].saved(rows)
             case Do.LEARN:
-                return rows * sum(costs.refiners[i].saved_bytes for i in self._placement.refiners(rank))
+                return sum(costs.refiners[i].saved(rows) for i in self._placement.refiners(rank))
             case Do.POST_STATE:
                 return self.message_bytes(Do.SEND_STATE, rows, rank - 1)
             # Equal parts of the padded buffer, and the whole.
@@ -147,7 +149,7 @@ class PipelinePrices:
 
     def _find_bytes(self, do: Do, section: int) -> float:
         if do is Do.SECTION_FORWARD:
-            return self._rows * sum(piece.saved_bytes for piece in self._pieces[section])
+            return sum(piece.saved(self._rows) for piece in self._pieces[section])
         return self.message_bytes(section if do is Do.AWAIT_ACTIVATION else section + 1)
 
     def _pieces_of(self, section: int) -> list[Piece]:

@@ -45,7 +45,7 @@ class Run:
     """Everything that one rank needs to train as `config` says.
 
     Making it checks the settings against the data, the network and the other ranks (through the store, before any
-    message between ranks), and creates the run folder last.
+    message between ranks but those that `parallel: auto` measures), and creates the run folder last.
     """
 
     def __init__(self, config: Config, runtime: Runtime) -> None:

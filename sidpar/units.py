@@ -46,5 +46,6 @@ def human(size: float | None) -> str:
 
 def human_seconds(seconds: float) -> str:
     """Three digits, in the unit in which they read best."""
-    unit = next((unit for unit in ("s", "ms", "us") if seconds >= SECONDS[unit]), "us")
-    return f"{seconds / SECONDS[unit]:.3g} {unit}"
+    unit = next((unit for unit in ("s", "ms", "us") if seconds >= 0.9995 * SECONDS[unit]), "us")
+    value = seconds / SECONDS[unit]
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sidpar import Cascade, auto
 from sidpar.command_line import parse
+from sidpar.planning import FREE
 from sidpar.runtime import Runtime
 from sidpar.train import Run
 from tests.harness import RankError, run_ranks
@@ -80,12 +81,17 @@ def choose_for_batch_norm(runtime: Runtime, flags: list[str]) -> str | None:
 
 
 def test_what_would_be_refused_is_not_chosen() -> None:
-    """Without batch norm, sharding is what these ranks would do: it halves the extractor's work."""
+    """Batch norm sees a part of the batch in a sharded extractor."""
+    x, runtime = torch.randn(16, 1, 8, 8), Runtime.single("cpu")
+    possible = auto.feasible(FREE, normalized().extractor, x, runtime)
+    assert set(possible.extractors) == set(FREE.extractors) - {"sharded"}
+    each_alone = nn.Sequential(nn.Flatten(), nn.LayerNorm(64))
+    assert auto.feasible(FREE, each_alone, x, runtime).extractors == list(FREE.extractors)
     assert set(run_ranks(choose_for_batch_norm, 2, FLAGS)) <= {"replicated", "root"}
 
 
 def test_nothing_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(auto, "usable_memory", lambda device: 900.0)
     with pytest.raises(ValueError, match="parallel.auto=true knows no way of SID that fits 900 B on each of 1 ranks"):
         run(Runtime.single("cpu"), [*FLAGS, "--run.dir", str(tmp_path / "run")])
 

@@ -70,7 +70,8 @@ def test_laws_for_equal_refiners(ranks: int, microbatches: int) -> None:
     for schedule in ("gpipe", "1f1b"):
         speedup = naive / pipeline(schedule, ranks, microbatches, given).seconds
         assert speedup == pytest.approx(law_speedup("bp", schedule, ranks, microbatches)), schedule
-    assert naive / predict_whole(given, BATCH, num_ranks=ranks).seconds == pytest.approx(ranks)
+    most = min(ranks, BATCH)  # a row each
+    assert naive / predict_whole(given, BATCH, num_ranks=ranks).seconds == pytest.approx(most)
     assert pipeline("naive", ranks, 1, given).seconds == pytest.approx(naive)
 
 
@@ -119,7 +120,7 @@ def test_collectives_take_their_time() -> None:
 def test_sums_over_replicas_take_their_time() -> None:
     """Two refiners on one rank, backwards of 2 each: the first one's gradient travels in 0.25 behind the second one's
     backward, the second one's in 0.5 behind the extractor's, whose own 1.0 is waited for."""
-    links = Links(all_reduce=Link(0.0, 1 / 64))
+    links = Links(all_reduce=Link(0.0, 1 / 64), replica_all_reduce=Link(0.0, 1 / 64))
     given = costs(2, 1.0, links=links)
     refiners = [replace(piece, trained_bytes=size) for piece, size in zip(given.refiners, (16.0, 32.0), strict=True)]
     given = replace(given, layers=[replace(given.layers[0], trained_bytes=64.0)], refiners=refiners)

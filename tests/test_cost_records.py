@@ -41,6 +41,7 @@ def test_the_median_over_ranks() -> None:
         ({"layers": None}, "these are not costs as a plan writes them"),
         ({"surprise": 1}, "these are not costs as a plan writes them"),
         ({"links": {"message": {}, "pigeon": {}}}, "these are not costs as a plan writes them"),
+        ({"state_bytes": []}, "costs need bytes of a state for each refiner and one more"),
         ({"refiners": [{"forward": {"rows": [], "seconds": []}}]}, "costs need rows > 0"),
         ({"refiners": [{"forward": {"rows": [1], "seconds": [-1.0]}}]}, "seconds >= 0"),
     ],

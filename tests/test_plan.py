@@ -75,7 +75,9 @@ def test_memory_decides(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("flags", "name"),
     [
         (["--method", "ddp"], "DDP"),
-        (["--method", "local"], "BP one device with M = 1"),
+        (["--method", "ddp", "--bp.checkpointing", "true"], "DDP, checkpointing"),
+        (["--method", "local"], "SID fused (replicated extractor) with M = 1"),
+        (["--parallel.microbatches", "100"], "SID fused (sharded extractor) with M = 32"),
         (["--method", "bp"], "BP 1f1b (cut extractor) with M = 8"),
         (["--method", "bp", "--parallel.schedule", "zbv"], "BP zbv (cut extractor) with M = 8"),
         (
@@ -119,6 +121,11 @@ def test_measured_messages() -> None:
         (["--costs", "nowhere.json"], "--costs nowhere.json cannot be read"),
         (["--costs", str(ROOT / "pyproject.toml")], "give a costs.json that a plan has written"),
         (["--parallel.replicas", "3"], "parallel.replicas=3 does not divide 4 ranks"),
+        (
+            ["--method", "bp", "--bp.checkpointing", "true"],
+            "bp.checkpointing and bp.deep_supervision are for one process",
+        ),
+        (["--objective.alpha", "[0.5,0.5]"], "objective.alpha lists 2 numbers, but the cascade has 4 refiners"),
         (["--out", "/dev/null/out"], "--out /dev/null/out cannot be made"),
         (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
         (["--data.name", "cifar10", "--data.root", "/nowhere", "--ranks", "2"], "is not in torchvision's layout"),
@@ -136,6 +143,23 @@ def test_costs_of_another_network(folder: Path, capsys: pytest.CaptureFixture[st
         plan(folder, capsys, "--ranks", "2", "--compute.autocast", "bf16")
     assert ended.value.code == 2
     assert "was measured with compute {'autocast': 'none'" in capsys.readouterr().err
+
+
+def test_costs_of_a_smaller_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan(folder, capsys, "--ranks", "2", "--data.batch_size", "64")
+    assert (
+        "knows batches of 2 to 32 rows, but a replica's share of data.batch_size=64 has 64" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["plain_cnn", "simple_cnn"])
+def test_backpropagation_is_planned_where_sid_cannot_be(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network without beliefs, and more ranks than refiners."""
+    main([*CONFIG, "--model.name", name, "--method", "ddp", "--ranks", "5"])
+    text = capsys.readouterr().out
+    assert "No way of SID is known to fit; " in text
+    assert "\nsid " not in text
 
 
 def test_costs_that_are_not_costs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

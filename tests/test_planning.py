@@ -1,6 +1,7 @@
 """The search finds what trying everything finds; what it chooses fits, and is worth its price."""
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_what_does_not_fit_is_never_chosen() -> None:
     assert tight.chosen.seconds > free.seconds
     assert tight.chosen.fits(job(4, 8, device_memory=0.97 * free.largest.total))
     none = make_plan(job(4, 8, device_memory=100.0))
-    assert none.chosen is none.fastest is None
+    assert none.chosen is none.best_other is None
     assert not [option for option in none.options if option.fits(job(4, 8, device_memory=100.0))]
     assert verdict(none).startswith("Nothing is known to fit")
 
@@ -90,11 +91,51 @@ def test_it_says_when_backpropagation_is_faster() -> None:
     """Few parameters to sum, and messages between refiners that take long: DDP."""
     slow = replace(job(8, 8).costs, links=Links(message=Link(1.0)))
     plan = make_plan(replace(job(8, 8), costs=slow))
-    assert plan.fastest is not None
-    assert plan.fastest.candidate.method == "ddp"
-    assert verdict(plan).startswith("SID is not the fastest: DDP is predicted to take 3.21 s a step, SID ")
+    assert plan.best_other is not None
+    assert plan.best_other.candidate.method == "ddp"
+    assert re.match(r"SID is not the fastest: SID .* with M = \d+, .* a step; DDP, .* s; it takes ", verdict(plan))
     fast = make_plan(replace(job(8, 8), costs=replace(slow, links=Links(all_reduce=Link(0.0, 1e-3)))))
     assert verdict(fast).startswith("SID is predicted to be the fastest: SID ")
+
+
+def test_the_verdict_is_about_what_fits_and_is_known() -> None:
+    """What needs too much memory is not compared with; a bound is not called a prediction."""
+    free = make_plan(job(8, 8))
+    assert free.chosen is not None
+    assert free.best_other is not None
+    assert free.chosen.largest is not None
+    tight = make_plan(job(8, 8, device_memory=1.01 * free.chosen.largest.total))
+    others = [option for option in tight.options if option.candidate.method != "sid"]
+    assert [o for o in others if not o.fits(job(8, 8, device_memory=1.01 * free.chosen.largest.total))]
+    assert tight.best_other is None or tight.best_other.seconds > free.best_other.seconds
+    bound = replace(free.chosen, bubble=None, seconds=free.best_other.seconds / 2)
+    assert verdict(replace(free, chosen=bound)).startswith("SID may be the fastest: SID ")
+    slow = replace(free.chosen, seconds=2 * free.best_other.seconds)
+    assert "it takes 2.00 times as long" in verdict(replace(free, chosen=slow))
+    assert verdict(replace(free, best_other=None)).startswith("No way of backpropagation is known to fit; SID ")
+
+
+def test_more_ranks_than_refiners() -> None:
+    """Not for SID; for others, yes, each with a row at least."""
+    plan = make_plan(job(6, 4))
+    assert plan.chosen is None
+    assert "4 refiners cannot be placed on 6 ranks" in plan.left_out["sid"]
+    assert verdict(plan).startswith("No way of SID is known to fit; ")
+    rows = {option.candidate.row: option for option in plan.options}
+    assert rows["ddp ddp whole"].candidate.microbatches <= BATCH // 6
+    wide = make_plan(job(2 * BATCH, 4))
+    assert {o.candidate.microbatches for o in wide.options if o.candidate.method == "ddp"} == {1}
+
+
+def test_the_heaviest_rank_decides_what_fits() -> None:
+    """Also where memory is looked up for a few ranks only."""
+    given_job = job(64, 64, device_memory=1e6)
+    refiners = [replace(p, held_bytes=1e9 if i == 5 else 1.0) for i, p in enumerate(given_job.costs.refiners)]
+    given_job = replace(given_job, costs=replace(given_job.costs, refiners=refiners))
+    (candidate, *_) = sid_candidates(given_job, Freedom(["fused"], ["sharded"], microbatches=2))
+    option = evaluate(given_job, candidate, 1.0, simulate=False)
+    assert set(option.footprints) == {0, 5, 32, 63}
+    assert not option.fits(given_job)
 
 
 def test_many_ranks_are_planned_by_bounds() -> None:

@@ -41,6 +41,6 @@ def test_sizes_and_times_in_words() -> None:
     assert [human(size) for size in (None, 0, 1023, 1536, 5 * 2**30, 5 * 2**40)] == [
         *("-", "0 B", "1023 B", "1.50 KiB", "5.00 GiB", "5120.00 GiB")
     ]
-    assert [human_seconds(seconds) for seconds in (12.345, 0.5, 0.0123, 4.56e-6, 0)] == [
-        *("12.3 s", "500 ms", "12.3 ms", "4.56 us", "0 us")
+    assert [human_seconds(seconds) for seconds in (1234, 12.345, 0.9996, 0.5, 0.0123, 4.56e-6, 0)] == [
+        *("1234 s", "12.3 s", "1 s", "500 ms", "12.3 ms", "4.56 us", "0 us")
     ]
