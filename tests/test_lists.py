@@ -2,24 +2,14 @@
 reductions are done once and in order, and memory stays within a bound stated per schedule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
-from sidpar.cut import make_cut
-from sidpar.pipelines import gpipe, one_f_one_b, with_messages
-from sidpar.placement import Placement
-from sidpar.rank_view import RankView
-from sidpar.schedule import SCHEDULES, all_ranks, inference
 from sidpar.simulator import GROUPS, Durations, Lists, simulate
-from sidpar.streaming import all_streams
+from tests.setups import PIPELINES, SYNCHRONOUS, Setup, setups
 
-PIPELINES: dict[str, Any] = {"gpipe": gpipe, "1f1b": one_f_one_b}
-SYNCHRONOUS: dict[str, Any] = SCHEDULES | {"inference": inference}
 RECEIVES = {
     Do.SEND_STATE: (Do.POST_STATE, Do.AWAIT_STATE),
     Do.SEND_ACTIVATION: (Do.AWAIT_ACTIVATION,),
@@ -27,57 +17,8 @@ RECEIVES = {
 }
 
 
-@dataclass(frozen=True)
-class Setup:
-    """One of everything that lists are made from; refiners are placed unevenly."""
-
-    schedule: str
-    counts: tuple[int, ...]
-    microbatches: int
-    extractor: Any
-    update: Any
-    staleness: int
-    steps: int
-
-    @property
-    def placement(self) -> Placement:
-        return Placement(self.counts, self.extractor)
-
-    @property
-    def ranks(self) -> int:
-        return len(self.counts)
-
-    def view(self, rank: int) -> RankView:
-        return RankView(self.placement, rank, self.microbatches, self.update)
-
-    def batches(self) -> range:
-        return range(self.steps if self.schedule == "streaming" else 1)
-
-    def lists(self) -> Lists:
-        if self.schedule in PIPELINES:
-            counts = list(self.counts)
-            cut = make_cut("gpipe", "root", self.ranks, [1.0], [1.0] * sum(counts), counts=counts)
-            work = [PIPELINES[self.schedule](cut, rank, self.microbatches) for rank in range(self.ranks)]
-            return [list(with_messages(cut, mine)) for mine in work]
-        if self.schedule == "streaming":
-            return all_streams(self.placement, self.microbatches, self.staleness, self.steps, self.update)
-        return all_ranks(SYNCHRONOUS[self.schedule], self.placement, self.microbatches, self.update)
-
-
-SETUPS = st.builds(
-    Setup,
-    st.sampled_from([*SYNCHRONOUS, "streaming", *PIPELINES]),
-    st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple),
-    st.integers(1, 7),
-    st.sampled_from(["replicated", "root", "sharded"]),
-    st.sampled_from(["all", "final", "frozen"]),
-    st.integers(1, 4),
-    st.integers(1, 6),
-)
-
-
 @settings(max_examples=1000)
-@given(SETUPS)
+@given(setups([*SYNCHRONOUS, "streaming", *PIPELINES], ["loop"]))
 def test_lists(setup: Setup) -> None:
     lists = setup.lists()
     simulate(lists, Durations(1, 2, 1, 2), rendezvous=True)
@@ -119,7 +60,7 @@ def check_refiners(setup: Setup, rank: int, mine: list[Action]) -> None:
     """Each refiner here and no other, once per microbatch; one microbatch is alive, in `two_phase` one refiner of it.
     The teacher passes of `two_phase`, and all passes of an evaluation, record nothing."""
     trains, chain = setup.schedule != "inference", setup.schedule in ("two_phase", "inference")
-    everything = set(product(setup.batches(), range(setup.microbatches), setup.placement.refiners(rank)))
+    everything = set(product(setup.batches, range(setup.microbatches), setup.placement.refiners(rank)))
     for do, graph, expected in (
         (Do.FORWARD, True, trains),
         (Do.BACKWARD, False, trains),
@@ -138,7 +79,7 @@ def check_refiners(setup: Setup, rank: int, mine: list[Action]) -> None:
 def check_states(setup: Setup, rank: int, mine: list[Action]) -> None:
     """A belief leaves before the backward of its microbatch; a receive is posted one microbatch ahead of its use."""
     place = {action: k for k, action in enumerate(mine)}
-    for t, m in product(setup.batches(), range(setup.microbatches)):
+    for t, m in product(setup.batches, range(setup.microbatches)):
         if rank + 1 < setup.ranks:
             send = place[Action(Do.SEND_STATE, m, peer=rank + 1, step=t)]
             assert all(send < k for a, k in place.items() if (a.do, a.step, a.microbatch) == (Do.BACKWARD, t, m))
@@ -157,12 +98,12 @@ def check_extractor(setup: Setup, rank: int, mine: list[Action]) -> None:
     gather = Do.AWAIT_SCATTERS if setup.extractor == "sharded" else Do.AWAIT_REDUCE
     whole = setup.extractor == "sharded"
     backwards = {(a.step, a.microbatch): a for a in mine if a.do is Do.EXTRACTOR_BACKWARD}
-    units = set(product(setup.batches(), [None] if whole else range(setup.microbatches)))
+    units = set(product(setup.batches, [None] if whole else range(setup.microbatches)))
     assert set(backwards) == (units if trains and view.runs_extractor_backward else set())
 
     reductions = {(a.step, a.microbatch) for a in mine if a.do is start}
     travels = trains and view.shares_features
-    assert reductions == (set(product(setup.batches(), range(setup.microbatches))) if travels else set())
+    assert reductions == (set(product(setup.batches, range(setup.microbatches))) if travels else set())
     for t, m in reductions:
         local = [place[Action(Do.BACKWARD, m, i, step=t)] for i in view.refiners]
         assert max(local) < place[Action(start, m, step=t)]
@@ -170,7 +111,7 @@ def check_extractor(setup: Setup, rank: int, mine: list[Action]) -> None:
             complete = place[Action(gather, None if whole else m, step=t)]
             assert place[Action(start, m, step=t)] < complete < place[backwards[t, None if whole else m]]
 
-    for t in setup.batches() if trains and view.reduces_parameters else ():
+    for t in setup.batches if trains and view.reduces_parameters else ():
         last = backwards[t, None if whole else setup.microbatches - 1]
         released = place[Action(Do.RELEASE_PARAMETER_GRADIENTS, step=t)]
         summed = place[Action(Do.AWAIT_PARAMETER_GRADIENTS, step=t)]

@@ -1,67 +1,24 @@
 """What replicas add to the lists of actions: sums of gradients, started during the last backwards, and nothing else."""
 
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement
 from sidpar.rank_view import RankView
-from sidpar.schedule import SCHEDULES, all_ranks, fused, inference
+from sidpar.schedule import all_ranks, fused
 from sidpar.simulator import Durations, Lists, simulate
-from sidpar.streaming import Turn, drain, stream, streaming
+from sidpar.streaming import Turn, drain, streaming
+from tests.setups import SYNCHRONOUS, Setup, setups
 
 REFINERS = (Do.RELEASE_REFINER_GRADIENTS, Do.AWAIT_REFINER_GRADIENTS)
 EXTRACTOR = (Do.RELEASE_PARAMETER_GRADIENTS, Do.AWAIT_PARAMETER_GRADIENTS)
-SYNCHRONOUS: dict[str, Any] = SCHEDULES | {"inference": inference}
 
 
-@dataclass(frozen=True)
-class Setup:
-    """One of everything that lists are made from, but for the number of replicas."""
-
-    schedule: str
-    counts: tuple[int, ...]
-    microbatches: int
-    extractor: Any
-    update: Any
-    execution: Any
-    staleness: int
-    steps: int
-
-    @property
-    def placement(self) -> Placement:
-        return Placement(self.counts, self.extractor)
-
-    @property
-    def batches(self) -> range:
-        return range(self.steps if self.schedule == "streaming" else 1)
-
-    def lists(self, replicas: int) -> Lists:
-        views = [
-            RankView(self.placement, rank, self.microbatches, self.update, replicas, self.execution)
-            for rank in range(len(self.counts))
-        ]
-        if self.schedule == "streaming":
-            return [list(stream(view, self.staleness, self.steps)) for view in views]
-        return [list(SYNCHRONOUS[self.schedule](view)) for view in views]
-
-
-SETUPS = st.builds(
-    Setup,
-    st.sampled_from([*SYNCHRONOUS, "streaming"]),
-    st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple),
-    st.integers(1, 6),
-    st.sampled_from(["replicated", "root", "sharded"]),
-    st.sampled_from(["all", "final", "frozen"]),
-    st.sampled_from(["loop", "stacked"]),
-    st.integers(1, 3),
-    st.integers(1, 5),
-)
+SETUPS = setups([*SYNCHRONOUS, "streaming"], ["loop", "stacked"])
 
 
 @settings(max_examples=300)
