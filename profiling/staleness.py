@@ -12,8 +12,8 @@ A remedy changes how the extractor is trained, and nothing else:
 - `warmup`: the learning rate (of all parts) rises over the first fifth of training.
 - `slow`: the extractor's learning rate divided by 1 + S / 2.
 - `momentum`: no momentum in the extractor's optimizer (SGD's momentum 0, Adam's first beta 0).
-- `prediction`: features are made with the weights that the extractor is expected to have when their gradient is
-  applied: its last movement, continued for S steps (after SpecTrain, Chen et al. 2018).
+- `prediction`: `parallel.weight_prediction`. Features are made with the weights that the extractor is expected to have
+  when their gradient is applied: its last movement, continued for S steps (after SpecTrain, Chen et al. 2018).
 - `compensation`: the gradient g at old weights w' becomes g + g * g * (w - w') / rms(g), with the weights w that it is
   applied to (after DC-ASGD, Zheng et al. 2017).
 
@@ -30,37 +30,16 @@ from typing import Any
 
 import torch
 from conditions import conditions
-from torch import Tensor
 
 from sidpar import Runtime, SIDEngine, StreamingEngine
 from sidpar.actions import Do
 from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
 from sidpar.command_line import parse
 from sidpar.engines import Update
-from sidpar.engines.versions import Version
 from sidpar.meter import Meter
 from sidpar.optim import Optimizers
 
 REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
-
-
-class Predicting(StreamingEngine):
-    """Features of the weights to come."""
-
-    _movement: list[Tensor] | None = None
-
-    def _open_version(self, step: int) -> Version:
-        version = super()._open_version(step)
-        if self._extractors is not None and self._movement is not None:
-            with torch.no_grad():
-                torch._foreach_add_(version.parameters, self._movement, alpha=self._staleness)
-        return version
-
-    def _update(self, update: Update, step: int, do: Do) -> None:
-        before = [] if self._extractors is None else [weight.detach().clone() for weight in self._extractors.present]
-        super()._update(update, step, do)
-        if do is Do.UPDATE_EXTRACTOR and self._extractors is not None:
-            self._movement = [now.detach() - old for now, old in zip(self._extractors.present, before, strict=True)]
 
 
 class Compensating(StreamingEngine):
@@ -76,9 +55,6 @@ class Compensating(StreamingEngine):
             update(parts)
 
         super()._update(compensated, step, do)
-
-
-ENGINES = {"prediction": Predicting, "compensation": Compensating}
 
 
 def main() -> None:
@@ -124,12 +100,13 @@ def train(arguments: argparse.Namespace, runtime: Runtime, row: dict[str, Any]) 
     engine: SIDEngine = build_engine(config, stage)  # type: ignore[assignment]
     steps = config.optim.epochs * loader.steps_per_epoch
     if staleness:
-        kind = ENGINES.get(remedy, StreamingEngine)
+        kind = Compensating if remedy == "compensation" else StreamingEngine
         engine = kind(
             stage,
             config.objective,
             microbatches=config.parallel.microbatches or 1,
             staleness=staleness,
+            weight_prediction=remedy == "prediction",
             diagnose_every=steps // (row["diagnose"] + 1) if row["diagnose"] else 0,
             seed=config.run.seed,
         )

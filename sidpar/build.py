@@ -98,7 +98,8 @@ def build_engine(config: Config, stage: Stage) -> Engine:
             "refiner_execution": config.parallel.refiner_execution,
         }
         if config.parallel.staleness:
-            settings |= {"staleness": config.parallel.staleness, "diagnose_every": config.parallel.diagnose_every}
+            names = ("staleness", "weight_prediction", "diagnose_every")
+            settings |= {name: getattr(config.parallel, name) for name in names}
             return StreamingEngine(stage, config.objective, seed=seed, **settings)
         name = config.parallel.schedule
         schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config

@@ -118,6 +118,9 @@ class ParallelConfig:
     """R: copies of the cascade, each on K ranks and with 1/R of every batch; R x K ranks must be started."""
     staleness: int | None = None
     """schedule=streaming: how many steps late the extractor's updates are, by default 1; 0 is fused."""
+    weight_prediction: bool | None = None
+    """schedule=streaming with staleness: make features with the weights that the extractor is expected to have when
+    their gradient is applied; by default false. Costs its weights once more."""
     diagnose_every: int | None = None
     """schedule=streaming with staleness: steps between two rows that compare its gradients with the synchronous ones on
     the same batch (Proposition 5); each costs a drain and two steps. 0, the default, for none."""
@@ -153,10 +156,11 @@ class ParallelConfig:
         else:
             without_effect("parallel", self, ["staleness"], "only parallel.schedule=streaming reads it")
         if self.staleness:
-            fill_in(self, diagnose_every=0)
+            fill_in(self, diagnose_every=0, weight_prediction=False)
             at_least("parallel.diagnose_every", self.diagnose_every, 0)
         else:
-            without_effect("parallel", self, ["diagnose_every"], "without staleness nothing differs")
+            names = ["diagnose_every", "weight_prediction"]
+            without_effect("parallel", self, names, "without staleness nothing differs")
         positive("parallel.init_timeout", self.init_timeout)
         positive("parallel.step_timeout", self.step_timeout)
 

@@ -33,7 +33,8 @@ def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
     assert parse([]).optim.momentum is None
     assert parse(["--model.name", "wide_mlp"]).model.width == 1024
     assert parse(["--data.name", "cifar10"]).data.root == "data"
-    assert parse(["--parallel.schedule", "streaming"]).parallel.staleness == 1
+    streaming = parse(["--parallel.schedule", "streaming"]).parallel
+    assert (streaming.staleness, streaming.weight_prediction, streaming.diagnose_every) == (1, False, 0)
     auto = parse(["--parallel.auto", "true", "--parallel.microbatches", "4"]).parallel
     assert (auto.extractor, auto.schedule, auto.microbatches, auto.placement) == (None, None, 4, None), "for the plan"
 
@@ -123,6 +124,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--method ddp --parallel.auto true", "parallel.auto=True would have no effect, because method=ddp"),
         ("--method bp --parallel.auto true", "parallel.auto=True would have no effect, because only method=sid"),
         ("--method local --parallel.auto true", "parallel.auto=True would have no effect, because method=local"),
+        ("--parallel.weight_prediction true", "parallel.weight_prediction=True would have no effect"),
         ("--parallel.extractor somewhere", 'Parser key "parallel.extractor"'),
         (
             "--parallel.costs [1,2]",

@@ -23,20 +23,32 @@ def sgd(parameters: Any) -> torch.optim.SGD:
     return torch.optim.SGD(list(parameters), lr=0.05, momentum=0.9)
 
 
-def late(build: Callable[[], Cascade], objective: Objective, sizes: Sizes, staleness: int) -> dict[str, Tensor]:
+def late(
+    build: Callable[[], Cascade], objective: Objective, sizes: Sizes, staleness: int, *, prediction: bool = False
+) -> dict[str, Tensor]:
     """The weights after one step per batch, by the definition: the gradient of a batch is taken at the extractor that
-    knows all batches but the last `staleness`; refiners are never late. Before a batch of another size nothing is."""
+    knows all batches but the last `staleness`; refiners are never late. Before a batch of another size nothing is. With
+    prediction, the extractor is moved on as far as `staleness` updates like the last one would."""
     stage = Stage(build(), Runtime.single("cpu"))
     engine = LocalEngine(stage, objective, seed=5)
     assert stage.extractor is not None
     extractor = list(stage.extractor.parameters())
     now, refiners = sgd(extractor), sgd(stage.refiners.parameters())
     due: list[list[Tensor | None]] = []
+    movement = [torch.zeros_like(p) for p in extractor]
 
     def apply() -> None:
+        before = [p.detach().clone() for p in extractor]
         for parameter, gradient in zip(extractor, due.pop(0), strict=True):
             parameter.grad = gradient
         now.step()
+        if prediction:
+            movement[:] = [p.detach() - old for p, old in zip(extractor, before, strict=True)]
+
+    def move_on(steps: int) -> None:
+        with torch.no_grad():
+            for parameter, way in zip(extractor, movement, strict=True):
+                parameter += steps * way
 
     for t, size in enumerate(sizes):
         if t > 0 and sizes[t - 1] != size:
@@ -44,7 +56,9 @@ def late(build: Callable[[], Cascade], objective: Objective, sizes: Sizes, stale
                 apply()
         elif len(due) > staleness:
             apply()
+        move_on(staleness)
         engine.step(*networks.batch(size))
+        move_on(-staleness)
         due.append([p.grad for p in extractor])
         refiners.step()
     while due:
@@ -93,6 +107,25 @@ def definition(runtime: Runtime) -> int:
 @pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_the_weights_are_those_of_the_definition(ranks: int) -> None:
     assert run_ranks(definition, ranks) == [4 * 3 * 3 * 2] * ranks
+
+
+def predicted(runtime: Runtime) -> None:
+    """Features of the weights to come, for every placement."""
+    build, objective, sizes = (lambda: networks.plain(5)), Objective(0.4), (6, 6, 6, 6, 6, 5, 5)
+    for staleness in (1, 3):
+        expected = late(build, objective, sizes, staleness, prediction=True)
+        for extractor, m in product(EXTRACTORS, (1, 3)):
+            stage = Stage(build(), runtime, extractor=extractor)  # type: ignore[arg-type]
+            streamed(stage, objective, sizes, microbatches=m, staleness=staleness, weight_prediction=True)
+            compare(f"S={staleness} M={m} {extractor}", stage, expected)
+    stage = Stage(build(), runtime)
+    streamed(stage, objective, sizes, staleness=3)
+    assert any((tensor - expected[name]).abs().max() > TOLERANCE for name, tensor in stage.state_dict().items())
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_weight_prediction(ranks: int) -> None:
+    run_ranks(predicted, ranks)
 
 
 def structures(runtime: Runtime) -> None:

@@ -40,6 +40,8 @@ class StreamingEngine(SIDEngine):
     Args:
         microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
+        weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
+            later, which makes late gradients less late (`versions.py`).
         refiner_execution: as for `SIDEngine`.
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
             and two synchronous steps; 0 for none.
@@ -53,6 +55,7 @@ class StreamingEngine(SIDEngine):
         *,
         microbatches: int = 1,
         staleness: int = 1,
+        weight_prediction: bool = False,
         refiner_execution: RefinerExecution = "loop",
         diagnose_every: int = 0,
         seed: int = 0,
@@ -60,7 +63,13 @@ class StreamingEngine(SIDEngine):
         if staleness < 1:
             raise UsageError(f"staleness must be at least 1, got {staleness}; without it, use SIDEngine")
         super().__init__(stage, objective, microbatches=microbatches, refiner_execution=refiner_execution, seed=seed)
-        agree_on_engine(stage, objective, staleness=staleness, diagnose_every=diagnose_every)
+        agree_on_engine(
+            stage,
+            objective,
+            staleness=staleness,
+            weight_prediction=weight_prediction,
+            diagnose_every=diagnose_every,
+        )
         self._staleness = staleness
         self._diagnose_every = diagnose_every
         self._old_weights: list[Tensor] = []
@@ -68,7 +77,8 @@ class StreamingEngine(SIDEngine):
         self._executions: dict[int, Execution] = {}
         self._extractors: Versions | None = None
         if self._view.runs_extractor_backward:
-            self._extractors = Versions(self._extractor, staleness + 1, self._sum_extractor(), stage.compute)
+            ahead, send = staleness if weight_prediction else 0, self._sum_extractor()
+            self._extractors = Versions(self._extractor, staleness + 1, send, stage.compute, ahead=ahead)
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -120,7 +130,7 @@ class StreamingEngine(SIDEngine):
             for action in self._actions_of(turn, streaming, len(layout.microbatches)):
                 self._do(self._executions[now + action.step], action)
             if turn.last and self._diagnosis_is_due(now + 1) and self._extractors is not None:
-                self._old_weights = [weight.detach().clone() for weight in self._extractors.present]
+                self._old_weights = [weight.detach().clone() for weight in self._extractors.expected]
             for action in self._actions_of(turn, drain, len(layout.microbatches)) if turn.last else ():
                 self._do(self._executions[now + action.step], action)
         result = self._executions[now].result()
@@ -146,8 +156,10 @@ class StreamingEngine(SIDEngine):
             parameter.grad = None
         if extractor:
             assert self._extractors is not None, "only ranks that train the extractor update it"
-            self._extractors.hand_over(step)
-        update(due)
+            with self._extractors.updating(step):
+                update(due)
+        else:
+            update(due)
         for name in due:
             parts[name].zero_grad()
         for parameter, gradient in zip(others, kept, strict=True):

@@ -2,7 +2,8 @@
 needs the weights that it began with."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,23 @@ class Versions:
     A version has weights of its own, and the buffers of the extractor, so statistics count every batch once. That is
     exact (the gradient of a batch is taken at the weights that made its features) and costs S + 1 times the weights and
     gradients.
+
+    Args:
+        ahead: steps by which a version's weights are ahead of the extractor's, by continuing its last movement: where
+            it is expected when the gradient is applied (SpecTrain, Chen et al. 2018). Costs its weights once more.
     """
 
     def __init__(
-        self, extractor: nn.Module, count: int, send: Callable[[Tensor], Pending] | None, compute: Compute
+        self,
+        extractor: nn.Module,
+        count: int,
+        send: Callable[[Tensor], Pending] | None,
+        compute: Compute,
+        *,
+        ahead: int = 0,
     ) -> None:
         self._extractor = extractor
+        self._ahead, self._movement = ahead, list[Tensor]()
         self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
         self._versions = [Version(_copy(extractor, compute), send) for _ in range(count)]
 
@@ -48,11 +60,19 @@ class Versions:
         """The extractor's own weights, those that are trained."""
         return self._parameters
 
+    @property
+    def expected(self) -> list[Tensor]:
+        """The weights that a batch would begin with now."""
+        if not self._movement:
+            return self._parameters
+        with torch.no_grad():
+            return list(torch._foreach_add(self._parameters, self._movement, alpha=self._ahead))
+
     @torch.no_grad()
     def open(self, step: int, weights: list[Tensor] | None = None) -> Version:
-        """For the batch of `step`: the weights of this moment, or those given."""
+        """For the batch of `step`: the weights expected at this moment, or those given."""
         version = self.of(step)
-        torch._foreach_copy_(version.parameters, self._parameters if weights is None else weights)
+        torch._foreach_copy_(version.parameters, self.expected if weights is None else weights)
         version.open()
         return version
 
@@ -60,6 +80,15 @@ class Versions:
         """The gradients of the batch of `step` become those of the extractor."""
         for parameter, gradient in zip(self._parameters, self.of(step).parameters, strict=True):
             parameter.grad = gradient.grad
+
+    @contextmanager
+    def updating(self, step: int) -> Iterator[None]:
+        """Within, the extractor has the gradients of the batch of `step`, to be updated by them."""
+        before = [weight.detach().clone() for weight in self._parameters] if self._ahead else []
+        self.hand_over(step)
+        yield
+        if self._ahead:
+            self._movement = [now.detach() - old for now, old in zip(self._parameters, before, strict=True)]
 
     @property
     def weights(self) -> list[Tensor]:
