@@ -149,6 +149,7 @@ def markdown(report: dict[str, Any]) -> str:
                 f"| {row['network']} | {row['num_refiners']} | {row['batch_size']} | {key} | {saved:.1f} | {peak} |"
             )
     lines += ["", "## Projected on K ranks (modelled, each at the M that suits it best)", ""]
+    lines += ["Where the bubble is `-`, the time is a bound that no step can undercut; it was not simulated.", ""]
     lines += ["| network | L | B | K | method | M | step ms | vs naive BP | bubble | the paper's projection |"]
     lines += ["| --- " * 10 + "|"]
     for row in report["rows"]:

@@ -213,6 +213,22 @@ def test_recomputing() -> None:
     assert f"{sizes[0]:.0f} MiB of them to {sizes[1]:.0f}" in text
 
 
+def test_sixteen_ranks_are_modelled() -> None:
+    (report,) = json.loads((RESULTS / "projection_emulated" / "projection.json").read_text())["rows"]
+    found = {p["method"]: p for p in report["projections"] if p["ranks"] == 16}
+    ways = {
+        "`streaming`": "sid streaming sharded",
+        "DDP": "ddp ddp whole",
+        "`fused`": "sid fused sharded",
+        "1F1B": "bp 1f1b cut",
+        "zero bubble at most": "bp zero_bubble cut",
+    }
+    text = README.split("K = 16, two refiners each")[1].split("[projection_emulated]")[0]
+    for name, method in ways.items():
+        assert f"{name} {found[method]['speedup_vs_naive_bp']:.2f}" in " ".join(text.split())
+        assert (found[method]["bubble_fraction"] is None) == ("at most" in name)
+
+
 def test_plan_table() -> None:
     text = (RESULTS / "plan" / "plan.txt").read_text()
     assert textwrap.indent(text[text.index("way  ") :].rstrip(), "    ") in README
