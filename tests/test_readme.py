@@ -256,6 +256,24 @@ def test_stacked_table() -> None:
     assert "\n".join(lines) in README
 
 
+def test_staleness_tables() -> None:
+    """Those of the report; with a staleness of 1, training loses less than half a point."""
+    report = (RESULTS / "staleness" / "report.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", report, re.MULTILINE)
+    assert len(tables) == 3
+    assert all(table in README for table in tables)
+    for name in ("digits", "fashion_mnist"):
+        rows = json.loads((RESULTS / "staleness" / f"{name}.json").read_text())["rows"]
+        fused, late = (
+            [r["test_accuracy"] for r in rows if (r["staleness"], r["remedy"], r["diagnose"]) == (s, "none", 0)]
+            for s in (0, 1)
+        )
+        assert len(fused) == len(late) == 3
+        loss = 100 * (sum(fused) - sum(late)) / 3
+        assert loss < 0.5
+        assert f"{loss:.2f} " in README.split("### What staleness costs")[1]
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/report.json")), ids=lambda path: path.parent.name)
 def test_commands_are_those_of_the_results(path: Path) -> None:
     """Each committed comparison can be made again by a command that the README prints."""
