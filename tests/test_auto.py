@@ -43,6 +43,14 @@ def test_all_ranks_run_what_the_run_folder_says(tmp_path: Path) -> None:
     assert summary["plan"]["predicted_step_seconds"] > 0
 
 
+def test_with_replicas(tmp_path: Path) -> None:
+    """Two cascades of one rank each: messages are measured where there are any."""
+    flags = [*FLAGS, "--parallel.replicas", "2", "--run.dir", str(tmp_path / "run")]
+    first, second = run_ranks(run, 2, flags, replicas=2)
+    assert first == second
+    assert first["placement"] == [4]
+
+
 def test_what_is_given_stays(tmp_path: Path) -> None:
     given = ["--parallel.extractor", "root", "--parallel.schedule", "two_phase", "--parallel.placement", "[3,1]"]
     found = run_ranks(run, 2, [*FLAGS, *given, "--run.dir", str(tmp_path / "run")])[0]
