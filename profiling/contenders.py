@@ -9,11 +9,12 @@ from workloads import Workload
 
 from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine, cost_model
 from sidpar.batching import BatchLayout
-from sidpar.candidates import Job, SIDCandidate
+from sidpar.candidates import SIDCandidate
 from sidpar.cost_model import Prediction
 from sidpar.costs import Costs
 from sidpar.cut import PIPELINES, Cut, make_cut
 from sidpar.engines import Engine
+from sidpar.job import Job
 from sidpar.placement import Copies, Placement
 from sidpar.planning import FREE, choose_sid
 

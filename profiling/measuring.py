@@ -11,7 +11,7 @@ from workloads import Workload
 
 from sidpar import Runtime
 from sidpar.clock import Clock, Span
-from sidpar.config import OptimConfig
+from sidpar.config_groups import OptimConfig
 from sidpar.costs import Costs
 from sidpar.device import peak_memory, reset_peak_memory
 from sidpar.engines import Engine

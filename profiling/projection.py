@@ -27,10 +27,10 @@ from rows import describe_costs
 from sidpar import Runtime
 from sidpar.balance import measure_costs
 from sidpar.calibration import halvings
-from sidpar.candidates import Job
 from sidpar.cost_model import naive_seconds, paper_seconds
 from sidpar.costs import Costs, ring_links
 from sidpar.engines.pipeline_order import torch_order
+from sidpar.job import Job
 from sidpar.placement import Placement, place_by_count
 from sidpar.planning import Freedom, backpropagation, search, sid_candidates
 

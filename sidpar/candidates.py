@@ -4,17 +4,18 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Literal, NamedTuple
 
 from sidpar.actions import Action, Do
-from sidpar.batching import BatchLayout, Share
-from sidpar.bounds import Times, pipeline_bound, sid_bound
-from sidpar.choices import ExtractorUpdate, PipelineName, RefinerExecution, ScheduleName
+from sidpar.batching import BatchLayout
+from sidpar.bounds import pipeline_bound, sid_bound
+from sidpar.choices import PipelineName, ScheduleName
 from sidpar.cost_model import Prediction, predict_pipeline, predict_sid, predict_stream, predict_whole
 from sidpar.costs import Costs, Piece
 from sidpar.cut import PIPELINES, Cut
 from sidpar.footprint import Footprint, footprint
+from sidpar.job import Job
 from sidpar.occupancy import Occupancy
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Copies, Holding, Placement
@@ -26,40 +27,6 @@ from sidpar.streaming import unended_stream
 Lists = Sequence[Iterable[Action]]
 Order = Callable[[PipelineName, Cut, int], Lists]
 """The work of all ranks by a pipeline that is not written out in `pipelines.py`, for a cut and M microbatches."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained, and on what."""
-
-    costs: Costs
-    batch_size: int
-    """B."""
-    num_ranks: int
-    """Of all replicas together."""
-    num_replicas: int = 1
-    """R; of SID alone."""
-    extractor_update: ExtractorUpdate = "all"
-    refiner_execution: RefinerExecution = "loop"
-    state_per_byte: float = 2.0
-    """The optimizer's state, in bytes per byte of trained parameters."""
-    device_memory: float | None = None
-    """Bytes that a rank may hold; None for no limit."""
-
-    @property
-    def cascade_size(self) -> int:
-        """K."""
-        return self.num_ranks // self.num_replicas
-
-    @cached_property
-    def times(self) -> Times:
-        """The costs with their sums over refiners, which bounds ask for many times."""
-        return Times(self.costs)
-
-    @cached_property
-    def share(self) -> Share:
-        """Of the first replica, which is the largest."""
-        return Share(self.batch_size, self.num_replicas, 0)
 
 
 class Message(NamedTuple):

@@ -1,12 +1,13 @@
 """What a configuration will run, as a candidate of a plan."""
 
 from sidpar.build import check_pipeline, choose_microbatches, given_costs
-from sidpar.candidates import Candidate, Job, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.candidates import Candidate, PipelineCandidate, SIDCandidate, WholeCandidate
 from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config import Config
 from sidpar.cut import check_microbatches, make_cut
 from sidpar.engines.pipeline_order import torch_order
 from sidpar.errors import UsageError
+from sidpar.job import Job
 from sidpar.placement import Copies, Placement
 from sidpar.planning import FREE, MOST, Freedom, Option, choose_sid, evaluate, place
 

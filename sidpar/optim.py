@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sidpar.config import OptimConfig
+from sidpar.config_groups import OptimConfig
 
 
 class Optimizers:

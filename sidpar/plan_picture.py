@@ -8,8 +8,8 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sidpar.candidates import Job
 from sidpar.drawing import PHASES, Span, gantt, legend_handles
+from sidpar.job import Job
 from sidpar.phases import PHASE
 from sidpar.plan_text import KINDS_OF_MEMORY, name_of, verdict
 from sidpar.planning import MOST, Option, Plan

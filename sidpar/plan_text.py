@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from sidpar.candidates import Job, SIDCandidate
+from sidpar.candidates import SIDCandidate
 from sidpar.footprint import Footprint
+from sidpar.job import Job
 from sidpar.planning import Option, Plan
 from sidpar.units import human, human_seconds
 

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, get_args
 
-from sidpar.candidates import Candidate, Job, Order, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.candidates import Candidate, Order, PipelineCandidate, SIDCandidate, WholeCandidate
 from sidpar.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config import Config
 from sidpar.costs import Costs
 from sidpar.cut import PIPELINES, check_microbatches, make_cut
 from sidpar.errors import UsageError
 from sidpar.footprint import Footprint
+from sidpar.job import Job
 from sidpar.placement import Copies, Placement, place_as_given, place_by_cost, place_by_count
 
 CHEAP = 50_000

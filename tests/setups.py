@@ -5,14 +5,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from sidpar.actions import Action, Do
 from sidpar.cut import make_cut
 from sidpar.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.placement import Placement
 from sidpar.rank_view import RankView
 from sidpar.schedule import SCHEDULES, inference
-from sidpar.simulator import Lists
 from sidpar.streaming import stream
 
+Lists = list[list[Action]]
 PIPELINES: dict[str, Any] = {"gpipe": gpipe, "1f1b": one_f_one_b}
 SYNCHRONOUS: dict[str, Any] = SCHEDULES | {"inference": inference}
 
@@ -70,3 +71,26 @@ def setups(schedules: list[str], executions: list[str]) -> st.SearchStrategy[Set
         st.integers(1, 4),
         st.integers(1, 6),
     )
+
+
+@dataclass
+class Durations:
+    """Of one microbatch on one refiner, and of the extractor on one microbatch of one rank; messages take none."""
+
+    forward: float = 1.0
+    backward: float = 2.0
+    extract: float = 0.0
+    extractor_backward: float = 0.0
+
+    def __call__(self, rank: int, action: Action) -> float:
+        return {
+            Do.FORWARD: self.forward,
+            Do.BACKWARD: self.backward,
+            Do.LEARN: self.forward + self.backward,
+            Do.EXTRACT: self.extract,
+            Do.EXTRACTOR_BACKWARD: self.extractor_backward,
+            Do.SECTION_FORWARD: self.forward,
+            Do.SECTION_BACKWARD: self.backward,
+            Do.SECTION_INPUT_BACKWARD: self.backward / 2,
+            Do.SECTION_WEIGHT_BACKWARD: self.backward / 2,
+        }.get(action.do, 0.0)

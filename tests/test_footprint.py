@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from sidpar.balance import measure_costs
-from sidpar.candidates import Candidate, Job, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.candidates import Candidate, PipelineCandidate, SIDCandidate, WholeCandidate
 from sidpar.compute import Compute
 from sidpar.costs import Curve, Piece
 from sidpar.cut import make_cut
 from sidpar.footprint import footprint
+from sidpar.job import Job
 from sidpar.models.emulated import emulated
 from sidpar.placement import Copies, Placement
 from tests.harness import ROOT

@@ -12,10 +12,12 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "pure",
         [
-            *["version", "errors", "choices", "units", "validation", "compute", "objective", "config", "command_line"],
-            *["placement", "cut", "batching", "actions", "rank_view", "schedule", "streaming", "pipelines", "phases"],
-            *["timeline", "simulator", "occupancy", "costs", "cost_records", "prices", "cost_model", "bounds"],
-            *["footprint", "candidates", "planning", "plan_text"],
+            *["version", "errors", "choices", "units", "validation", "compute", "objective"],
+            *["config_groups", "config", "command_line", "placement", "cut", "batching"],
+            *["actions", "rank_view", "schedule", "streaming", "pipelines", "phases"],
+            *["simulated", "simulator", "timeline", "occupancy"],
+            *["costs", "cost_records", "prices", "cost_model", "bounds", "footprint"],
+            *["job", "candidates", "planning", "plan_text"],
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),

@@ -7,8 +7,8 @@ from itertools import product
 from hypothesis import given, settings
 
 from sidpar.actions import Action, Do
-from sidpar.simulator import GROUPS, Durations, Lists, simulate
-from tests.setups import PIPELINES, SYNCHRONOUS, Setup, setups
+from sidpar.simulator import GROUPS, simulate
+from tests.setups import PIPELINES, SYNCHRONOUS, Durations, Lists, Setup, setups
 
 RECEIVES = {
     Do.SEND_STATE: (Do.POST_STATE, Do.AWAIT_STATE),

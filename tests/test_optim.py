@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidpar.config import OptimConfig
+from sidpar.config_groups import OptimConfig
 from sidpar.engines import clip_each
 from sidpar.optim import Optimizers, build_optimizer, learning_rate_factor
 

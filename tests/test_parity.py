@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade import Cascade
-from sidpar.config import OptimConfig
+from sidpar.config_groups import OptimConfig
 from sidpar.optim import Optimizers
 from tests import networks
 from tests.harness import RankError, run_ranks

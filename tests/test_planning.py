@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidpar import UsageError, planning
-from sidpar.candidates import Job, SIDCandidate
+from sidpar.candidates import SIDCandidate
 from sidpar.command_line import parse
 from sidpar.costs import Costs, Link, Links
+from sidpar.job import Job
 from sidpar.plan_text import plan_text, verdict
 from sidpar.planning import (
     Freedom,

@@ -10,9 +10,9 @@ from sidpar.actions import Action, Do
 from sidpar.placement import Placement
 from sidpar.rank_view import RankView
 from sidpar.schedule import all_ranks, fused
-from sidpar.simulator import Durations, Lists, simulate
+from sidpar.simulator import simulate
 from sidpar.streaming import Turn, drain, streaming
-from tests.setups import SYNCHRONOUS, Setup, setups
+from tests.setups import SYNCHRONOUS, Durations, Lists, Setup, setups
 
 REFINERS = (Do.RELEASE_REFINER_GRADIENTS, Do.AWAIT_REFINER_GRADIENTS)
 EXTRACTOR = (Do.RELEASE_PARAMETER_GRADIENTS, Do.AWAIT_PARAMETER_GRADIENTS)
@@ -86,11 +86,11 @@ def test_a_sum_hides_behind_the_backwards_to_come(seconds: float, longer: float)
     def with_sums(rank: int, action: Action) -> float:
         return seconds if action.do is Do.RELEASE_REFINER_GRADIENTS else durations(rank, action)
 
-    alone = simulate(two_refiners_per_rank(1)).makespan
+    alone = simulate(two_refiners_per_rank(1), Durations()).makespan
     assert simulate(two_refiners_per_rank(2), with_sums).makespan == alone + longer
 
 
 def test_the_simulator_finds_sums_that_were_never_released() -> None:
     lists = two_refiners_per_rank(2)
     with pytest.raises(AssertionError, match="awaited that have not been released"):
-        simulate([[a for a in mine if a.do is not Do.RELEASE_REFINER_GRADIENTS] for mine in lists])
+        simulate([[a for a in mine if a.do is not Do.RELEASE_REFINER_GRADIENTS] for mine in lists], Durations())

@@ -8,7 +8,8 @@ import pytest
 from sidpar.actions import Action, Do
 from sidpar.placement import Placement, place_by_count
 from sidpar.schedule import SCHEDULES, all_ranks, inference
-from sidpar.simulator import Durations, Lists, simulate
+from sidpar.simulator import simulate
+from tests.setups import Durations, Lists
 
 UPDATES = ("all", "final", "frozen")
 EXTRACTORS = ("replicated", "root", "sharded")
@@ -19,7 +20,7 @@ def lists(name: str, placement: Placement, microbatches: int, update: Any = "all
 
 
 def test_fused_is_drawn_as_in_its_docstring() -> None:
-    timeline = simulate(lists("fused", Placement((1, 1, 1), "replicated"), 2))
+    timeline = simulate(lists("fused", Placement((1, 1, 1), "replicated"), 2), Durations())
     assert timeline.draw() == [
         "F0 B0 B0 F1 B1 B1",
         "   F0 B0 B0 F1 B1 B1",
@@ -28,7 +29,7 @@ def test_fused_is_drawn_as_in_its_docstring() -> None:
 
 
 def test_two_phase_is_drawn_as_in_its_docstring() -> None:
-    timeline = simulate(lists("two_phase", Placement((1, 1, 1), "replicated"), 2))
+    timeline = simulate(lists("two_phase", Placement((1, 1, 1), "replicated"), 2), Durations())
     assert timeline.draw() == [
         "T0 T1 F0 B0 B0 F1 B1 B1",
         "   T0 T1 F0 B0 B0 F1 B1 B1",

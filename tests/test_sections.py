@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sidpar import BPEngine, Compute, Copies, Objective, PipelineEngine, Runtime, Stage, make_cut
-from sidpar.config import OptimConfig
+from sidpar.config_groups import OptimConfig
 from sidpar.optim import Optimizers
 from tests import networks
 from tests.harness import run_ranks

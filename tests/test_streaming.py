@@ -11,8 +11,9 @@ from sidpar.actions import Action, Do
 from sidpar.placement import Placement, place_by_count
 from sidpar.rank_view import RankView
 from sidpar.schedule import fused
-from sidpar.simulator import Durations, Lists, simulate
+from sidpar.simulator import simulate
 from sidpar.streaming import Turn, all_streams, drain, streaming
+from tests.setups import Durations, Lists
 
 EXTRACTORS = ("replicated", "root", "sharded")
 
@@ -24,7 +25,7 @@ def period(placement: Placement, microbatches: int, staleness: int, durations: D
 
 
 def test_drawn_as_in_its_docstring() -> None:
-    timeline = simulate(all_streams(Placement((1, 1, 1), "replicated"), 2, 1, 2))
+    timeline = simulate(all_streams(Placement((1, 1, 1), "replicated"), 2, 1, 2), Durations())
     assert timeline.draw() == [
         "F0 B0 B0 F1 B1 B1 F0 B0 B0 F1 B1 B1",
         "   F0 B0 B0 F1 B1 B1 F0 B0 B0 F1 B1 B1",

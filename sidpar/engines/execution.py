@@ -17,11 +17,12 @@ from sidpar.device import seed_generator
 from sidpar.engines import StepResult
 from sidpar.engines.replica_batch import ReplicaBatch
 from sidpar.engines.resources import Resources
+from sidpar.engines.underway import Underway
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.losses import local_loss, target_of
 from sidpar.seeding import mask_seed
-from sidpar.transport import Pending, Transport
+from sidpar.transport import Transport
 
 
 class Execution:
@@ -59,58 +60,58 @@ class Execution:
         self._log_beliefs: dict[tuple[int, int], Tensor] = {}
         self._targets: dict[int, Tensor] = {}
         self._losses: dict[tuple[int, int], Tensor] = {}
-        self._pending: dict[tuple[Do, int | None], Pending] = {}
+        self._pending = Underway()
 
     def do(self, action: Action) -> None:
         """One action of the schedule."""
         m, i = action.microbatch, action.refiner
         match action.do:
-            case Do.EXTRACT if m is None:
-                self._extract_shard(graph=action.graph)
             case Do.EXTRACT:
-                self._extract(_known(m), graph=action.graph)
+                self._extract_shard(graph=action.graph) if m is None else self._extract(m, graph=action.graph)
             case Do.START_GATHER:
                 shard, self._shard = self._shard, ()
-                self._start(action, self._transport.gather_features(shard, self._layout))
+                self._pending.start(action, self._transport.gather_features(shard, self._layout))
             case Do.AWAIT_GATHER:
-                self._cut_features(self._finish(Do.START_GATHER))
+                self._cut_features(self._pending.finish(Do.START_GATHER))
             case Do.START_BROADCAST:
                 features = detach(self._features[_known(m)]) if self._rank == 0 else None
-                self._start(action, self._transport.broadcast_features(features, self._specs.features, self._size(m)))
+                self._pending.start(
+                    action, self._transport.broadcast_features(features, self._specs.features, self._size(m))
+                )
             case Do.AWAIT_BROADCAST:
-                self._features[_known(m)] = self._leaves(self._finish(Do.START_BROADCAST, m))
+                self._features[_known(m)] = self._leaves(self._pending.finish(Do.START_BROADCAST, m))
             case Do.AWAIT_BROADCASTS_SENT:
-                self._finish_all(Do.START_BROADCAST)
+                self._pending.finish_all(Do.START_BROADCAST)
             case Do.POST_STATE:
                 specs = self._specs.states[self._view.refiners.start]
-                self._start(action, self._transport.receive_state(specs, self._size(m), _known(action.peer)))
+                self._pending.start(action, self._transport.receive_state(specs, self._size(m), _known(action.peer)))
             case Do.AWAIT_STATE:
-                self._keep_state(self._view.refiners.start, _known(m), self._finish(Do.POST_STATE, m))
+                self._keep_state(self._view.refiners.start, _known(m), self._pending.finish(Do.POST_STATE, m))
             case Do.FORWARD:
                 self._forward(_known(i), _known(m), graph=action.graph)
             case Do.SEND_STATE:
                 state = self._states.pop((self._view.refiners.stop, _known(m)))
                 self._check_outgoing(state)
-                self._start(action, self._transport.send_state(state, _known(action.peer)))
+                self._pending.start(action, self._transport.send_state(state, _known(action.peer)))
             case Do.AWAIT_STATES_SENT:
-                self._finish_all(Do.SEND_STATE)
+                self._pending.finish_all(Do.SEND_STATE)
             case Do.BACKWARD:
                 self._backward(_known(i), _known(m))
             case Do.LEARN:
                 self._learn(_known(m))
             case Do.START_SCATTER:
                 gradient = self._local_feature_gradient(_known(m))
-                self._start(action, self._transport.scatter_feature_gradient(gradient, self._layout, _known(m)))
+                self._pending.start(action, self._transport.scatter_feature_gradient(gradient, self._layout, _known(m)))
             case Do.AWAIT_SCATTERS:
-                parts = [self._finish(Do.START_SCATTER, m) for m in range(len(self._rows))]
+                parts = [self._pending.finish(Do.START_SCATTER, m) for m in range(len(self._rows))]
                 self._feature_gradients[None] = _concatenate(parts)
             case Do.START_REDUCE:
                 gradient = self._local_feature_gradient(_known(m))
-                self._start(action, self._transport.reduce_feature_gradient(gradient))
+                self._pending.start(action, self._transport.reduce_feature_gradient(gradient))
             case Do.AWAIT_REDUCE:
-                self._feature_gradients[m] = self._finish(Do.START_REDUCE, m)
+                self._feature_gradients[m] = self._pending.finish(Do.START_REDUCE, m)
             case Do.AWAIT_REDUCES_SENT:
-                self._finish_all(Do.START_REDUCE)
+                self._pending.finish_all(Do.START_REDUCE)
             case Do.EXTRACTOR_BACKWARD:
                 self._extractor_backward(m)
             case Do.RELEASE_PARAMETER_GRADIENTS:
@@ -127,7 +128,7 @@ class Execution:
 
     def check_finished(self) -> None:
         """Nothing of this batch is under way any more."""
-        assert not self._pending, f"the schedule leaves messages unawaited: {list(self._pending)}"
+        self._pending.check_finished()
 
     def result(self) -> StepResult:
         """The beliefs of this rank's refiners and of their teacher."""
@@ -245,16 +246,6 @@ class Execution:
         torch.autograd.backward([o for o, _ in attached], [g for _, g in attached])
 
     # Messages
-
-    def _start(self, action: Action, pending: Pending) -> None:
-        self._pending[action.do, action.microbatch] = pending
-
-    def _finish(self, started: Do, m: int | None = None) -> TensorTuple:
-        return self._pending.pop((started, m)).wait()
-
-    def _finish_all(self, started: Do) -> None:
-        for do, m in [key for key in self._pending if key[0] is started]:
-            self._finish(do, m)
 
     def _check_outgoing(self, state: TensorTuple) -> None:
         """The receiver has posted buffers for what the skeleton showed, and would take anything else for that."""
