@@ -10,7 +10,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar.auto import resolve
 from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
-from sidpar.checkpoint import save_weights
 from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.device import describe
@@ -19,6 +18,7 @@ from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_s
 from sidpar.runtime import Runtime
 from sidpar.trainer import Outcome, Trainer
 from sidpar.units import human_seconds
+from sidpar.weights import save_weights
 
 
 @record
@@ -53,6 +53,7 @@ class Run:
         runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
         loader = build_loader(config, dataset, runtime.device)
+        self.preprocessing = loader.preprocessing
         self.choice: dict[str, Any] = {}
         if config.parallel.auto:
             config, self.choice = resolve(config, partial(build_cascade, config, dataset), loader.sample, runtime)
@@ -80,7 +81,7 @@ class Run:
                 f"{describe(self.runtime.device)}"
             )
         outcome = self.trainer.fit()
-        save_weights(self.stage, self.folder / WEIGHTS)
+        save_weights(self.stage, self.folder / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
         if self.runtime.rank == 0:
             write_summary(self.folder, self._summary(outcome))
             print(

@@ -11,6 +11,7 @@ import torch
 from sidpar.data.augment import channel_statistics, crop_padding, random_crop, random_flip
 from sidpar.data.datasets import Dataset, Images, load
 from sidpar.data.loader import Loader
+from sidpar.data.preprocessing import Preprocessing
 from sidpar.seeding import generator
 from tests.harness import ROOT
 
@@ -70,7 +71,7 @@ def test_messages(tmp_path: Path) -> None:
         load("mnist")  # type: ignore[arg-type]
     images = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="the training labels span 0..3, but the dataset has 3 classes"):
-        Dataset(images, images, num_classes=3, flips=True)
+        Dataset(images, images, ("a", "b", "c"), flips=True)
 
 
 def test_channel_statistics_are_exact() -> None:
@@ -125,6 +126,8 @@ def test_an_epoch_covers_the_training_set_once() -> None:
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_alone() -> None:
     first = list(loader(seed=1).train_batches(3))
+    later = list(loader(seed=1).train_batches(3, start=5))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first[5:], later, strict=True))
     torch.rand(5)  # the global generator plays no part
     again = list(loader(seed=1).train_batches(3))
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
@@ -137,3 +140,13 @@ def test_test_batches_are_in_order_and_not_augmented() -> None:
     assert torch.equal(torch.cat([y for _, y in batches]), load("digits").test.labels)
     assert [len(y) for _, y in batches] == [64] * 5 + [40]
     assert all(x.is_contiguous() for x, _ in batches)
+
+
+def test_preprocessing_survives_its_text() -> None:
+    """What stands beside the weights feeds a network as the loader did, bit for bit."""
+    found = loader().preprocessing
+    again = Preprocessing.from_json(found.to_json())
+    assert again == found
+    assert (again.image_shape, again.num_classes, again.white) == ((1, 8, 8), 10, 16)
+    x, _ = next(loader().test_batches())
+    assert torch.equal(again.normalise(load("digits").test.images[: len(x)]), x)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sidpar import BPEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine
 from sidpar.cascade import Cascade
-from sidpar.checkpoint import gather_weights
 from sidpar.config_groups import OptimConfig
 from sidpar.optim import Optimizers
 from sidpar.transport import Pending, Transport
+from sidpar.weights import gather_weights
 from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import assert_close_gradients, check, gradients, oracle

@@ -30,12 +30,16 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images. `flips` says whether a mirrored image keeps its label."""
+    """Training and test images."""
 
     train: Images
     test: Images
-    num_classes: int
+    class_names: tuple[str, ...]
+    """In the order of the labels."""
     flips: bool
+    """Whether a mirrored image keeps its label."""
+    white: int = 255
+    """The largest value that a pixel may have."""
 
     def __post_init__(self) -> None:
         for name, split in (("training", self.train), ("test", self.test)):
@@ -44,6 +48,11 @@ class Dataset:
                 raise UsageError(
                     f"the {name} labels span {low}..{high}, but the dataset has {self.num_classes} classes"
                 )
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,7 +75,7 @@ def load(name: DatasetName, root: str | None = None, *, download: bool = False) 
             f"{name} is not in torchvision's layout under data.root={folder.resolve()} ({str(error).splitlines()[0]}): "
             "set data.root to the folder that holds it, or data.download=true"
         ) from error
-    return Dataset(_images(train), _images(test), num_classes=len(train.classes), flips=True)
+    return Dataset(_images(train), _images(test), class_names=tuple(train.classes), flips=True)
 
 
 def _digits() -> Dataset:
@@ -78,7 +87,8 @@ def _digits() -> Dataset:
     def images(x: Tensor, y: Tensor) -> Images:
         return Images(x.to(torch.uint8).unsqueeze(1), y.long())
 
-    return Dataset(images(train_x, train_y), images(test_x, test_y), num_classes=10, flips=False)
+    names = tuple(str(digit) for digit in range(10))
+    return Dataset(images(train_x, train_y), images(test_x, test_y), names, flips=False, white=16)
 
 
 def _images(dataset: Any) -> Images:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sidpar.data.augment import channel_statistics, random_crop, random_flip, to_device
+from sidpar.data.augment import random_crop, random_flip, to_device
 from sidpar.data.datasets import Dataset
+from sidpar.data.preprocessing import Preprocessing
 from sidpar.seeding import generator
 
 
@@ -28,8 +29,8 @@ class Loader:
         seed: int,
         device: torch.device,
     ) -> None:
-        mean, deviation = channel_statistics(dataset.train.images)
-        self._mean, self._deviation = mean.to(device), deviation.to(device)
+        self.preprocessing = Preprocessing.of(dataset)
+        self._mean, self._deviation = self.preprocessing.statistics(device)
         self._train, self._test = dataset.train.to(device), dataset.test.to(device)
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._augment, self._flips = augment, dataset.flips
@@ -44,10 +45,11 @@ class Loader:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self._train) / self._batch_size)
 
-    def train_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x [B, channels, H, W] in fp32, y [B]) of every step of an epoch, in the epoch's order."""
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x [B, channels, H, W] in fp32, y [B]) of every step of an epoch from `start` on, in the epoch's order."""
         order = torch.randperm(len(self._train), generator=generator(self._seed, "order", epoch))
-        for step, rows in enumerate(torch.split(to_device(order, self._train.labels.device), self._batch_size)):
+        batches = torch.split(to_device(order, self._train.labels.device), self._batch_size)
+        for step, rows in enumerate(batches[start:], start):
             images = self._train.images[rows]
             if self._augment:
                 randomness = generator(self._seed, "augmentation", epoch, step)

@@ -33,8 +33,8 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
     return gathered
 
 
-def save_weights(stage: Stage, path: Path) -> None:
-    """Write the whole cascade to `path` from rank 0. All ranks call it."""
+def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None) -> None:
+    """Write the whole cascade to `path` from rank 0, with texts in the file's header. All ranks call it."""
     weights = gather_weights(stage)
     if stage.runtime.rank == 0:
-        save_file(weights, path)
+        save_file(weights, path, header)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
-from sidpar.checkpoint import gather_weights, save_weights
+from sidpar.weights import gather_weights, save_weights
 from tests import networks
 from tests.harness import run_ranks
 
