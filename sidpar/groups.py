@@ -32,6 +32,10 @@ class Groups:
     """The R ranks that hold the same refiners as this one, one in each cascade."""
     root_gradients: dist.ProcessGroup
     """The same ranks: parameter gradients of an extractor that only the first rank of each cascade holds."""
+    requests: dist.ProcessGroup
+    """All ranks, in host memory on any backend: whether a rank has been asked to stop."""
+    checkpoints: dist.ProcessGroup
+    """The same for checkpoints, which a thread of its own may be writing."""
 
     @classmethod
     def make(cls, num_replicas: int, device_type: str, timeout: timedelta) -> Self:
@@ -41,6 +45,11 @@ class Groups:
         def group(rows: Tensor) -> dist.ProcessGroup:
             """The group of the row that holds this rank."""
             mine, _ = dist.new_subgroups_by_enumeration(rows.tolist(), timeout=timeout)
+            assert isinstance(mine, dist.ProcessGroup)
+            return mine
+
+        def host_group() -> dist.ProcessGroup:
+            mine = dist.new_group(backend="gloo", timeout=timeout)
             assert isinstance(mine, dist.ProcessGroup)
             return mine
 
@@ -56,6 +65,8 @@ class Groups:
             chain=(group(ranks), group(ranks)),
             refiner_gradients=mesh.get_group("replica"),
             root_gradients=group(ranks.T),
+            requests=host_group(),
+            checkpoints=host_group(),
         )
 
     def edge(self, rank: int, peer: int) -> dist.ProcessGroup:

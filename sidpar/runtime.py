@@ -1,7 +1,6 @@
-"""The machine as one rank sees it: process group, device, store. The environment is read here and nowhere else."""
+"""The machine as one rank sees it: process group, device, store."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,18 +8,20 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
+from sidpar.backends import choose_backend, choose_device, gpu_identity
 from sidpar.choices import Backend, DeviceKind
 from sidpar.device import synchronize
+from sidpar.environment import Launch, read_environment
 from sidpar.errors import UsageError
 from sidpar.groups import Groups
-from sidpar.sigterm import explain_sigterm
+from sidpar.signals import Signals
 from sidpar.validation import at_least
 from sidpar.version import __version__
 
@@ -49,13 +50,15 @@ class Runtime:
     step_timeout: float = 100.0
     num_replicas: int = 1
     """R."""
+    signals: Signals | None = None
+    launch: Launch = field(default_factory=Launch)
     _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
     def single(cls, device: DeviceKind = "auto") -> Self:
         """One process without a process group: the oracle, or inference."""
-        return cls(rank=0, world_size=1, device=_choose_device(device, 0), backend="none")
+        return cls(rank=0, world_size=1, device=choose_device(device, 0), backend="none")
 
     @classmethod
     def start(
@@ -77,12 +80,12 @@ class Runtime:
             replicas: R, which divides the number of ranks.
             rendezvous: (store, rank, world size) instead of the environment's.
         """
-        environment = _environment()
-        if backend == "nccl" and _choose_device(device, 0).type != "cuda":
+        environment = read_environment()
+        if backend == "nccl" and choose_device(device, 0).type != "cuda":
             raise UsageError("backend=nccl moves tensors between GPUs, but these ranks compute on the CPU: use gloo")
         if rendezvous is None and environment.world_size == 1:
             _check_replicas(replicas, 1)
-            return cls.single(device)
+            return replace(cls.single(device), launch=environment.launch)._listening()
         if rendezvous is None:
             store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
             local_rank = environment.local_rank
@@ -90,17 +93,18 @@ class Runtime:
             store, rank, world_size = rendezvous
             local_rank = rank
         store = PrefixStore(f"sidpar/{next(_starts)}", store)
-        chosen = _choose_device(device, local_rank)
+        chosen = choose_device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
         alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
+        alone = replace(alone, launch=environment.launch)
 
         # Before anything else: nodes with other software or other devices would wait for each other for ever.
         versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
         settings = {"device": chosen.type, "backend": backend, "replicas": replicas}
         alone.agree("versions, devices and replicas", versions | settings)
         _check_replicas(replicas, world_size)
-        name = _choose_backend(backend, alone.exchange("GPUs", _gpu_identity(chosen)))
+        name = choose_backend(backend, alone.exchange("GPUs", gpu_identity(chosen)))
         timeout = timedelta(seconds=step_timeout)
         dist.init_process_group(
             name,
@@ -113,8 +117,7 @@ class Runtime:
         runtime = replace(alone, backend=name, num_replicas=replicas)
         runtime = replace(runtime, groups=Groups.make(replicas, runtime.wire_device.type, timeout))
         runtime.exchange("groups", "made")  # a rank that went on and failed would cut off one that still connects
-        explain_sigterm(lambda: runtime._moment("was ended"))
-        return runtime
+        return runtime._listening()
 
     def __enter__(self) -> Self:
         return self
@@ -122,8 +125,18 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None and self.store is not None:
+            self.store.set(_FAILED, str(self.rank))
         if kind is None and self.groups is not None:
             dist.destroy_process_group()
+
+    def _listening(self) -> Self:
+        """The same, which answers signals."""
+        # Signals are heard in another thread, so on a connection of its own.
+        store = None if self.store is None else self.store.clone()
+        signals = Signals(self._moment, lambda: store is not None and store.check([_FAILED]))
+        signals.listen()
+        return replace(self, signals=signals)
 
     def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
         """Fail on every rank, with the same error, unless all ranks call this with the same values.
@@ -184,6 +197,22 @@ class Runtime:
 
         return finish
 
+    def start_request(self, asks: bool) -> Callable[[], bool]:
+        """Whether any rank asks, the same on every rank, which all call it; what is returned waits for them. Costs the
+        device nothing."""
+        if self.groups is None:
+            return lambda: asks
+        flag = torch.tensor([float(asks)])
+        work = dist.all_reduce(flag, group=self.groups.requests, async_op=True)
+        assert work is not None
+
+        def finish() -> bool:
+            with self.during("ask all ranks whether to stop"):
+                work.wait()
+            return bool(flag)
+
+        return finish
+
     def barrier(self) -> None:
         """Wait until all ranks are here, and their devices are done: the edge of a timed window."""
         synchronize(self.device)
@@ -237,45 +266,10 @@ class Runtime:
         return self.device if self.backend == "nccl" else torch.device("cpu")
 
 
+_FAILED = "failed"
+"""Key of the store under which a rank that fails leaves its number."""
+
 _starts = count()  # every start of this process in a namespace of its own, also on the same store
-
-
-class _Environment(NamedTuple):
-    world_size: int
-    local_rank: int
-
-
-def _environment() -> _Environment:
-    """What torchrun sets; all absent means one process."""
-    return _Environment(int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UsageError("device=cuda, but torch sees no CUDA device here: use device=cpu, or run on a GPU machine")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def _gpu_identity(device: torch.device) -> str | None:
-    """What tells this rank's GPU from all others; a device index does not, where each task sees only its own GPU."""
-    if device.type != "cuda":
-        return None
-    return f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
-
-
-def _choose_backend(backend: Backend, gpus: list[str | None]) -> str:
-    """`gpus` is the identity of every rank's GPU. NCCL needs one GPU per rank."""
-    shared = sorted({gpu for gpu in gpus if gpu is not None and gpus.count(gpu) > 1})
-    if backend == "nccl" and shared:
-        raise UsageError(
-            f"backend=nccl needs one GPU per rank, but the {len(gpus)} ranks share {len(set(gpus))} GPUs ({shared[0]}, "
-            "for one): start fewer ranks per node, or use backend=gloo"
-        )
-    if backend == "auto":
-        return "gloo" if shared or None in gpus else "nccl"
-    return backend
 
 
 def _check_replicas(replicas: int, world_size: int) -> None:

@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, list[str]]] = [
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
-    ("machine", ["device", "groups", "sigterm", "runtime", "clock", "memory"]),
+    ("machine", ["device", "environment", "backends", "groups", "signals", "runtime", "clock", "memory"]),
     ("messages", ["traffic", "transport", "buckets", "links"]),
     ("engines", ["stage", "sections", "engines", "balance", "calibration"]),
     (
@@ -75,11 +75,11 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
 
 
 def test_cuda_has_one_seam() -> None:
-    """Only device.py and runtime.py, which chooses the device, call torch.cuda."""
+    """Only what chooses and sets the device, and what hides it."""
     users = {path.name for path in FILES if "torch.cuda" in path.read_text()}
-    assert users <= {"device.py", "runtime.py"}
+    assert users <= {"device.py", "backends.py", "runtime.py"}
 
 
 def test_environment_is_read_in_one_place() -> None:
     users = {path.name for path in FILES if re.search(r"environ|getenv", path.read_text())}
-    assert users == {"runtime.py"}
+    assert users == {"environment.py"}

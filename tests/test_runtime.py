@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sidpar import Runtime
-from sidpar.runtime import _choose_backend
+from sidpar.backends import choose_backend
 from tests.harness import ROOT, RankError, run_ranks, torchrun
 
 
@@ -74,12 +74,12 @@ def test_messages() -> None:
 
 def test_backend_auto_needs_a_gpu_of_its_own_for_every_rank() -> None:
     """By identity, not by index: under SLURM each task may see its own GPU as number 0."""
-    assert _choose_backend("auto", ["node1 a", "node1 b", "node2 a"]) == "nccl"
-    assert _choose_backend("auto", ["node1 a", "node1 a"]) == "gloo"
-    assert _choose_backend("auto", [None, None]) == "gloo"
-    assert _choose_backend("gloo", ["node1 a", "node1 b"]) == "gloo"
+    assert choose_backend("auto", ["node1 a", "node1 b", "node2 a"]) == "nccl"
+    assert choose_backend("auto", ["node1 a", "node1 a"]) == "gloo"
+    assert choose_backend("auto", [None, None]) == "gloo"
+    assert choose_backend("gloo", ["node1 a", "node1 b"]) == "gloo"
     with pytest.raises(ValueError, match="the 3 ranks share 2 GPUs .node1 a, for one.: start fewer ranks per node, or"):
-        _choose_backend("nccl", ["node1 a", "node1 b", "node1 a"])
+        choose_backend("nccl", ["node1 a", "node1 b", "node1 a"])
 
 
 STEP_TIMEOUT = 4.0
@@ -119,7 +119,7 @@ def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[s
         assert re.search(r"exitcode\s*: -9", output), output
     began = re.search(r"failing at ([\d.]+)", output)
     assert began is not None, output
-    assert ended - float(began.group(1)) < STEP_TIMEOUT + 5
+    assert ended - float(began.group(1)) < STEP_TIMEOUT + 20, "far from the 25 s that a stop on request may take"
 
 
 def broken_sum(runtime: Runtime) -> None:

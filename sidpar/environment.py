@@ -1,0 +1,28 @@
+"""The environment variables that matter, read here and nowhere else."""
+
+import os
+from typing import NamedTuple
+
+
+class Launch(NamedTuple):
+    """The launcher's own account of this start."""
+
+    identity: str | None = None
+    """torchrun's name for the job, the same for all its restarts."""
+    restarts: int = 0
+    """How often torchrun has started the ranks again."""
+
+
+class Environment(NamedTuple):
+    """What torchrun tells a rank; the rest it tells torch."""
+
+    world_size: int
+    local_rank: int
+    launch: Launch
+
+
+def read_environment() -> Environment:
+    """What torchrun sets; all absent means one process."""
+    get = os.environ.get
+    launch = Launch(get("TORCHELASTIC_RUN_ID"), int(get("TORCHELASTIC_RESTART_COUNT", "0")))
+    return Environment(int(get("WORLD_SIZE", "1")), int(get("LOCAL_RANK", "0")), launch)
