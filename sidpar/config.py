@@ -11,7 +11,15 @@ from typing import Any, get_args
 
 from sidpar.choices import CutExtractor, ExtractorPlacement, Method, PipelineName, ScheduleName
 from sidpar.compute import Compute
-from sidpar.config_groups import BPConfig, DataConfig, ModelConfig, OptimConfig, ParallelConfig, RunConfig
+from sidpar.config_groups import (
+    BPConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+)
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
 from sidpar.validation import fill_in, without_effect
@@ -22,6 +30,7 @@ class Config:
     """Everything that determines a run."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: Objective = field(default_factory=Objective)
@@ -116,3 +125,33 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what is written to the run folder and compared between ranks."""
         return dataclasses.asdict(self)
+
+    def flat(self) -> dict[str, Any]:
+        """The same by full names: `optim.lr`."""
+        return _flat(self.to_dict())
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """In which settings that decide what is learned another configuration, as `to_dict` gave it, differs."""
+        here, there = self.flat(), _flat(other)
+        return [
+            f"{key}: {there[key]!r} there, {value!r} here"
+            for key, value in here.items()
+            if key in there and there[key] != value and not _is_free(key)
+        ]
+
+
+FREE_GROUPS = ("parallel", "checkpoint", "run")
+FREE = ("data.root", "data.download", "data.eval_batch_size", "compute.compile")
+"""What a run that is continued may have otherwise than at its start: who does the work, and how it is recorded."""
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE or (key.split(".")[0] in FREE_GROUPS and key != "run.seed")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"optim": {"lr": 1}} to {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -42,6 +42,25 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """The states from which the same command goes on, once its run has been interrupted."""
+
+    every: int | None = None
+    """Steps between two checkpoints; by default one epoch. 0 for none. A stream is drained for each."""
+    keep: int = 2
+    """How many are kept: the newest ones."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            at_least("checkpoint.every", self.every, 0)
+        at_least("checkpoint.keep", self.keep, 1)
+        if self.every == 0:
+            without_effect("checkpoint", self, ["keep", "asynchronous"], "checkpoint.every=0 writes none")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The dataset. `digits` is embedded; the others are read from torchvision's layout under `root`."""
 

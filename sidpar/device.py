@@ -4,12 +4,13 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pynvml
 import torch
+from torch import Tensor
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -120,6 +121,18 @@ def preserved_generator(device: torch.device) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Of the host's generator, and of the device's where that is another one."""
+    kinds = {"cpu": torch.device("cpu"), device.type: device}
+    return {kind: _default_generator(each).get_state() for kind, each in kinds.items()}
+
+
+def set_generator_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Back to what `generator_states` gave, as far as it is known of this kind of device."""
+    for kind in {"cpu", device.type} & states.keys():
+        _default_generator(torch.device("cpu") if kind == "cpu" else device).set_state(states[kind])
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

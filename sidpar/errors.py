@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend, and the one that is the disk's."""
+"""The exceptions that are the user's to mend."""
 
 from pathlib import Path
 
@@ -10,7 +10,14 @@ class UsageError(ValueError):
     """
 
 
-class StorageError(OSError):
+class RunError(RuntimeError):
+    """A run that cannot go on: a loss that is no number, a disk that is full. The text says what, and what to do.
+
+    The command line shows it as one line; the same command resumes the run.
+    """
+
+
+class StorageError(RunError):
     """A file of a run could not be written: the disk is full, a quota is used up, the folder has gone."""
 
     def __init__(self, path: Path, error: OSError) -> None:

@@ -12,6 +12,11 @@ from sidpar.engines import Engine, StepResult
 from sidpar.runtime import Runtime
 from sidpar.theory import MEASURES, error_bound, initial_divergence
 
+_NEVER = 2**40
+"""A step that no run reaches."""
+_LOSS = MEASURES.index("loss")
+DIVERGED = "diverged"
+
 
 class Meter:
     """Sums `theory.MEASURES` over batches on each rank; `read` adds them over ranks, the only message it sends."""
@@ -27,14 +32,19 @@ class Meter:
     def _reset(self) -> None:
         self._table = torch.zeros(len(self._alphas), len(MEASURES), dtype=torch.float64, device=self._runtime.device)
         self._samples = 0
+        self._first_bad = torch.full((len(self._alphas),), _NEVER, device=self._runtime.device)
 
-    def add(self, result: StepResult) -> None:
-        """One batch. Does not wait for the device."""
-        self._table.index_add_(0, self._rows, result.measures())
+    def add(self, result: StepResult, step: int = 0) -> None:
+        """One batch, the one of this step. Does not wait for the device."""
+        measures = result.measures()
+        self._table.index_add_(0, self._rows, measures)
         self._samples += result.samples
+        bad = torch.where(measures[:, _LOSS].isfinite(), _NEVER, step)
+        self._first_bad[self._rows] = torch.minimum(self._first_bad[self._rows], bad)
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples added since the last reading, per refiner; the same on every rank.
+        """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
+        the step, refiner and rank of the first loss that was no number, or is None.
 
         `premise_failures` and `descent_failures` are shares of samples (Proposition 2); `epsilon` and `bound_slack`
         belong to Proposition 4: KL[p_L, p_y] is `bound_slack` below its bound.
@@ -44,8 +54,17 @@ class Meter:
     def start_reading(self) -> Callable[[], dict[str, Any]]:
         """The same without waiting for ranks that are behind; what is returned waits and gives the means."""
         total, samples = self._runtime.start_sum("metrics", self._table), self._samples
+        # Step and refiner in one number, so that the least is the first.
+        refiners = torch.arange(len(self._alphas), device=self._runtime.device)
+        first = start_per_rank(self._runtime, (self._first_bad * len(self._alphas) + refiners).min())
         self._reset()
-        return lambda: self._means(total(), samples)
+        return lambda: self._means(total(), samples) | {DIVERGED: self._earliest(first())}
+
+    def _earliest(self, first: list[int]) -> dict[str, int] | None:
+        """Where and when a loss first was no number; None if all are."""
+        rank = first.index(min(first))
+        step, refiner = divmod(first[rank], len(self._alphas))
+        return None if step == _NEVER else {"step": step, "refiner": refiner, "rank": rank}
 
     def _means(self, total: Tensor, samples: int) -> dict[str, Any]:
         columns = dict(zip(MEASURES, (total / samples).T.tolist(), strict=True))
@@ -67,6 +86,11 @@ class Stopwatch:
         self._started: float | None = None
         self._lap = (0.0, 0)
 
+    def resume(self, seconds: float, images: int) -> None:
+        """Go on counting from there."""
+        self.seconds, self.images = seconds, images
+        self._lap = (seconds, images)
+
     def start(self) -> None:
         device.reset_peak_memory(self._runtime.device)
         self._started = time.perf_counter()
@@ -76,6 +100,10 @@ class Stopwatch:
         self._bank()
         self._started = None
         self.peak_memory = max(self.peak_memory, device.peak_memory(self._runtime.device))
+
+    def now(self) -> float:
+        """Seconds so far; does not wait for the device."""
+        return self.seconds if self._started is None else self.seconds + time.perf_counter() - self._started
 
     def lap(self) -> float:
         """Images per second since the last lap; waits for the device."""
@@ -92,12 +120,12 @@ class Stopwatch:
             self._started = now
 
 
-def per_rank(runtime: Runtime, value: int) -> list[int]:
+def per_rank(runtime: Runtime, value: int | Tensor) -> list[int]:
     """Every rank's number, on every rank."""
     return start_per_rank(runtime, value)()
 
 
-def start_per_rank(runtime: Runtime, value: int) -> Callable[[], list[int]]:
+def start_per_rank(runtime: Runtime, value: int | Tensor) -> Callable[[], list[int]]:
     """The same without waiting for ranks that are behind; what is returned waits and gives the numbers."""
     table = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
     table[runtime.rank] = value

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,11 +19,18 @@ class Optimizers:
         """`parts` by global name: `extractor`, `refiners.3`."""
         self._factor = learning_rate_factor(config, steps_per_epoch)
         self._optimizers: dict[str, tuple[Optimizer, LambdaLR]] = {}
+        self._names: dict[str, list[str]] = {}
         for kind in ("extractor", "refiners"):
-            parameters = [p for name, part in parts.items() if _kind(name) == kind for p in part.parameters()]
+            parameters = {
+                f"{name}.{inner}": parameter
+                for name, part in parts.items()
+                if _kind(name) == kind
+                for inner, parameter in part.named_parameters()
+            }
             if parameters:
                 rate = config.lr if kind == "refiners" or config.extractor_lr is None else config.extractor_lr
-                optimizer = build_optimizer(parameters, config, rate)
+                optimizer = build_optimizer(parameters.values(), config, rate)
+                self._names[kind] = list(parameters)
                 self._optimizers[kind] = optimizer, LambdaLR(optimizer, self._factor)
 
     @property
@@ -37,6 +44,31 @@ class Optimizers:
             optimizer, scheduler = self._optimizers[kind]
             optimizer.step()
             scheduler.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizers remember of each parameter, by its global name: `extractor.0.weight/exp_avg`.
+
+        By ourselves, since torch's `get_optimizer_state_dict` makes up a state for parameters that have none yet.
+        """
+        found: dict[str, Tensor] = {}
+        for kind, (optimizer, _) in self._optimizers.items():
+            state = optimizer.state_dict()["state"]
+            for k, name in enumerate(self._names[kind]):
+                items = state.get(k, {}).items()
+                found |= {f"{name}/{key}": value for key, value in items if isinstance(value, Tensor)}
+        return found
+
+    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Go on after `updates` updates of each part, with what `state` holds of this rank's parameters."""
+        for kind, (optimizer, _) in self._optimizers.items():
+            places = {name: k for k, name in enumerate(self._names[kind])}
+            content: dict[int, dict[str, Tensor]] = {}
+            for full_name, tensor in state.items():
+                name, key = full_name.rsplit("/", 1)
+                if name in places:
+                    content.setdefault(places[name], {})[key] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": content})
+            self._optimizers[kind] = optimizer, LambdaLR(optimizer, self._factor, last_epoch=updates - 1)
 
 
 def _kind(part: str) -> str:

@@ -4,45 +4,114 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
+
+from sidpar.checkpoint import FOLDER as CHECKPOINTS
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
-from sidpar.errors import UsageError
+from sidpar.environment import Launch
+from sidpar.errors import StorageError, UsageError
 from sidpar.record import METRICS, TENSORBOARD, plain
 from sidpar.runtime import Runtime
 
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
+REQUEUE = "REQUEUE"
+"""A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
+LAUNCH = ".launch"
 
 
-def create_run_folder(config: Config, runtime: Runtime) -> Path:
-    """Make the folder on rank 0, and agree on its name. Raises UsageError on every rank if it holds another run."""
-    name = config.run.dir or f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    problem = _make(Path(name), config) if runtime.rank == 0 else None
-    name, problem = runtime.from_root("run folder", [name, problem])
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is recorded, and what is there already."""
+
+    path: Path
+    state: Literal["new", "begun", "complete", "stopped"]
+    """`stopped`: it ended on request, and only torchrun, which does not know that, has started it again."""
+
+
+def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
+    """The folder of the run that `config` describes, the same on every rank; nothing is written yet.
+
+    Raises UsageError on every rank if the folder holds anything else than this run.
+    """
+    name, state, problem = runtime.from_root("run folder", _find(config, runtime.launch) if runtime.rank == 0 else None)
     if problem is not None:
         raise UsageError(problem)
-    return Path(name)
+    return RunFolder(Path(name), state)
 
 
-def _make(path: Path, config: Config) -> str | None:
-    taken = [name for name in (CONFIG, METRICS, TENSORBOARD, SUMMARY, WEIGHTS) if (path / name).exists()]
-    if taken:
-        return f"run.dir={path} already holds a run ({', '.join(taken)}): choose another folder, or remove it"
+def create_run_folder(folder: RunFolder, config: Config, runtime: Runtime) -> None:
+    """Make it on rank 0, with the configuration as it is now. Raises UsageError on every rank if that cannot be, or if
+    another rank does not see it."""
+    problem = _make(folder.path, config, runtime.launch) if runtime.rank == 0 else None
+    problem = runtime.from_root("problem with the run folder", problem)
+    blind = [rank for rank, sees in enumerate(runtime.exchange("sight", (folder.path / CONFIG).exists())) if not sees]
+    if problem is None and blind:
+        problem = (
+            f"run.dir={folder.path} is not seen by rank {blind[0]}: choose a folder on storage that all nodes share"
+        )
+    if problem is not None:
+        raise UsageError(problem)
+
+
+def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
+    """Name, state, problem."""
+    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
+    if path is None:
+        return f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}", "new", None
+    taken = [name for name in (CONFIG, METRICS, TENSORBOARD, SUMMARY, WEIGHTS, CHECKPOINTS) if (path / name).exists()]
+    if not taken:
+        return str(path), "new", None
+    try:
+        there = yaml.safe_load((path / CONFIG).read_text())
+        differences = config.differences(there)
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        holds = f"already holds a run ({', '.join(taken)}), but no {CONFIG} that can be read ({error!r})"
+        return str(path), "begun", f"run.dir={path} {holds}: choose another folder, or remove it"
+    if differences:
+        other = f"run.dir={path} holds a run with other settings ({'; '.join(differences)})"
+        return str(path), "begun", f"{other}: choose another folder, or start it with the settings of its {CONFIG}"
+    if (path / SUMMARY).exists():
+        return str(path), "complete", None
+    return str(path), "stopped" if launch.restarts and (path / REQUEUE).exists() else "begun", None
+
+
+def _earlier(name: str, launch: Launch) -> Path | None:
+    """The folder that this job has made before torchrun started it again."""
+    if not launch.restarts:
+        return None
+    marks = sorted(Path("runs").glob(f"{name}-*/{LAUNCH}"), key=lambda mark: mark.stat().st_mtime)
+    return next((mark.parent for mark in reversed(marks) if mark.read_text() == str(launch.identity)), None)
+
+
+def _make(path: Path, config: Config, launch: Launch) -> str | None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG).write_text(to_yaml(config))
+        write_whole(path / CONFIG, to_yaml(config))
+        (path / LAUNCH).write_text(str(launch.identity))
+        (path / REQUEUE).unlink(missing_ok=True)
     except OSError as error:
         return f"run.dir={path} cannot be written: {error}"
     return None
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there with all of its text, or as it was before."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Last of all files, and whole or not at all: its presence says that the run is complete."""
-    temporary = folder / f".{SUMMARY}"
-    temporary.write_text(json.dumps(plain(summary), indent=2) + "\n")
-    os.replace(temporary, folder / SUMMARY)
+    try:
+        write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(folder / SUMMARY, error) from error
 
 
 def source_commit() -> str | None:

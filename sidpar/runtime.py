@@ -92,7 +92,8 @@ class Runtime:
         else:
             store, rank, world_size = rendezvous
             local_rank = rank
-        store = PrefixStore(f"sidpar/{next(_starts)}", store)
+        # torchrun keeps its store when it starts the ranks again, with all that the ranks before them have left there.
+        store = PrefixStore(f"sidpar/{environment.launch.restarts}/{next(_starts)}", store)
         chosen = choose_device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0

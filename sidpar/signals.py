@@ -62,11 +62,17 @@ class Signals:
             self.stop_requested = True
             if number == signal.SIGTERM and not self._ends_in_time:  # SLURM and torchrun may both send one
                 self._ends_in_time = True
-                threading.Thread(target=self._end_in_time, name="sidpar grace", daemon=True).start()
+                self._end_in_time()
 
     def _end_in_time(self) -> None:
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and not self._another_failed():
+        limit = threading.Timer(GRACE_SECONDS, self._end)
+        limit.daemon = True
+        limit.start()
+        # Apart from the limit: where the network is cut, the store never answers.
+        threading.Thread(target=self._end_with_another, name="sidpar failures", daemon=True).start()
+
+    def _end_with_another(self) -> None:
+        while not self._another_failed():
             time.sleep(0.2)
         self._end()
 

@@ -65,15 +65,19 @@ class Stage(nn.Module):
         """The refiners this rank holds, by their global numbers."""
         return self.placement.refiners(self.runtime.cascade_rank)
 
-    def owner(self, name: str) -> int:
-        """The first rank of a cascade that holds a parameter or buffer, given by its global name."""
+    def holders(self, name: str) -> list[int]:
+        """The ranks that hold a parameter or buffer, given by its global name."""
         kind, child, *_ = name.split(".")
-        ranks = range(self.placement.num_ranks)
-        if kind == "refiners":
-            return next(rank for rank in ranks if int(child) in self.placement.refiners(rank))
         names = self._layer_names
-        layer = 0 if names == [""] else names.index(child)
-        return next(rank for rank in ranks if layer in self.placement.extractor_layers(rank, len(names)))
+        layer = 0 if names == [""] or kind == "refiners" else names.index(child)
+
+        def holds(rank: int) -> bool:
+            if kind == "refiners":
+                return int(child) in self.placement.refiners(rank)
+            return layer in self.placement.extractor_layers(rank, len(names))
+
+        size = self.runtime.cascade_size
+        return [rank for rank in range(self.runtime.world_size) if holds(rank % size)]
 
     @property
     def _layer_names(self) -> list[str]:

@@ -1,5 +1,8 @@
 """`python -m sidpar.train`: from a configuration to a run folder. Start it with torchrun for more than one rank."""
 
+import logging
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -10,20 +13,35 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar.auto import resolve
 from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
+from sidpar.checkpoint import find_newest
 from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.device import describe
-from sidpar.errors import UsageError
-from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
+from sidpar.errors import RunError, UsageError
+from sidpar.logs import close_logs, log_to_console, log_to_file
+from sidpar.run_folder import (
+    REQUEUE,
+    WEIGHTS,
+    RunFolder,
+    create_run_folder,
+    find_run_folder,
+    source_commit,
+    write_summary,
+)
 from sidpar.runtime import Runtime
+from sidpar.stopping import REQUEUE_STATUS
 from sidpar.trainer import Outcome, Trainer
+from sidpar.training_state import check_fits
 from sidpar.units import human_seconds
 from sidpar.weights import save_weights
+
+_log = logging.getLogger("sidpar.train")
 
 
 @record
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One rank of a run. A mistake in the settings ends every rank with exit code 2 and one line that names it."""
+    """One rank of a run. A mistake in the settings ends every rank with exit code 2, a run that cannot go on with 1,
+    both with one line that says why; a run that has stopped on request ends with `REQUEUE_STATUS`."""
     config = parse(arguments)
     try:
         runtime = Runtime.start(
@@ -33,12 +51,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             step_timeout=config.parallel.step_timeout,
             replicas=config.parallel.replicas,
         )
-        run = Run(config, runtime)
-    except UsageError as error:
+        log_to_console(runtime.rank)
+        with runtime:
+            finished = train(config, runtime)
+    except (UsageError, RunError) as error:
         print(f"sidpar.train: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    with runtime:
-        run.train()
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
+    finally:
+        close_logs()
+    if not finished:
+        raise SystemExit(REQUEUE_STATUS)
+
+
+def train(config: Config, runtime: Runtime) -> bool:
+    """The run that `config` describes, from its beginning or from where it was interrupted; whether it is finished now.
+
+    A run that is complete already is left alone.
+    """
+    runtime.agree("configuration", config.flat())
+    folder = find_run_folder(config, runtime)
+    if folder.state == "complete":
+        _log.info(f"the run in {folder.path} is complete: nothing to do")
+    if folder.state in ("complete", "stopped"):
+        return folder.state == "complete"
+    try:
+        return Run(config, runtime, folder).train()
+    except Exception:
+        _log.exception("the run ends here")
+        raise
 
 
 class Run:
@@ -48,46 +88,64 @@ class Run:
     message between ranks but those that `parallel: auto` measures), and creates the run folder last.
     """
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: Config, runtime: Runtime, folder: RunFolder) -> None:
         assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
-        runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing = loader.preprocessing
         self.choice: dict[str, Any] = {}
         if config.parallel.auto:
             config, self.choice = resolve(config, partial(build_cascade, config, dataset), loader.sample, runtime)
-        self.config, self.runtime = config, runtime
+        self.config, self.runtime, self.folder = config, runtime, folder.path
         cascade = build_cascade(config, dataset)
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
-        self.folder = create_run_folder(config, runtime)
-        self.trainer = Trainer(engine, loader, config, self.folder)
+        stored, skipped = find_newest(folder.path, runtime)
+        if stored is not None:
+            check_fits(stored, self.stage, loader.steps_per_epoch)
+        create_run_folder(folder, config, runtime)
+        log_to_file(folder.path, runtime.rank, lambda: engine.steps)
+        for reason in skipped:
+            _log.warning(f"a checkpoint is skipped: {reason}")
+        self.trainer = Trainer(engine, loader, config, folder.path, stored)
 
-    def train(self) -> None:
-        """Train, and write the weights and the summary."""
-        if self.runtime.rank == 0:
-            if self.choice:
-                parallel, seconds = self.config.parallel, self.choice["predicted_step_seconds"]
-                print(
-                    f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
-                    f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
-                )
-            replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
-            print(
-                f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
-                f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
-                f"{describe(self.runtime.device)}"
-            )
+    def train(self) -> bool:
+        """Train, and write the weights and the summary; False if the ranks have stopped on request."""
+        self._introduce()
         outcome = self.trainer.fit()
+        if outcome is None:
+            if self.runtime.rank == 0:
+                (self.folder / REQUEUE).write_text("stopped on request; the same command goes on\n")
+            _log.info(f"stopped on request; the same command goes on. Run folder: {self.folder}")
+            return False
         save_weights(self.stage, self.folder / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
         if self.runtime.rank == 0:
             write_summary(self.folder, self._summary(outcome))
-            print(
-                f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
-                f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder}"
+        _log.info(
+            f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
+            f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder}"
+        )
+        return True
+
+    def _introduce(self) -> None:
+        runtime = self.runtime
+        _log.debug(
+            f"rank {runtime.rank} of {runtime.world_size} is process {os.getpid()} on {platform.node()}, "
+            f"{runtime.device}, with refiners {list(self.stage.own_refiners)}"
+        )
+        if self.choice:
+            parallel, seconds = self.config.parallel, self.choice["predicted_step_seconds"]
+            _log.info(
+                f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
+                f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
             )
+        replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
+        _log.info(
+            f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
+            f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
+            f"{describe(self.runtime.device)}"
+        )
 
     def _refiners_per_rank(self) -> list[int]:
         one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]
@@ -100,6 +158,7 @@ class Run:
             "test_accuracy": outcome.test["accuracy"][-1],
             "refiner_test_accuracy": outcome.test["accuracy"],
             "steps": outcome.steps,
+            "resumed_at": outcome.resumed_at,
             "epochs": self.config.optim.epochs,
             "wall_seconds": outcome.seconds,
             "images_per_second": outcome.images_per_second,
@@ -113,14 +172,6 @@ class Run:
             "torch": torch.__version__,
             "commit": source_commit(),
         }
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """{"optim": {"lr": 1}} to {"optim.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 if __name__ == "__main__":

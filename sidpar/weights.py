@@ -1,11 +1,15 @@
 """The weights of the whole cascade in one file, under global names: `extractor.…`, `refiners.3.…`."""
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sidpar.errors import StorageError
 from sidpar.stage import Stage
 from sidpar.transport import Transport
 
@@ -21,7 +25,7 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
     gathered: dict[str, Tensor] = {}
     # One name after the other in the same order on all ranks; only the owner and rank 0 exchange a message for it.
     for name, skeleton in stage.skeleton.state_dict().items():
-        owner = stage.owner(name)
+        owner = stage.holders(name)[0]
         tensor = mine.get(name)
         if transport is not None and owner != 0 and rank in (0, owner):
             buffer = torch.empty_like(skeleton, device=stage.runtime.wire_device) if tensor is None else tensor
@@ -34,7 +38,15 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None) -> None:
-    """Write the whole cascade to `path` from rank 0, with texts in the file's header. All ranks call it."""
+    """Write the cascade to `path` from rank 0, whole or not at all, with texts in the file's header. All ranks call it.
+    Raises StorageError on rank 0 if the disk is full."""
     weights = gather_weights(stage)
     if stage.runtime.rank == 0:
-        save_file(weights, path, header)
+        temporary = path.with_name(f".{path.name}")
+        try:
+            save_file(weights, temporary, header)
+            shutil.copymode(path.parent, temporary)
+            temporary.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner alone
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(path, OSError(str(error))) from error

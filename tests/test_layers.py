@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "application",
         [
-            *["record", "run_folder", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
+            *["logs", "record", "checkpoint", "run_folder", "optim", "training_state", "stopping", "weights", "meter"],
+            *["trainer", "build", "auto", "train"],
             *["configured", "drawing", "plan_picture", "plan"],
         ],
     ),
@@ -81,5 +82,5 @@ def test_cuda_has_one_seam() -> None:
 
 
 def test_environment_is_read_in_one_place() -> None:
-    users = {path.name for path in FILES if re.search(r"environ|getenv", path.read_text())}
+    users = {path.name for path in FILES if re.search(r"os\.environ|getenv", path.read_text())}
     assert users == {"environment.py"}

@@ -15,7 +15,7 @@ from sidpar.data.loader import Loader
 from sidpar.models import simple_cnn
 from sidpar.run_folder import source_commit
 from sidpar.runtime import Runtime
-from sidpar.train import Run
+from sidpar.train import train as train_run
 from tests.harness import run_ranks, torchrun
 
 CONFIG = ["--config", "configs/digits.yaml"]
@@ -38,7 +38,7 @@ def train(ranks: int, folder: Path, *flags: str) -> Path:
 
 
 def job(runtime: Runtime, flags: list[str]) -> None:
-    Run(parse(flags), runtime if runtime.world_size > 1 else Runtime.single("cpu")).train()
+    assert train_run(parse(flags), runtime if runtime.world_size > 1 else Runtime.single("cpu"))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -73,8 +73,9 @@ def refusal(folder: Path | str, *flags: str) -> str:
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious\n")
-    message = "already holds a run (metrics.jsonl): choose another folder, or remove it"
-    assert message in refusal(tmp_path)
+    said = refusal(tmp_path)
+    assert "already holds a run (metrics.jsonl), but no config.yaml that can be read" in said
+    assert said.endswith("choose another folder, or remove it")
     assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
 
 

@@ -81,6 +81,13 @@ class Engine(Protocol):
     def versions(self) -> list[Tensor]:
         """Weights of the extractor for batches in flight, besides its own; each has a gradient."""
 
+    def carried(self) -> dict[str, Tensor]:
+        """What the engine takes from one step to the next besides `steps` and the weights, between two calls of
+        `train`: by the parameter that it belongs to, `extractor.0.weight/movement`."""
+
+    def carry(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with what `carried` gave, in another process."""
+
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Gradients of one global batch into `stage.parameters()`, replacing those that were there.
 
@@ -111,6 +118,14 @@ class Synchronous(ABC):
     def versions(self) -> list[Tensor]:
         """Nothing is in flight between steps."""
         return []
+
+    def carried(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def carry(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to go on with."""
+        return
 
     @abstractmethod
     def step(self, x: Tensor, y: Tensor) -> StepResult: ...

@@ -1,6 +1,6 @@
 """SID without a flush: consecutive batches overlap, and updates of the extractor are a stated number of steps late."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -73,6 +73,7 @@ class StreamingEngine(SIDEngine):
         self._staleness = staleness
         self._diagnose_every = diagnose_every
         self._old_weights: list[Tensor] = []
+        self._drained_at = 0  # the step whose batch a diagnosis can compare: resumed at another, there is none
         self._in_stream = False
         self._executions: dict[int, Execution] = {}
         self._extractors: Versions | None = None
@@ -99,7 +100,8 @@ class StreamingEngine(SIDEngine):
         batch, before = next(incoming, None), 0
         while batch is not None:
             following = next(incoming, None)
-            diagnosis = self._diagnose(batch) if self._diagnosis_is_due(self.steps) else None
+            due = self._diagnosis_is_due(self.steps) and self._drained_at == self.steps
+            diagnosis = self._diagnose(batch) if due else None
             last = following is None or self._key(*following) != self._key(*batch)
             turn = Turn(self._staleness, before, last or self._diagnosis_is_due(self.steps + 1))
             result = self._take(turn, batch, None if turn.last else following, update)
@@ -110,6 +112,22 @@ class StreamingEngine(SIDEngine):
     def versions(self) -> list[Tensor]:
         """Weights of the extractor for batches in flight, besides its own; each has a gradient."""
         return [] if self._extractors is None else self._extractors.weights
+
+    def carried(self) -> dict[str, Tensor]:
+        """The extractor's last movement, from which its weights are predicted."""
+        movement = [] if self._extractors is None else self._extractors.movement
+        return dict(zip(self._movement_names, movement, strict=bool(movement)))
+
+    def carry(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with the movement that `carried` gave, if weights were predicted there and are here."""
+        if self._extractors is not None and tensors:
+            self._extractors.resume([tensors[name].to(self._runtime.device) for name in self._movement_names])
+
+    @property
+    def _movement_names(self) -> list[str]:
+        if self._extractors is None:
+            return []
+        return [f"extractor.{name}/movement" for name, p in self._extractor.named_parameters() if p.requires_grad]
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a stream of `steps` batches with M microbatches, drained."""
@@ -129,6 +147,8 @@ class StreamingEngine(SIDEngine):
         with preserved_generator(self._runtime.device):
             for action in self._actions_of(turn, streaming, len(layout.microbatches)):
                 self._do(self._executions[now + action.step], action)
+            if turn.last:
+                self._drained_at = now + 1
             if turn.last and self._diagnosis_is_due(now + 1) and self._extractors is not None:
                 self._old_weights = [weight.detach().clone() for weight in self._extractors.expected]
             for action in self._actions_of(turn, drain, len(layout.microbatches)) if turn.last else ():

@@ -51,7 +51,9 @@ class Versions:
         ahead: int = 0,
     ) -> None:
         self._extractor = extractor
-        self._ahead, self._movement = ahead, list[Tensor]()
+        self._ahead = ahead
+        self.movement = list[Tensor]()
+        """Of the last update; empty before the first, and where nothing is predicted."""
         self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
         self._versions = [Version(_copy(extractor, compute), send) for _ in range(count)]
 
@@ -63,10 +65,10 @@ class Versions:
     @property
     def expected(self) -> list[Tensor]:
         """The weights that a batch would begin with now."""
-        if not self._movement:
+        if not self.movement:
             return self._parameters
         with torch.no_grad():
-            return list(torch._foreach_add(self._parameters, self._movement, alpha=self._ahead))
+            return list(torch._foreach_add(self._parameters, self.movement, alpha=self._ahead))
 
     @torch.no_grad()
     def open(self, step: int, weights: list[Tensor] | None = None) -> Version:
@@ -88,7 +90,12 @@ class Versions:
         self.hand_over(step)
         yield
         if self._ahead:
-            self._movement = [now.detach() - old for now, old in zip(self._parameters, before, strict=True)]
+            self.movement = [now.detach() - old for now, old in zip(self._parameters, before, strict=True)]
+
+    def resume(self, movement: list[Tensor]) -> None:
+        """Predict from this movement, if at all."""
+        if self._ahead:
+            self.movement = movement
 
     @property
     def weights(self) -> list[Tensor]:

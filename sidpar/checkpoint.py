@@ -1,0 +1,241 @@
+"""Checkpoints of a run: whole states under global names, in `RUN/checkpoints/step_…`, from which any K can go on."""
+
+import json
+import os
+import pickle
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from sidpar.errors import RunError, UsageError
+from sidpar.runtime import Runtime
+
+FOLDER, PROGRESS = "checkpoints", "progress.json"
+_ALONE = "torch.distributed is disabled, unavailable or uninitialized"
+_PARTIAL, _OLD = ".partial_", ".old_"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint on disk. Its `.metadata` is a pickle, as torch writes it: open only checkpoints of your own."""
+
+    path: Path
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        """How far the run was: `step`, and what the trainer wants to know besides."""
+        content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text())
+        return content
+
+    @cached_property
+    def _metadata(self) -> Metadata:
+        return FileSystemReader(self.path).read_metadata()
+
+    @property
+    def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Of every tensor, by name."""
+        entries = self._metadata.state_dict_metadata.items()
+        return {name: (e.size, e.properties.dtype) for name, e in entries if isinstance(e, TensorStorageMetadata)}
+
+    def fault(self) -> str | None:
+        """Why this checkpoint is not whole, or not one of ours; None if it is."""
+        try:
+            step = int(self.progress["step"])
+        except (OSError, ValueError, KeyError) as error:
+            return f"{PROGRESS} cannot be read ({error!r})"
+        if self.path != _place(self.path.parent, step):
+            return f"{PROGRESS} speaks of step {step}"
+        try:
+            parts = list(self._metadata.storage_data.values())
+        except Exception as error:  # whatever a damaged pickle may raise
+            return f".metadata cannot be read ({error!r})"
+        sizes: dict[str, int] = {}
+        for part in parts:
+            sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), part.offset + part.length)
+        for name, size in sizes.items():
+            file = self.path / name
+            found = file.stat().st_size if file.exists() else None
+            if found is None or found < size:
+                return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
+        return None
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names, on the CPU. Sends no message."""
+        shapes = self.shapes
+        tensors: dict[str, Any] = {name: torch.empty(shapes[name][0], dtype=shapes[name][1]) for name in names}
+        try:
+            with warnings.catch_warnings():  # each rank reads alone, and means to
+                warnings.filterwarnings("ignore", _ALONE)
+                load(tensors, storage_reader=FileSystemReader(self.path), no_dist=True)
+        except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UsageError(
+                f"the checkpoint {self.path} cannot be read ({_reason(error)}): remove it, and the same command goes "
+                "on from the one before"
+            ) from error
+        return tensors
+
+
+def find_newest(run_folder: Path, runtime: Runtime) -> tuple[Stored | None, list[str]]:
+    """The newest whole checkpoint, the same on every rank, and what is wrong with newer ones.
+
+    Raises UsageError on every rank if there are checkpoints, but no whole one.
+    """
+    folder = run_folder / FOLDER
+    found, skipped = runtime.from_root("newest checkpoint", _scan(folder) if runtime.rank == 0 else None)
+    if found is None and skipped:
+        raise UsageError(
+            f"no checkpoint in {folder} is whole: {'; '.join(skipped)}. Remove them to train from the beginning"
+        )
+    return None if found is None else Stored(Path(found)), skipped
+
+
+def _scan(folder: Path) -> tuple[str | None, list[str]]:
+    for leftover in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f"{_OLD}*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    skipped: list[str] = []
+    for path in reversed(_paths(folder)):
+        fault = Stored(path).fault()
+        if fault is None:
+            return str(path), skipped
+        skipped.append(f"{path.name}: {fault}")
+    return None, skipped
+
+
+def _paths(folder: Path) -> list[Path]:
+    """In the order of their steps, the names of which have as many digits."""
+    return sorted(folder.glob("step_*"))
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run and keeps the newest ones.
+
+    All ranks write at once, each a part, to a folder that gets its name when everything is on the disk: a checkpoint is
+    visible whole or not at all. One at a time is written, by a thread of its own if `asynchronous`, from a copy of the
+    tensors in host memory.
+    """
+
+    def __init__(self, run_folder: Path, runtime: Runtime, *, keep: int, asynchronous: bool) -> None:
+        self._folder = run_folder / FOLDER
+        self._runtime = runtime
+        self._keep = keep
+        self._asynchronous = asynchronous
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._step = 0
+        if runtime.groups is None:  # for good: the thread that writes must not change filters now and then
+            warnings.filterwarnings("ignore", _ALONE)
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Write this rank's `tensors`; names may be told by one rank only. `progress`, with the `step`, is rank 0's.
+
+        Returns once the tensors may change. Raises RunError, on every rank, if this checkpoint or the one before cannot
+        be written; what was there is still there.
+        """
+        self.wait()
+        self._step = progress["step"]
+        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._thread = threading.Thread(
+            target=self._write, args=(staged, dict(progress)), name="sidpar checkpoint", daemon=True
+        )
+        self._thread.start()
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is on the disk."""
+        if self._thread is None:
+            return
+        with self._runtime.during(f"write the checkpoint of step {self._step}"):
+            self._thread.join()
+        self._thread = None
+        if self._error is not None:
+            raise RunError(
+                f"the checkpoint of step {self._step} cannot be written to {self._folder}: {_reason(self._error)}. "
+                f"{self.newest_in_words()}: make room, and start the same command again"
+            ) from self._error
+
+    def newest_in_words(self) -> str:
+        """A sentence that tells what the run could go on from."""
+        whole = [path.name for path in _paths(self._folder) if Stored(path).fault() is None]
+        return f"The checkpoint {whole[-1]} is kept" if whole else "There is no checkpoint yet"
+
+    def _write(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """In the thread."""
+        step, groups = progress["step"], self._runtime.groups
+        writer = _Writer(self._folder / f"{_PARTIAL}{step}", lambda path: self._publish(path, progress))
+        try:
+            save(
+                dict(tensors),
+                storage_writer=writer,
+                process_group=None if groups is None else groups.checkpoints,
+                no_dist=groups is None,
+            )
+        except BaseException as error:  # CheckpointException is no Exception; `wait` raises it on the main thread
+            self._error = error
+
+    def _publish(self, partial: Path, progress: dict[str, Any]) -> None:
+        """On rank 0, once all ranks have written: make the checkpoint visible, and forget the oldest ones."""
+        with (partial / PROGRESS).open("w") as file:
+            json.dump(progress, file)
+            file.flush()
+            os.fsync(file.fileno())
+        final = _place(self._folder, progress["step"])
+        if final.exists():  # one that was found damaged
+            _remove(final)
+        os.replace(partial, final)
+        _sync(self._folder)
+        for old in _paths(self._folder)[: -self._keep]:
+            _remove(old)
+
+
+class _Writer(FileSystemWriter):
+    """Calls back on the coordinator when all ranks have written; its failures become those of every rank."""
+
+    def __init__(self, path: Path, publish: Callable[[Path], None]) -> None:
+        super().__init__(path)
+        self._publish = publish
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        super().finish(metadata, results)
+        self._publish(Path(self.path))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:010d}"
+
+
+def _remove(path: Path) -> None:
+    """Out of sight first: half a checkpoint must never look like one."""
+    hidden = path.with_name(f"{_OLD}{path.name}")
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """A new name in a folder is on the disk only once the folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """What lies behind torch's exception, in one line."""
+    if not isinstance(error, CheckpointException):
+        return str(error).splitlines()[0] if str(error) else repr(error)
+    failures = {rank: cause for rank, (cause, _) in error.failures.items()}
+    return "; ".join(f"rank {rank}: {str(cause).splitlines()[0]}" for rank, cause in sorted(failures.items()))

@@ -1,0 +1,56 @@
+"""What a run says: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+FOLDER = "logs"
+_root = logging.getLogger("sidpar")
+_LOGGERS = (_root, logging.getLogger("py.warnings"))
+
+
+def log_to_console(rank: int) -> None:
+    """Rank 0's words on the standard output, beside the progress bar; of the others nothing."""
+    close_logs()
+    _root.setLevel(logging.DEBUG)
+    for logger in _LOGGERS:
+        logger.propagate = False
+        logger.addHandler(_Console() if rank == 0 else logging.NullHandler())
+
+
+def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> None:
+    """And this rank's words in a file of its own, with warnings of every library; `step` tells the steps done."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    handler = logging.FileHandler(folder / FOLDER / f"rank_{rank}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s step %(step)d  %(message)s"))
+    handler.addFilter(_with_step(step))
+    logging.captureWarnings(True)
+    for logger in _LOGGERS:
+        logger.addHandler(handler)
+
+
+def close_logs() -> None:
+    """Nothing more is said."""
+    logging.captureWarnings(False)
+    for logger in _LOGGERS:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _with_step(step: Callable[[], int]) -> Callable[[logging.LogRecord], bool]:
+    def add(record: logging.LogRecord) -> bool:
+        record.step = step()
+        return True
+
+    return add
+
+
+class _Console(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
