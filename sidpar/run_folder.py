@@ -10,10 +10,12 @@ from typing import Any
 
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
+from sidpar.data.label_noise import MovedLabels
 from sidpar.errors import UsageError
 from sidpar.runtime import Runtime
 
 SUMMARY, METRICS, CONFIG, WEIGHTS = "summary.json", "metrics.jsonl", "config.yaml", "weights.safetensors"
+LABEL_NOISE = "label_noise.json"
 
 
 def create_run_folder(config: Config, runtime: Runtime) -> Path:
@@ -54,11 +56,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:
+    """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
+    if runtime.rank == 0 and moved is not None:
+        _write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Last of all files, and whole or not at all: its presence says that the run is complete."""
-    temporary = folder / f".{SUMMARY}"
-    temporary.write_text(json.dumps(_plain(summary), indent=2) + "\n")
-    os.replace(temporary, folder / SUMMARY)
+    """Last of all files: its presence says that the run is complete."""
+    _write_whole(folder / SUMMARY, json.dumps(_plain(summary), indent=2) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def source_commit() -> str | None:

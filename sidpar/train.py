@@ -14,7 +14,7 @@ from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.device import describe
 from sidpar.errors import UsageError
-from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
+from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_label_noise, write_summary
 from sidpar.runtime import Runtime
 from sidpar.trainer import Outcome, Trainer
 from sidpar.units import human_seconds
@@ -63,6 +63,7 @@ class Run:
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
         self.folder = create_run_folder(config, runtime)
+        write_label_noise(self.folder, dataset.moved, runtime)
         self.trainer = Trainer(engine, loader, config, self.folder)
 
     def train(self) -> None:
