@@ -39,7 +39,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
-            raise UsageError(f"the dataset has {self.num_classes} classes ({self.class_names}): give it at least 2")
+            raise UsageError(
+                f"the dataset has {self.num_classes} classes ({', '.join(self.class_names)}): give it at least 2"
+            )
         for name, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise UsageError(f"the dataset has no {name} images: give it some")

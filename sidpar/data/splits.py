@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sidpar.data.augment import count_values, to_device
 from sidpar.data.reader import Reader
+from sidpar.errors import UsageError
 
 STATISTICS_SAMPLE = 2048
 """So many files tell the mean of a channel to about 0.3 % of its range."""
@@ -49,6 +50,17 @@ class Images:
     images: Tensor
     labels: Tensor
 
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise UsageError(
+                f"images must be uint8 [N, channels, H, W], got {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise UsageError(
+                f"{len(self.images)} images need as many labels in int64, got {self.labels.dtype} "
+                f"{list(self.labels.shape)}"
+            )
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         channels, height, width = self.images.shape[1:]
@@ -67,7 +79,7 @@ class Images:
         return self.images[:count]
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.split(to_device(order, self.labels.device), batch_size):
+        for rows in _cut(to_device(order, self.labels.device), batch_size):
             yield self.images[rows], self.labels[rows]
 
     def count_values(self) -> Tensor:
@@ -99,7 +111,7 @@ class Files:
         return self.reader.read(list(range(len(self)))[:count]).to(self.device)
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = torch.split(order, batch_size)
+        batches = _cut(order, batch_size)
         images = self.reader.batches([rows.tolist() for rows in batches])
         for rows, x in zip(batches, images, strict=True):
             yield to_device(x, self.device), to_device(self.labels[rows], self.device)
@@ -109,3 +121,8 @@ class Files:
         count = min(len(self), STATISTICS_SAMPLE)
         rows = torch.arange(count) * len(self) // count
         return torch.stack([count_values(images) for images, _ in self.batches(rows, 64)]).sum(0)
+
+
+def _cut(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Its batches; none of nothing, where `torch.split` gives an empty one."""
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
