@@ -1,17 +1,10 @@
-"""Folders of real images for tests: scikit-learn's digits as PNGs, Tiny-ImageNet from the pack beside the checkout."""
+"""Folders of real images for tests: scikit-learn's digits as PNGs, a part of Tiny-ImageNet."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-
-from tests.harness import ROOT
-
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def digits_folder(root: Path, train: int = 12, val: int = 4, classes: int = 4, scale: int = 2) -> Path:
@@ -27,10 +20,15 @@ def digits_folder(root: Path, train: int = 12, val: int = 4, classes: int = 4, s
     return root
 
 
-def tiny_imagenet(root: Path) -> Path:
-    """The official layout with 25 classes, 500 + 50 images of each."""
-    if not SHARED.exists():
-        pytest.skip(f"no datasets at {SHARED}")
-    script = str(SHARED / "realdata.py")
-    subprocess.run([sys.executable, script, "tiny_imagenet", str(root)], check=True, capture_output=True)
+def tiny_imagenet_subset(official: Path, root: Path, classes: int, train: int) -> Path:
+    """The same layout in `root` with the first classes alone, and so many training images of each."""
+    base = root / "tiny-imagenet-200"
+    wnids = (official / "wnids.txt").read_text().split()[:classes]
+    for wnid in wnids:
+        folder = base / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for path in sorted((official / "train" / wnid / "images").iterdir())[:train]:
+            (folder / path.name).symlink_to(path)
+    (base / "val").symlink_to(official / "val")
+    (base / "wnids.txt").write_text("\n".join(wnids) + "\n")
     return root

@@ -12,7 +12,7 @@ from PIL import Image
 from sidpar.data.augment import crop_padding
 from sidpar.data.datasets import Dataset, load
 from sidpar.data.splits import Images
-from tests.image_files import digits_folder, tiny_imagenet
+from tests.image_files import digits_folder
 
 
 def tiny_folder(root: Path) -> Path:
@@ -33,9 +33,9 @@ def tiny_folder(root: Path) -> Path:
     return base
 
 
-def test_the_real_tiny_imagenet(tmp_path: Path) -> None:
+def test_the_real_tiny_imagenet(tiny_imagenet: Path) -> None:
     """25 of its classes, as published, many JPEGs among them grey."""
-    dataset = load("tiny_imagenet", str(tiny_imagenet(tmp_path)))
+    dataset = load("tiny_imagenet", str(tiny_imagenet))
     assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (12_500, 1_250, 25)
     assert dataset.image_shape == (3, 64, 64)
     assert dataset.flips
@@ -47,7 +47,6 @@ def test_the_real_tiny_imagenet(tmp_path: Path) -> None:
     assert deviation.tolist() == pytest.approx([0.2764, 0.2689, 0.2816], abs=0.03)
     grey = (dataset.train.images[:, 0] == dataset.train.images[:, 2]).flatten(1).all(1).sum()
     assert 50 < grey < 1000
-    shutil.rmtree(tmp_path)
 
 
 def test_tiny_imagenet_layout(tmp_path: Path) -> None:

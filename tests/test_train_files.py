@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from sidpar.command_line import parse
 from sidpar.runtime import Runtime
 from sidpar.train import Run
 from tests.harness import RankError, run_ranks
-from tests.image_files import digits_folder, tiny_imagenet
+from tests.image_files import digits_folder, tiny_imagenet_subset
 from tests.test_train import rows, train, train_by_command
 from tests.test_train_messages import refusal
 
@@ -36,22 +35,15 @@ def test_a_folder_trains_on_one_rank_and_on_two(tmp_path: Path) -> None:
     assert_same_weights(placed, alone)
     assert [row["step"] for row in rows(placed) if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert len(json.loads((placed / "label_noise.json").read_text())["rows"]) == 12
-    assert json.loads((placed / "summary.json").read_text())["test_accuracy"] > 0.25
 
 
-def test_tiny_imagenet_trains_on_one_rank_and_on_two(tmp_path: Path) -> None:
-    """The first 2 classes of the real images, 80 of each, 64x64."""
-    base = tiny_imagenet(tmp_path) / "tiny-imagenet-200"
-    wnids = (base / "wnids.txt").read_text().split()[:2]
-    (base / "wnids.txt").write_text("\n".join(wnids))
-    for wnid in wnids:
-        for path in sorted((base / "train" / wnid / "images").iterdir())[80:]:
-            path.unlink()
-    flags = ["--data.name", "tiny_imagenet", "--data.root", str(tmp_path), "--data.batch_size", "64", *NETWORK]
+def test_tiny_imagenet_trains_on_one_rank_and_on_two(tiny_imagenet: Path, tmp_path: Path) -> None:
+    """64 real images of each of its first two classes, two steps."""
+    root = tiny_imagenet_subset(tiny_imagenet, tmp_path, classes=2, train=64)
+    flags = ["--data.name", "tiny_imagenet", "--data.root", str(root), "--data.batch_size", "64", *NETWORK]
     folders = [train(ranks, tmp_path / f"run {ranks}", *flags, "--optim.epochs", "1") for ranks in (1, 2)]
     assert_same_weights(*folders)
-    assert [row["step"] for row in rows(folders[0]) if row["kind"] == "train"] == [1, 2, 3]
-    shutil.rmtree(base)
+    assert [row["step"] for row in rows(folders[0]) if row["kind"] == "train"] == [1, 2]
 
 
 def test_a_folder_that_is_missing_or_broken_on_all_ranks(tmp_path: Path) -> None:
@@ -114,7 +106,8 @@ def test_a_file_that_breaks_in_mid_epoch_ends_all_ranks(tmp_path: Path) -> None:
 def test_images_that_the_network_cannot_take(tmp_path: Path) -> None:
     root = digits_folder(tmp_path / "images", train=1, val=1)
     flags = [*FOLDER, *NETWORK, "--data.workers", "0", "--data.root", str(root), "--data.image_size", "2"]
-    assert "UsageError: " in refusal(tmp_path / "run", *flags)
+    message = "UsageError: the extractor does not take inputs of shape [B, *[3, 2, 2]]"
+    assert message in refusal(tmp_path / "run", *flags)
 
 
 def test_random_states_stay_where_they_were(tmp_path: Path) -> None:
