@@ -41,6 +41,7 @@ def test_tiny_imagenet_trains_on_one_rank_and_on_two(tiny_imagenet: Path, tmp_pa
     """64 real images of each of its first two classes, two steps."""
     root = tiny_imagenet_subset(tiny_imagenet, tmp_path, classes=2, train=64)
     flags = ["--data.name", "tiny_imagenet", "--data.root", str(root), "--data.batch_size", "64", *NETWORK]
+    flags += ["--model.name", "wide_mlp", "--model.width", "32"]
     folders = [train(ranks, tmp_path / f"run {ranks}", *flags, "--optim.epochs", "1") for ranks in (1, 2)]
     assert_same_weights(*folders)
     assert [row["step"] for row in rows(folders[0]) if row["kind"] == "train"] == [1, 2]
