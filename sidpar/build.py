@@ -31,7 +31,8 @@ from sidpar.stage import Stage
 
 
 def load_dataset(config: Config, runtime: Runtime) -> Dataset:
-    """The dataset on every rank; a download happens once per node, before the others read."""
+    """The dataset, the same on every rank; a download happens once per node, before the others read. What one rank
+    cannot read is an error of all."""
     data = config.data
     if data.download:
         problem = None
@@ -43,7 +44,28 @@ def load_dataset(config: Config, runtime: Runtime) -> Dataset:
         problems = [found for found in runtime.exchange("download", problem) if found is not None]
         if problems:
             raise UsageError(problems[0])
-    return load(data.name, data.root)
+    dataset, problem = _read_dataset(config)
+    problems = runtime.exchange("dataset", problem)
+    for rank, found in enumerate(problems):
+        if found is not None:
+            where = "" if problems.count(found) == len(problems) else f"rank {rank}: "
+            raise UsageError(f"{where}{found}")
+    assert dataset is not None
+    runtime.agree("dataset", dataset.traits())
+    return dataset
+
+
+def _read_dataset(config: Config) -> tuple[Dataset | None, str | None]:
+    """The dataset, or what is wrong with it."""
+    data = config.data
+    try:
+        dataset = load(data.name, data.root, image_size=data.image_size or 64, workers=data.workers or 0)
+        if data.label_noise > 0:
+            dataset = dataset.with_label_noise(data.label_noise, config.run.seed)
+        _ = dataset.statistics  # reads many of the files, if they are not in memory
+    except (UsageError, OSError) as error:
+        return None, str(error)
+    return dataset, None
 
 
 def build_cascade(config: Config, dataset: Dataset) -> Cascade:

@@ -141,7 +141,7 @@ class Config:
 
 
 FREE_GROUPS = ("parallel", "checkpoint", "run")
-FREE = ("data.root", "data.download", "data.eval_batch_size", "compute.compile")
+FREE = ("data.root", "data.download", "data.eval_batch_size", "data.workers", "compute.compile")
 """What a run that is continued may have otherwise than at its start: who does the work, and how it is recorded."""
 
 

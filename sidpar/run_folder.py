@@ -13,6 +13,7 @@ import yaml
 from sidpar.checkpoint import FOLDER as CHECKPOINTS
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
+from sidpar.data.label_noise import MovedLabels
 from sidpar.environment import Launch
 from sidpar.errors import StorageError, UsageError
 from sidpar.record import METRICS, TENSORBOARD, plain
@@ -21,7 +22,7 @@ from sidpar.runtime import Runtime
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
 REQUEUE = "REQUEUE"
 """A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
-LAUNCH = ".launch"
+LAUNCH, LABEL_NOISE = ".launch", "label_noise.json"
 
 
 @dataclass(frozen=True)
@@ -92,26 +93,32 @@ def _make(path: Path, config: Config, launch: Launch) -> str | None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / CONFIG, to_yaml(config))
-        (path / LAUNCH).write_text(str(launch.identity))
+        write_whole(path / LAUNCH, str(launch.identity))
         (path / REQUEUE).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         return f"run.dir={path} cannot be written: {error}"
     return None
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is there with all of its text, or as it was before."""
+    """A file that is there with all of its text, or as it was before. Raises StorageError."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(path, error) from error
+
+
+def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:
+    """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
+    if runtime.rank == 0 and moved is not None:
+        write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Last of all files, and whole or not at all: its presence says that the run is complete."""
-    try:
-        write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")
-    except OSError as error:
-        raise StorageError(folder / SUMMARY, error) from error
+    write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")
 
 
 def source_commit() -> str | None:

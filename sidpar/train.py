@@ -26,6 +26,7 @@ from sidpar.run_folder import (
     create_run_folder,
     find_run_folder,
     source_commit,
+    write_label_noise,
     write_summary,
 )
 from sidpar.runtime import Runtime
@@ -105,6 +106,7 @@ class Run:
         if stored is not None:
             check_fits(stored, self.stage, loader.steps_per_epoch)
         create_run_folder(folder, config, runtime)
+        write_label_noise(folder.path, dataset.moved, runtime)
         log_to_file(folder.path, runtime.rank, lambda: engine.steps)
         for reason in skipped:
             _log.warning(f"a checkpoint is skipped: {reason}")

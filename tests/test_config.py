@@ -33,6 +33,9 @@ def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
     assert parse([]).optim.momentum is None
     assert parse(["--model.name", "wide_mlp"]).model.width == 1024
     assert parse(["--data.name", "cifar10"]).data.root == "data"
+    folder = parse(["--data.name", "image_folder"]).data
+    assert (folder.root, folder.image_size, folder.workers) == ("data", 64, 2)
+    assert parse(["--data.name", "tiny_imagenet"]).data.workers is None
     streaming = parse(["--parallel.schedule", "streaming"]).parallel
     assert (streaming.staleness, streaming.weight_prediction, streaming.diagnose_every) == (1, False, 0)
     auto = parse(["--parallel.auto", "true", "--parallel.microbatches", "4"]).parallel
@@ -96,6 +99,19 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.eval_batch_size 0", "data.eval_batch_size must be at least 1, got 0"),
         ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is embedded: remove it"),
         ("--data.download true", "data.download=True would have no effect"),
+        (
+            "--data.name tiny_imagenet --data.download true",
+            "because torchvision does not download data.name=tiny_imagen",
+        ),
+        ("--data.name image_folder --data.download true", "data.download=True would have no effect, because torchvis"),
+        ("--data.image_size 32", "data.image_size=32 would have no effect, because data.name=digits has images of one"),
+        ("--data.name tiny_imagenet --data.image_size 32", "data.image_size=32 would have no effect, because data.nam"),
+        ("--data.name cifar10 --data.workers 0", "data.workers=0 would have no effect, because data.name=cifar10 has"),
+        ("--data.name image_folder --data.image_size 0", "data.image_size must be at least 1, got 0"),
+        ("--data.name image_folder --data.workers -1", "data.workers must be at least 0, got -1"),
+        ("--data.label_noise 1", "data.label_noise must lie in [0, 1), got 1.0"),
+        ("--data.label_noise -0.1", "data.label_noise must lie in [0, 1), got -0.1"),
+        ("--data.label_noise much", 'Parser key "data.label_noise"'),
         ("--model.num_refiners 0", "model.num_refiners must be at least 1, got 0"),
         ("--model.width 10", "model.width=10 would have no effect, because model.name=simple_cnn has fixed sizes"),
         ("--model.name wide_mlp --model.width 0", "model.width must be at least 1, got 0"),

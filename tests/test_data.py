@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidpar.data.augment import channel_statistics, crop_padding, random_crop, random_flip
-from sidpar.data.datasets import Dataset, Images, load
+from sidpar.data.augment import count_values, crop_padding, random_crop, random_flip, statistics
+from sidpar.data.datasets import Dataset, load
 from sidpar.data.loader import Loader
 from sidpar.data.preprocessing import Preprocessing
+from sidpar.data.splits import Images
 from sidpar.seeding import generator
 from tests.harness import ROOT
 
@@ -58,7 +59,7 @@ def test_torchvision_layouts(
     assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (train, 10_000, classes)
     assert dataset.image_shape == shape
     assert dataset.flips
-    mean, _ = channel_statistics(dataset.train.images)
+    mean, _ = dataset.statistics
     assert (mean.flatten() / 255).tolist() == pytest.approx(means, abs=1e-4)
     shutil.rmtree(tmp_path)
 
@@ -76,7 +77,7 @@ def test_messages(tmp_path: Path) -> None:
 
 def test_channel_statistics_are_exact() -> None:
     images = torch.randint(0, 256, (50, 3, 6, 5), dtype=torch.uint8)
-    mean, deviation = channel_statistics(images)
+    mean, deviation = statistics(count_values(images))
     values = images.double().permute(1, 0, 2, 3).flatten(1)
     assert torch.allclose(mean.flatten().double(), values.mean(1))
     assert torch.allclose(deviation.flatten().double(), values.std(1, unbiased=False))

@@ -1,1 +1,1 @@
-"""Images in memory: datasets as uint8 tensors, vectorised augmentation, and batches that depend on the seed alone."""
+"""Datasets in memory or in files, vectorised augmentation, and batches that depend on the seed alone."""

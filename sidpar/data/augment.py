@@ -5,13 +5,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of uint8 images [N, channels, H, W]: two tensors [channels, 1, 1]."""
-    # From counts of the 256 values: exact, and no float copy of the dataset.
+def count_values(images: Tensor) -> Tensor:
+    """How often each value 0..255 occurs in each channel of uint8 images [N, channels, H, W]: [channels, 256]."""
+    channels = range(images.shape[1])
+    return torch.stack([torch.bincount(images[:, channel].flatten(), minlength=256) for channel in channels]).cpu()
+
+
+def statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, two tensors [channels, 1, 1], from `count_values`: exact, and without a
+    float copy of the images."""
     values = torch.arange(256, dtype=torch.float64)
-    counts = torch.stack(
-        [torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(images.shape[1])]
-    ).cpu()
     total = counts.sum(1)
     mean = (counts * values).sum(1) / total
     variance = (counts * (values - mean[:, None]) ** 2).sum(1) / total

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sidpar.data.augment import random_crop, random_flip, to_device
+from sidpar.data.augment import random_crop, random_flip
 from sidpar.data.datasets import Dataset
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.seeding import generator
 
 
 class Loader:
-    """Every rank makes the same whole batches from images that lie on its device as uint8.
+    """Every rank makes the same whole batches, of images in memory or in files, and augments them on its device.
 
     Args:
         batch_size: B; the last batch of an epoch is smaller where B does not divide the dataset.
@@ -39,7 +39,7 @@ class Loader:
     @property
     def sample(self) -> Tensor:
         """A few training images, [n, channels, H, W] in fp32, as a module will see them."""
-        return self._normalise(self._train.images[:4])
+        return self._normalise(self._train.first(4))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -48,22 +48,19 @@ class Loader:
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(x [B, channels, H, W] in fp32, y [B]) of every step of an epoch from `start` on, in the epoch's order."""
         order = torch.randperm(len(self._train), generator=generator(self._seed, "order", epoch))
-        batches = torch.split(to_device(order, self._train.labels.device), self._batch_size)
-        for step, rows in enumerate(batches[start:], start):
-            images = self._train.images[rows]
+        batches = self._train.batches(order[start * self._batch_size :], self._batch_size)
+        for step, (images, labels) in enumerate(batches, start):
             if self._augment:
                 randomness = generator(self._seed, "augmentation", epoch, step)
                 images = random_crop(images, randomness)
                 if self._flips:
                     images = random_flip(images, randomness)
-            yield self._normalise(images), self._train.labels[rows]
+            yield self._normalise(images), labels
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set in order, without augmentation."""
-        images = torch.split(self._test.images, self._eval_batch_size)
-        labels = torch.split(self._test.labels, self._eval_batch_size)
-        for x, y in zip(images, labels, strict=True):
-            yield self._normalise(x), y
+        for images, labels in self._test.batches(torch.arange(len(self._test)), self._eval_batch_size):
+            yield self._normalise(images), labels
 
     def _normalise(self, images: Tensor) -> Tensor:
         return ((images.float() - self._mean) / self._deviation).contiguous()

@@ -7,7 +7,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sidpar.data.augment import channel_statistics
 from sidpar.data.datasets import Dataset
 
 
@@ -29,7 +28,7 @@ class Preprocessing:
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
         """That of a dataset's training images."""
-        mean, deviation = (tuple(t.flatten().tolist()) for t in channel_statistics(dataset.train.images))
+        mean, deviation = (tuple(t.flatten().tolist()) for t in dataset.statistics)
         return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation)
 
     @property

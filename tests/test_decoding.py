@@ -1,0 +1,80 @@
+"""Files to pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sidpar.data.decoding import Paths, read_images
+
+
+def save(path: Path, pixels: object, mode: str | None = None) -> str:
+    image = Image.fromarray(np.asarray(pixels, dtype=np.uint8))
+    (image.convert(mode) if mode else image).save(path)
+    return str(path)
+
+
+def test_pixels_of_an_image_of_the_right_size_are_untouched(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
+    paths = [save(tmp_path / "a.png", pixels), save(tmp_path / "b.png", pixels.flip(0))]
+    for exact in (True, False):
+        images = read_images(paths, 16, exact=exact)
+        assert images.dtype == torch.uint8
+        assert torch.equal(images, torch.stack([pixels, pixels.flip(0)]).permute(0, 3, 1, 2))
+
+
+def test_the_square_in_the_middle_is_resized(tmp_path: Path) -> None:
+    """A wide and a high image: each quarter keeps its brightness, and what lies beside the square touches its outermost
+    pixels alone, as it does where an image is resized first and cropped then."""
+    pixels = np.full((40, 100), 255)
+    pixels[:20, 30:50], pixels[:20, 50:70], pixels[20:, 30:50], pixels[20:, 50:70] = 10, 60, 110, 160
+    for name, turned in (("wide.png", pixels), ("high.png", pixels.T)):
+        (image,) = read_images([save(tmp_path / name, turned)], 8)
+        assert image.shape == (3, 8, 8)
+        quarters = image[0].T if name == "high.png" else image[0]  # as in the wide one
+        assert [int(quarters[y, x]) for y in (1, 6) for x in (1, 6)] == [10, 60, 110, 160]
+        assert quarters[:, 1:-1].max() <= 160
+
+
+def test_small_images_grow_and_large_jpegs_shrink(tmp_path: Path) -> None:
+    """A JPEG that is decoded at a fraction of its size looks as if it were resized from all of it."""
+    ramp = np.linspace(0, 255, 640, dtype=np.uint8)[None].repeat(640, 0)
+    Image.fromarray(ramp).save(tmp_path / "large.jpg", quality=95)
+    large, small = read_images([str(tmp_path / "large.jpg"), save(tmp_path / "small.png", ramp[:4, ::160])], 32)
+    expected = torch.linspace(4, 251, 32)
+    assert (large.float() - expected).abs().max() < 4
+    assert small[0, 0, 0] == 0
+    assert small[0, 0, -1] == ramp[0, 480]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA"])
+def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3))
+    pixels[:, 4:] = 255
+    (image,) = read_images([save(tmp_path / "a.png", pixels, mode)], 8)
+    assert torch.equal(image, torch.from_numpy(pixels).to(torch.uint8).permute(2, 0, 1))
+
+
+def test_messages(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    whole = save(tmp_path / "whole.png", torch.randint(0, 256, (64, 64, 3)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name, message in {
+        "text.png": r"text.png cannot be read as an image \(cannot identify image file .*\): repair or remove it",
+        "cut.png": r"cut.png cannot be read as an image \(.*truncated.*\): repair or remove it",
+        "gone.png": r"gone.png cannot be read as an image \(.*No such file.*\)",
+        "deep.png": "deep.png has pixels of mode I;16, but they must have 8 bits per channel: convert the image",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read_images([whole, str(tmp_path / name)], 64)
+    with pytest.raises(ValueError, match="whole.png has 64 x 64 pixels, but these images must have 32 x 32"):
+        read_images([whole], 32, exact=True)
+
+
+def test_paths_give_back_what_they_got() -> None:
+    names = ["a/b.png", "", "ä/ß.jpg", b"\xff.png".decode(errors="surrogateescape")]
+    assert list(Paths(names)) == names
+    assert len(Paths([])) == 0
