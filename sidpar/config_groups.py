@@ -32,6 +32,8 @@ class RunConfig:
     """Steps between two training rows in metrics.jsonl."""
     eval_every: int = 1
     """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
+    tensorboard: bool = True
+    """Write TensorBoard's events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         at_least("run.seed", self.seed, 0)

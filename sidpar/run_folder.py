@@ -1,7 +1,6 @@
 """The record of a run on disk. Rank 0 writes it; the printed lines are derived from it."""
 
 import json
-import math
 import os
 import subprocess
 import time
@@ -11,9 +10,10 @@ from typing import Any
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
 from sidpar.errors import UsageError
+from sidpar.record import METRICS, TENSORBOARD, plain
 from sidpar.runtime import Runtime
 
-SUMMARY, METRICS, CONFIG, WEIGHTS = "summary.json", "metrics.jsonl", "config.yaml", "weights.safetensors"
+SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
 
 
 def create_run_folder(config: Config, runtime: Runtime) -> Path:
@@ -27,7 +27,7 @@ def create_run_folder(config: Config, runtime: Runtime) -> Path:
 
 
 def _make(path: Path, config: Config) -> str | None:
-    taken = [name for name in (CONFIG, METRICS, SUMMARY, WEIGHTS) if (path / name).exists()]
+    taken = [name for name in (CONFIG, METRICS, TENSORBOARD, SUMMARY, WEIGHTS) if (path / name).exists()]
     if taken:
         return f"run.dir={path} already holds a run ({', '.join(taken)}): choose another folder, or remove it"
     try:
@@ -38,26 +38,10 @@ def _make(path: Path, config: Config) -> str | None:
     return None
 
 
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(_plain(row)) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a run that diverged shows null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Last of all files, and whole or not at all: its presence says that the run is complete."""
     temporary = folder / f".{SUMMARY}"
-    temporary.write_text(json.dumps(_plain(summary), indent=2) + "\n")
+    temporary.write_text(json.dumps(plain(summary), indent=2) + "\n")
     os.replace(temporary, folder / SUMMARY)
 
 

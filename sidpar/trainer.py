@@ -14,7 +14,7 @@ from sidpar.data.loader import Loader
 from sidpar.engines import Engine
 from sidpar.meter import Meter, Stopwatch, per_rank, start_per_rank
 from sidpar.optim import Optimizers, learning_rate_factor
-from sidpar.run_folder import append_metrics
+from sidpar.record import Record
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Trainer:
         self._engine = engine
         self._loader = loader
         self._config = config
-        self._folder = folder
         self._runtime = stage.runtime
+        self._record = Record(folder, enabled=stage.runtime.rank == 0, tensorboard=config.run.tensorboard)
         self._optimizers = Optimizers(stage.parts(), config.optim, loader.steps_per_epoch)
         self._rate = learning_rate_factor(config.optim, loader.steps_per_epoch)
         self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
@@ -54,6 +54,7 @@ class Trainer:
             done = epoch + 1
             if done % self._config.run.eval_every == 0 or done == epochs:
                 test = self._evaluate(done)
+        self._record.close()
         watch = self._train_watch
         return Outcome(
             test=test,
@@ -72,7 +73,9 @@ class Trainer:
         for result in self._engine.train(batches, self._update):
             self._train_meter.add(result)
             if result.diagnosis is not None:
-                self._write({"kind": "diagnosis", "step": self._engine.steps, "epoch": epoch + 1, **result.diagnosis})
+                self._record.write(
+                    {"kind": "diagnosis", "step": self._engine.steps, "epoch": epoch + 1, **result.diagnosis}
+                )
             self._train_watch.images += result.batch_size
             if self._engine.steps % self._config.run.log_every == 0 or self._engine.steps == last_step:
                 rate = self._config.optim.lr * self._rate(self._engine.steps - 1)
@@ -116,9 +119,5 @@ class Trainer:
         """Write the row that was begun, if any; rank 0 does."""
         row, self._row = self._row(), dict
         if row:
-            self._write(row)
+            self._record.write(row)
         return row
-
-    def _write(self, row: dict[str, Any]) -> None:
-        if self._runtime.rank == 0:
-            append_metrics(self._folder, row)

@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "application",
         [
-            *["run_folder", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
+            *["record", "run_folder", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
             *["configured", "drawing", "plan_picture", "plan"],
         ],
     ),
