@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, list[str]]] = [
         "application",
         [
             *["run_folder", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
+            *["builder", "network", "inference", "predict", "belief_picture"],
             *["configured", "drawing", "plan_picture", "plan"],
         ],
     ),
