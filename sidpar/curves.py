@@ -1,13 +1,12 @@
 """Pictures of what runs have recorded: measures over steps, and accuracy by depth; of one run, or of several."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -18,11 +17,11 @@ Colour = tuple[float, float, float, float]
 MEASURES = {"loss": "loss", "kl": "KL to the label", "accuracy": "accuracy, %"}
 _DEPTH = "viridis"
 _EPOCHS = 6
-_FEW = 40
-"""Points that are so few are marked."""
+_FEW = 16
+"""Points and lines that are so few have room to be marked, and to be thick."""
 
 
-def draw_curves(runs: Sequence[Recorded], path: Path) -> None:
+def draw_curves(runs: Sequence[Recorded]) -> Figure:
     """Loss, KL and accuracy over steps, train beside test; learning rate and speed below. A run alone shows each
     refiner by the colour of its depth; of several, the last refiner of each is compared."""
     figure = Figure(figsize=(12, 12), layout="constrained")
@@ -42,10 +41,12 @@ def draw_curves(runs: Sequence[Recorded], path: Path) -> None:
     for panel, title in zip(axes[3], ("learning rate", "training, images/s"), strict=True):
         panel.set_title(title, loc="left", fontsize=10)
         panel.set_xlabel("step")
-        panel.set_ylim(bottom=0)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.set_ylim(0, 1.08 * panel.dataLim.y1 if panel.lines else 1)
     if len(runs) == 1:
         _depth_bar(figure, list(axes[:3].flat), _num_refiners(runs[0]))
-    _finish(figure, runs, colours, "after the last refiner of each run", path)
+    _name(figure, runs, colours, "after the last refiner of each run")
+    return figure
 
 
 def _measure(axes: Axes, rows: Rows | None, measure: str, colour: Colour | None) -> None:
@@ -58,7 +59,7 @@ def _measure(axes: Axes, rows: Rows | None, measure: str, colour: Colour | None)
         axes.plot(rows.steps, values[:, -1], color=colour, lw=1.3, marker=marker)
         return
     for line, shade in zip(values.T, _depth_colours(values.shape[1]), strict=True):
-        axes.plot(rows.steps, line, color=shade, lw=1.2 if values.shape[1] <= 16 else 0.7, marker=marker)
+        axes.plot(rows.steps, line, color=shade, lw=1.2 if values.shape[1] <= _FEW else 0.7, marker=marker)
 
 
 def _same_scale(train: Axes, test: Axes) -> None:
@@ -80,7 +81,7 @@ def _same_scale(train: Axes, test: Axes) -> None:
         axes.set_ylim(*((low / margin, high * margin) if logarithmic else (low - margin, high + margin)))
 
 
-def draw_depth(runs: Sequence[Recorded], num_classes: Sequence[int | None], path: Path) -> None:
+def draw_depth(runs: Sequence[Recorded], num_classes: Sequence[int | None]) -> Figure:
     """Test accuracy, and KL to the label, of the belief after i = 0..L refiners; p_0 is uniform, and guesses. A run
     alone shows a few epochs; of several, each shows its last (and, dotted, its first). Every run has test rows.
 
@@ -101,20 +102,21 @@ def draw_depth(runs: Sequence[Recorded], num_classes: Sequence[int | None], path
             _by_depth(kl, rows.columns["kl"][k], None, shade, style, label)
     for axes, title in ((accuracy, "test accuracy, %"), (kl, "test KL to the label")):
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("refiners so far, i")
-        axes.set_xlim(left=-0.2)
+        axes.set_xlabel("after refiner")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, lw=0.6)
-    if len(kl.lines) and all((np.asarray(line.get_ydata()) > 0).all() for line in kl.lines):
+    accuracy.set_xlim(left=-0.2)
+    kl.set_xlim(left=0.8)
+    if all((np.asarray(line.get_ydata()) > 0).all() for line in kl.lines):
         kl.set_yscale("log")
     if len(runs) == 1:
         kl.legend(frameon=False, fontsize=9)
     known = [100 / classes for classes in num_classes if classes]
     if known:
         accuracy.axhline(min(known), color="#888888", lw=0.8, ls="--")
-        accuracy.annotate("chance", (1, min(known)), (0, 4), xycoords=("axes fraction", "data"), ha="right",
-                          textcoords="offset points", fontsize=8, color="#666666")  # fmt: skip
-    _finish(figure, runs, colours, "last evaluation of each run; dotted: the first", path)
+        accuracy.text(1.01, min(known), "chance", transform=accuracy.get_yaxis_transform(), va="center", fontsize=8)
+    _name(figure, runs, colours, "last evaluation of each run; dotted: the first")
+    return figure
 
 
 def _by_depth(
@@ -124,7 +126,9 @@ def _by_depth(
     depths, shown = np.arange(1, len(values) + 1), values
     if start is not None:
         depths, shown = np.arange(len(values) + 1), np.concatenate([[start], values])
-    axes.plot(depths, shown, style, color=colour, marker="o", ms=3 if len(values) <= _FEW else 0, lw=1.3, label=label)
+    axes.plot(
+        depths, shown, style, color=colour, marker="o", ms=3 if len(values) <= 2 * _FEW else 0, lw=1.3, label=label
+    )
 
 
 def few(count: int, most: int) -> list[int]:
@@ -133,7 +137,7 @@ def few(count: int, most: int) -> list[int]:
 
 
 def _num_refiners(run: Recorded) -> int:
-    return max(rows.columns["loss"].shape[1] for rows in run.rows.values() if "loss" in rows.columns)
+    return max(len(rows.columns["loss"][0]) for rows in run.rows.values() if "loss" in rows.columns)
 
 
 def _depth_colours(count: int) -> list[Colour]:
@@ -143,9 +147,8 @@ def _depth_colours(count: int) -> list[Colour]:
 
 def _depth_bar(figure: Figure, axes: list[Axes], count: int) -> None:
     """What the colours of `_depth_colours` stand for."""
-    colours = colormaps[_DEPTH].resampled(256)
-    shown = ScalarMappable(Normalize(-0.5, count - 0.5), colours.from_list("depth", _depth_colours(count), count))  # type: ignore[attr-defined]
-    figure.colorbar(shown, ax=axes, label="refiner", ticks=MaxNLocator(16, integer=True), aspect=50, pad=0.01)
+    shown = ScalarMappable(Normalize(0.5, count + 0.5), ListedColormap(_depth_colours(count)))
+    figure.colorbar(shown, ax=axes, label="after refiner", ticks=MaxNLocator(16, integer=True), aspect=50, pad=0.01)
 
 
 def _run_colours(count: int) -> list[Colour]:
@@ -154,7 +157,7 @@ def _run_colours(count: int) -> list[Colour]:
     return [(0.12, 0.27, 0.53, 1.0)] if count == 1 else [colormaps[names](k % 20) for k in range(count)]
 
 
-def _finish(figure: Figure, runs: Sequence[Recorded], colours: Sequence[Colour], compared: str, path: Path) -> None:
+def _name(figure: Figure, runs: Sequence[Recorded], colours: Sequence[Colour], compared: str) -> None:
     """Which runs these are, and how they were trained: pictures travel alone."""
     if len(runs) == 1:
         figure.suptitle(f"{runs[0].name}: {runs[0].summary}", x=0.01, ha="left", fontsize=11)
@@ -163,7 +166,6 @@ def _finish(figure: Figure, runs: Sequence[Recorded], colours: Sequence[Colour],
         for run, colour in zip(runs, colours, strict=True):
             figure.axes[0].plot([], [], color=colour, lw=2, label=f"{label_of(run, runs)}: {run.summary}")
         figure.legend(loc="outside lower left", frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
 
 
 def label_of(run: Recorded, runs: Sequence[Recorded]) -> str:

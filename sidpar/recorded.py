@@ -4,17 +4,18 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from sidpar.command_line import from_yaml
+from sidpar.config import Config
 from sidpar.errors import UsageError
-from sidpar.record import METRICS
-from sidpar.run_folder import CONFIG
+from sidpar.run_folder import CONFIG, METRICS
 
 MOST = 2000
 """Rows of each kind that are read; more than a picture has room for."""
@@ -43,7 +44,7 @@ class Recorded:
     """What a run folder holds."""
 
     folder: Path
-    config: dict[str, Any]
+    config: Config
     rows: dict[str, Rows]
     """By kind: train, test, diagnosis; those that are there."""
 
@@ -51,12 +52,10 @@ class Recorded:
     def read(cls, folder: Path) -> Self:
         """Raises UsageError if it is not a run folder, or holds no measures, or broken ones."""
         try:
-            config = yaml.safe_load((folder / CONFIG).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"{folder} is not a run folder ({reason}): give one that sidpar.train has written"
-            ) from error
+            config = from_yaml((folder / CONFIG).read_text())
+        except (OSError, UnicodeDecodeError, UsageError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+            raise UsageError(f"{folder} is not a run folder ({reason}): give one that sidpar.train wrote") from error
         return cls(folder, config, _read(folder / METRICS))
 
     @property
@@ -67,10 +66,10 @@ class Recorded:
     @property
     def summary(self) -> str:
         """The settings that tell runs apart, in one line."""
-        data, model, optim = (self.config[group] for group in ("data", "model", "optim"))
+        data, model, optim = self.config.data, self.config.model, self.config.optim
         return (
-            f"{self.config['method']}, {model['name']}, {data['name']}, batch {data['batch_size']}, "
-            f"{optim['name']} with learning rate {optim['lr']:g}, seed {self.config['run']['seed']}"
+            f"{self.config.method}, {model.builder or model.name}, {data.name}, batch {data.batch_size}, "
+            f"{optim.name} with learning rate {optim.lr:g}, seed {self.config.run.seed}"
         )
 
 
@@ -86,12 +85,12 @@ def _read(path: Path) -> dict[str, Rows]:
     seen: Counter[str] = Counter()
     for number, kind, line in _lines(path):
         seen[kind] += 1
-        if seen[kind] <= totals[kind] and ((totals[kind] - seen[kind]) % math.ceil(totals[kind] / MOST)) == 0:
+        if seen[kind] <= totals[kind] and (totals[kind] - seen[kind]) % math.ceil(totals[kind] / MOST) == 0:
             taken[kind].append(_row(path, number, line, like=taken[kind][:1]))
     return {kind: Rows.of(rows) for kind, rows in taken.items()}
 
 
-def _lines(path: Path) -> Any:
+def _lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
     """Number, kind and text of every line. A last line without an end is one that a run is writing: left out."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -1,6 +1,7 @@
-"""The record of a run on disk. Rank 0 writes it; the printed lines are derived from it."""
+"""What a run leaves on disk. Rank 0 writes it."""
 
 import json
+import math
 import os
 import subprocess
 import time
@@ -10,10 +11,10 @@ from typing import Any
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
 from sidpar.errors import UsageError
-from sidpar.record import METRICS, TENSORBOARD, plain
 from sidpar.runtime import Runtime
 
-SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
+CONFIG, SUMMARY, WEIGHTS = "config.yaml", "summary.json", "weights.safetensors"
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 def create_run_folder(config: Config, runtime: Runtime) -> Path:
@@ -36,6 +37,17 @@ def _make(path: Path, config: Config) -> str | None:
     except OSError as error:
         return f"run.dir={path} cannot be written: {error}"
     return None
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a run that diverged shows null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

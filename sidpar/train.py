@@ -14,6 +14,7 @@ from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.device import describe
 from sidpar.errors import UsageError
+from sidpar.network import build_alike
 from sidpar.run_folder import WEIGHTS, create_run_folder, source_commit, write_summary
 from sidpar.runtime import Runtime
 from sidpar.trainer import Outcome, Trainer
@@ -52,13 +53,14 @@ class Run:
         assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
         runtime.agree("configuration", _flat(config.to_dict()))
         dataset = load_dataset(config, runtime)
+        build = partial(build_cascade, config, dataset)
+        cascade = build_alike(build, runtime)
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing = loader.preprocessing
         self.choice: dict[str, Any] = {}
         if config.parallel.auto:
-            config, self.choice = resolve(config, partial(build_cascade, config, dataset), loader.sample, runtime)
+            config, self.choice = resolve(config, build, loader.sample, runtime)
         self.config, self.runtime = config, runtime
-        cascade = build_cascade(config, dataset)
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)

@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "application",
         [
-            *["record", "run_folder", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
+            *["run_folder", "record", "optim", "weights", "meter", "trainer", "build", "auto", "train"],
+            *["builder", "network", "inference", "predict", "belief_picture", "recorded", "curves", "samples", "plot"],
             *["configured", "drawing", "plan_picture", "plan"],
         ],
     ),
