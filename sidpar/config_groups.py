@@ -17,6 +17,7 @@ from sidpar.choices import (
 from sidpar.errors import UsageError
 from sidpar.validation import at_least, fill_in, positive, without_effect
 
+DEFAULT_MODEL: ModelName = "simple_cnn"
 Option = bool | int | float | str | list[bool | int | float | str] | None
 """A plain value, which needs nothing but YAML to be read back."""
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
@@ -99,14 +100,15 @@ class ModelConfig:
             fill_in(self, options={})
             self._check_builder()
             return
-        fill_in(self, name="simple_cnn")
         without_effect("model", self, ["options"], "only model.builder reads it")
         if self.name in ("wide_mlp", "plain_mlp"):
             fill_in(self, width=1024, depth=2)
             at_least("model.width", self.width, 1)
             at_least("model.depth", self.depth, 1)
         else:
-            without_effect("model", self, ["width", "depth"], f"model.name={self.name} has fixed sizes")
+            without_effect(
+                "model", self, ["width", "depth"], f"model.name={self.name or DEFAULT_MODEL} has fixed sizes"
+            )
 
     def _check_builder(self) -> None:
         module, colon, function = str(self.builder).partition(":")

@@ -73,12 +73,12 @@ def table(name: str, beliefs: torch.Tensor, class_names: Sequence[str], top: int
     heads = "  ".join(f"{class_names[c]:>{width}}" for c, width in zip(leading, widths, strict=True))
     lines = [
         f"{name}: {class_names[leading[0]]}, {100 * float(beliefs[-1, leading[0]]):.1f} %",
-        f"  refiner  {heads}  %",
+        f"  belief in %  {heads}  ahead",
     ]
     for i, belief in enumerate(beliefs):
         cells = "  ".join(f"{100 * float(belief[c]):>{width}.1f}" for c, width in zip(leading, widths, strict=True))
-        ahead = class_names[int(belief.argmax())] if i else "(uniform)"
-        lines.append(f"  {i:>7}  {cells}  {ahead}")
+        ahead = class_names[int(belief.argmax())] if i else "-"
+        lines.append(f"  {f'p_{i}':>11}  {cells}  {ahead}")
     return "\n".join(lines)
 
 
