@@ -103,7 +103,7 @@ def _draw_beliefs(runs: Sequence[Recorded], wanted: Sequence[int] | None, out: P
         mean, deviation = loader.preprocessing.statistics(runtime.device)
         names, images = loader.preprocessing.class_names, (samples.x * deviation + mean) / loader.preprocessing.white
         predictions = [
-            Prediction(f"test image {index}, label {names[label]}\n{story(beliefs, label)}", image, beliefs)
+            Prediction(f"test image {index}\nlabel {names[label]}\n{story(beliefs, label)}", image, beliefs)
             for index, label, image, beliefs in zip(
                 samples.indices, samples.labels.tolist(), images, samples.beliefs.unbind(1), strict=True
             )

@@ -182,7 +182,7 @@ def test_beliefs_of_wanted_samples(run: Path, monkeypatch: pytest.MonkeyPatch, t
         assert torch.allclose(prediction.image * 16, test.images[index].float(), atol=1e-4)
         assert prediction.beliefs.shape == (5, 10)
         assert torch.allclose(prediction.beliefs[0], torch.full((10,), 0.1))
-        assert prediction.name.startswith(f"test image {index}, label {int(test.labels[index])}\n")
+        assert prediction.name.startswith(f"test image {index}\nlabel {int(test.labels[index])}\n")
 
 
 def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
