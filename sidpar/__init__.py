@@ -16,6 +16,7 @@ from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
+from sidpar.inference import load, load_preprocessing
 from sidpar.objective import Objective
 from sidpar.placement import Copies
 from sidpar.runtime import Runtime
@@ -37,5 +38,7 @@ __all__ = [
     "StreamingEngine",
     "UsageError",
     "__version__",
+    "load",
+    "load_preprocessing",
     "make_cut",
 ]

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidpar import models
 from sidpar.balance import measure_costs
 from sidpar.batching import Share
 from sidpar.calibration import calibrate, halvings
@@ -24,6 +23,7 @@ from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
+from sidpar.network import build_network
 from sidpar.placement import Copies, place_by_cost
 from sidpar.runtime import Runtime
 from sidpar.specs import Skeleton
@@ -69,16 +69,8 @@ def _read_dataset(config: Config) -> tuple[Dataset | None, str | None]:
 
 
 def build_cascade(config: Config, dataset: Dataset) -> Cascade:
-    """The configured network, the same on every rank."""
-    model, seed = config.model, config.run.seed
-    shape, classes = dataset.image_shape, dataset.num_classes
-    if model.name in ("wide_mlp", "plain_mlp"):
-        assert model.width is not None
-        assert model.depth is not None
-        build = models.wide_mlp if model.name == "wide_mlp" else models.plain_mlp
-        return build(shape, classes, model.num_refiners, width=model.width, depth=model.depth, seed=seed)
-    build_cnn = models.simple_cnn if model.name == "simple_cnn" else models.plain_cnn
-    return build_cnn(shape, classes, model.num_refiners, seed=seed)
+    """The configured network for the images of a dataset."""
+    return build_network(config, dataset.image_shape, dataset.num_classes)
 
 
 def build_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:

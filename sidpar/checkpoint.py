@@ -21,9 +21,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sidpar.errors import RunError, UsageError
+from sidpar.run_folder import CHECKPOINTS
 from sidpar.runtime import Runtime
 
-FOLDER, PROGRESS = "checkpoints", "progress.json"
+PROGRESS = "progress.json"
 _ALONE = "torch.distributed is disabled, unavailable or uninitialized"
 _PARTIAL, _OLD = ".partial_", ".old_"
 
@@ -93,7 +94,7 @@ def find_newest(run_folder: Path, runtime: Runtime) -> tuple[Stored | None, list
 
     Raises UsageError on every rank if there are checkpoints, but no whole one.
     """
-    folder = run_folder / FOLDER
+    folder = run_folder / CHECKPOINTS
     found, skipped = runtime.from_root("newest checkpoint", _scan(folder) if runtime.rank == 0 else None)
     if found is None and skipped:
         raise UsageError(
@@ -128,7 +129,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_folder: Path, runtime: Runtime, *, keep: int, asynchronous: bool) -> None:
-        self._folder = run_folder / FOLDER
+        self._folder = run_folder / CHECKPOINTS
         self._runtime = runtime
         self._keep = keep
         self._asynchronous = asynchronous

@@ -1,5 +1,6 @@
 """A command line to a configuration: defaults < YAML < dotted flags, parsed by jsonargparse. No torch."""
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -46,7 +47,17 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
-def config_parser(program: str, usage: str, description: str) -> ArgumentParser:
+def from_yaml(text: str) -> Config:
+    """The configuration that `to_yaml` has written. Raises UsageError, where a program would end."""
+    parser = config_parser("config.yaml", "", "", exit_on_error=False)
+    try:
+        settings = dict(parser.instantiate(parser.parse_string(text)))
+    except ArgumentError as error:
+        raise UsageError(str(error)) from error
+    return Config(**{field.name: settings[field.name] for field in fields(Config)})
+
+
+def config_parser(program: str, usage: str, description: str, *, exit_on_error: bool = True) -> ArgumentParser:
     """Of a program that takes a configuration; it may add arguments of its own."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("sidpar", _load, exceptions=(yaml.YAMLError,))
@@ -54,6 +65,7 @@ def config_parser(program: str, usage: str, description: str) -> ArgumentParser:
         prog=program,
         usage=usage,
         description=description,
+        exit_on_error=exit_on_error,
         default_env=False,
         parser_mode="sidpar",
         print_config=None,  # jsonargparse's own would print settings that are neither resolved nor validated

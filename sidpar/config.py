@@ -12,6 +12,7 @@ from typing import Any, get_args
 from sidpar.choices import CutExtractor, ExtractorPlacement, Method, PipelineName, ScheduleName
 from sidpar.compute import Compute
 from sidpar.config_groups import (
+    DEFAULT_MODEL,
     BPConfig,
     CheckpointConfig,
     DataConfig,
@@ -44,6 +45,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check = {"sid": self._check_sid, "local": self._check_local, "bp": self._check_bp, "ddp": self._check_ddp}
+        if self.model.builder is None:
+            fill_in(self.model, name=DEFAULT_MODEL)  # here, where it no longer is the parser's default
         check[self.method]()
         if self.model.name in ("wide_mlp", "plain_mlp"):
             without_effect(

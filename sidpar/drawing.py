@@ -1,4 +1,4 @@
-"""Timelines of ranks as lanes of coloured bars. Needs matplotlib, which the rest of the package does without."""
+"""Timelines of ranks as lanes of coloured bars."""
 
 from collections.abc import Mapping, Sequence
 

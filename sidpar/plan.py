@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,16 +26,14 @@ from sidpar.device import describe, usable_memory
 from sidpar.engines.pipeline_order import torch_order
 from sidpar.errors import UsageError
 from sidpar.links import measure_links
+from sidpar.network import build_alike
 from sidpar.placement import place_by_count
+from sidpar.plan_picture import draw_plan
 from sidpar.plan_text import plan_text
 from sidpar.planning import Freedom, job_of, make_plan, record_of
 from sidpar.runtime import Runtime
 from sidpar.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
 from sidpar.validation import at_least
-
-DRAWS = find_spec("matplotlib") is not None
-if DRAWS:
-    from sidpar.plan_picture import draw_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,7 +98,7 @@ def _parser() -> ArgumentParser:
     add("--bandwidth", type=str, help="Of a link, such as 300GB/s; by default 100GB/s.")
     add("--measured", action="store_true", help="Measure messages on the ranks that torchrun has started.")
     add("--costs", type=str, help="Costs of the pieces that a plan has written, instead of measuring them.")
-    add("--out", type=str, help="Folder for plan.txt, plan.json, costs.json and, with matplotlib, plan.png.")
+    add("--out", type=str, help="Folder for plan.txt, plan.json, costs.json and plan.png.")
     return parser
 
 
@@ -131,8 +128,9 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
         return
     memory = wishes.memory or (None if wishes.costs else usable_memory(runtime.device))
     conditions = {
-        "job": f"{config.model.name}, {config.model.num_refiners} refiners, batch {config.data.batch_size}, "
-        f"on {ranks} ranks" + (f", {config.parallel.replicas} replicas" if config.parallel.replicas > 1 else ""),
+        "job": f"{config.model.name or config.model.builder}, {config.model.num_refiners} refiners, "
+        f"batch {config.data.batch_size}, on {ranks} ranks"
+        + (f", {config.parallel.replicas} replicas" if config.parallel.replicas > 1 else ""),
         "costs": where,
         "messages": messages,
         "memory": "no limit" if memory is None else f"{human(memory)} on each rank",
@@ -157,10 +155,7 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
                 "left_out": plan.left_out,
             },
         )
-        if DRAWS:
-            draw_plan(job, plan, conditions, wishes.out / "plan.png")
-        else:
-            print("no plan.png: matplotlib is missing, pip install -e '.[profiling]'", file=sys.stderr)
+        draw_plan(job, plan, conditions, wishes.out / "plan.png")
 
 
 def _make_folder(path: Path) -> None:
@@ -201,14 +196,17 @@ def _costs(config: Config, wishes: Wishes, runtime: Runtime) -> tuple[Costs, str
     if runtime.device.type == "cpu" and runtime.world_size == 1:
         torch.set_num_threads(1)  # as ranks that share a machine have
     dataset = load_dataset(config, runtime)
+    build = partial(build_cascade, config, dataset)
+    build_alike(build, runtime)  # refuses here what could not be trained
     sample = build_loader(config, dataset, runtime.device).sample
-    costs = measure_pieces(config, partial(build_cascade, config, dataset), sample, runtime, Links())
+    costs = measure_pieces(config, build, sample, runtime, Links())
     return costs, f"measured on {describe(runtime.device)}, by {runtime.world_size} at once"
 
 
 def _record(config: Config, costs: Costs, where: str) -> dict[str, Any]:
     """A file of costs: of which network they are, and where they were measured."""
-    network = {"model": asdict(config.model), "compute": asdict(config.compute), "data": config.data.name}
+    model = {name: value for name, value in asdict(config.model).items() if value is not None}
+    network = {"model": model, "compute": asdict(config.compute), "data": config.data.name}
     return {"network": network, "where": where, "costs": to_plain(replace(costs, links=Links()))}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sidpar.errors import StorageError
+from sidpar.run_folder import METRICS, TENSORBOARD, plain
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _HEAD = ("kind", "step", "epoch")
 _log = logging.getLogger(__name__)
 
@@ -64,17 +63,6 @@ class Record:
         if self._events is not None:
             self._events.close()
             self._events = None
-
-
-def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a run that diverged shows null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value
 
 
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

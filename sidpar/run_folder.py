@@ -1,6 +1,7 @@
-"""The record of a run on disk. Rank 0 writes it; the printed lines are derived from it."""
+"""What a run leaves on disk. Rank 0 writes it."""
 
 import json
+import math
 import os
 import subprocess
 import time
@@ -10,19 +11,18 @@ from typing import Any, Literal
 
 import yaml
 
-from sidpar.checkpoint import FOLDER as CHECKPOINTS
 from sidpar.command_line import to_yaml
 from sidpar.config import Config
 from sidpar.data.label_noise import MovedLabels
 from sidpar.environment import Launch
 from sidpar.errors import StorageError, UsageError
-from sidpar.record import METRICS, TENSORBOARD, plain
 from sidpar.runtime import Runtime
 
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
 REQUEUE = "REQUEUE"
 """A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
 LAUNCH, LABEL_NOISE = ".launch", "label_noise.json"
+METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,17 @@ def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime)
     """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
     if runtime.rank == 0 and moved is not None:
         write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a run that diverged shows null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ class Skeleton:
                 f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor buffer"
             ) from error
         self._cache: dict[Spec, CascadeSpecs] = {}
-        self.fingerprint = _fingerprint(cascade)
+        self.fingerprint = fingerprint(cascade)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole cascade's names, shapes and dtypes, as meta tensors."""
@@ -149,7 +149,7 @@ def named_sequence(extractor: nn.Module, names: list[str]) -> nn.Sequential:
     return nn.Sequential(OrderedDict((name, extractor.get_submodule(name)) for name in names))
 
 
-def _fingerprint(cascade: Cascade) -> str:
+def fingerprint(cascade: Cascade) -> str:
     """A digest of the weights: ranks that start from different ones would train different networks."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in cascade.state_dict().items():

@@ -19,6 +19,7 @@ from sidpar.config import Config
 from sidpar.device import describe
 from sidpar.errors import RunError, UsageError
 from sidpar.logs import close_logs, log_to_console, log_to_file
+from sidpar.network import build_alike
 from sidpar.run_folder import (
     REQUEUE,
     WEIGHTS,
@@ -92,13 +93,14 @@ class Run:
     def __init__(self, config: Config, runtime: Runtime, folder: RunFolder) -> None:
         assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
         dataset = load_dataset(config, runtime)
+        build = partial(build_cascade, config, dataset)
+        cascade = build_alike(build, runtime)
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing = loader.preprocessing
         self.choice: dict[str, Any] = {}
         if config.parallel.auto:
-            config, self.choice = resolve(config, partial(build_cascade, config, dataset), loader.sample, runtime)
+            config, self.choice = resolve(config, build, loader.sample, runtime)
         self.config, self.runtime, self.folder = config, runtime, folder.path
-        cascade = build_cascade(config, dataset)
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)

@@ -27,8 +27,9 @@ LAYERS: list[tuple[str, list[str]]] = [
     (
         "application",
         [
-            *["logs", "record", "checkpoint", "run_folder", "optim", "training_state", "stopping", "weights", "meter"],
+            *["run_folder", "logs", "record", "checkpoint", "optim", "training_state", "stopping", "weights", "meter"],
             *["trainer", "build", "auto", "train"],
+            *["builder", "network", "inference", "predict", "belief_picture", "recorded", "curves", "samples", "plot"],
             *["configured", "drawing", "plan_picture", "plan"],
         ],
     ),

@@ -174,6 +174,14 @@ def test_a_full_disk_has_one_clear_error(tensorboard: bool, name: str, tmp_path:
     assert [r["step"] for r in found] == list(range(len(found)))
 
 
+def test_no_space_left(tmp_path: Path) -> None:
+    """As the system says it; seen when the row is closed, not lost in a buffer."""
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    record = Record(tmp_path)
+    with pytest.raises(StorageError, match=r"metrics.jsonl cannot be written \(No space left on device\): free space"):
+        record.write(row("train", 1))
+
+
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nowhere/tensorboard cannot be written \(No such file or directory\)"):
         Record(tmp_path / "nowhere")

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from sidpar.data.datasets import Dataset
+if TYPE_CHECKING:  # who reads a run needs none of the libraries that read datasets
+    from sidpar.data.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Preprocessing:
     """Standard deviation of the same."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Self:
+    def of(cls, dataset: "Dataset") -> Self:
         """That of a dataset's training images."""
         mean, deviation = (tuple(t.flatten().tolist()) for t in dataset.statistics)
         return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation)

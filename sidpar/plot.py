@@ -1,0 +1,118 @@
+"""`python -m sidpar.plot RUN...`: what runs have recorded as pictures, also while they run: curves over steps, accuracy
+by depth, and the beliefs about a few test samples."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from sidpar.belief_picture import Prediction, draw_predictions
+from sidpar.build import build_loader, load_dataset
+from sidpar.curves import draw_curves, draw_depth, label_of
+from sidpar.errors import UsageError
+from sidpar.inference import load, load_preprocessing
+from sidpar.recorded import Recorded
+from sidpar.runtime import Runtime
+from sidpar.samples import find_samples, story, telling
+
+FOLDER = "plots"
+_CANDIDATES = 2000
+"""Test samples among which the telling ones are looked for."""
+_EACH, _DPI = 2, 110
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw. A mistake ends the process with exit code 2 and one line that names it."""
+    given = _parser().parse_args(arguments)
+    try:
+        plot(given)
+    except UsageError as error:
+        print(f"sidpar.plot: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("sidpar.plot", description="Draw what runs have recorded.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders; several are compared.")
+    parser.add_argument("--out", type=Path, help=f"Folder for the pictures; by default RUN/{FOLDER}.")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        metavar="INDEX",
+        help="Test samples whose beliefs are drawn, by their place in the test set; by default a few telling ones.",
+    )
+    return parser
+
+
+def plot(given: Namespace) -> None:
+    """All of it, from the parsed arguments. Raises UsageError."""
+    runs = [Recorded.read(folder) for folder in given.runs]
+    if given.samples is not None and min(given.samples) < 0:
+        raise UsageError(f"--samples {min(given.samples)} is negative: the test set is numbered from 0")
+    out = _folder(given)
+    draw_curves(runs).savefig(out / "curves.png", dpi=_DPI)
+    drawn = ["curves.png"]
+    without = [run.name for run in runs if "test" not in run.rows]
+    if without:
+        print(f"no depth.png: {', '.join(without)} has no evaluation yet")
+    else:
+        draw_depth(runs, [_num_classes(run) for run in runs]).savefig(out / "depth.png", dpi=_DPI)
+        drawn.append("depth.png")
+    drawn += _draw_beliefs(runs, given.samples, out)
+    print(f"drawn: {', '.join(drawn)} in {out}")
+
+
+def _folder(given: Namespace) -> Path:
+    if given.out is None and len(given.runs) > 1:
+        raise UsageError(f"{len(given.runs)} runs are compared in pictures that belong to none of them: give --out")
+    out: Path = given.out or given.runs[0] / FOLDER
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from error
+    return out
+
+
+def _num_classes(run: Recorded) -> int | None:
+    """C, which the file of weights tells; None before it is there."""
+    try:
+        return load_preprocessing(run.folder).num_classes
+    except UsageError:
+        return None
+
+
+def _draw_beliefs(runs: Sequence[Recorded], wanted: Sequence[int] | None, out: Path) -> list[str]:
+    """One picture for each run that is complete; runs on one dataset show the same samples. The pictures' names."""
+    drawn: list[str] = []
+    chosen: dict[tuple[str, str | None], list[int]] = {}
+    for run in runs:
+        data = run.config.data.name, run.config.data.root
+        name = "beliefs.png" if len(runs) == 1 else f"beliefs-{label_of(run, runs).strip('/').replace('/', '-')}.png"
+        try:
+            cascade = load(run.folder)
+            runtime = Runtime.single("cpu")
+            loader = build_loader(run.config, load_dataset(run.config, runtime), runtime.device)
+        except UsageError as error:
+            print(f"no {name}: {error}")
+            continue
+        samples = find_samples(cascade, loader, wanted or chosen.get(data), _CANDIDATES)
+        if wanted is None and data not in chosen:
+            samples = samples.pick(telling(samples, _EACH))
+            chosen[data] = samples.indices
+        mean, deviation = loader.preprocessing.statistics(runtime.device)
+        names, images = loader.preprocessing.class_names, (samples.x * deviation + mean) / loader.preprocessing.white
+        predictions = [
+            Prediction(f"test image {index}\nlabel {names[label]}\n{story(beliefs, label)}", image, beliefs)
+            for index, label, image, beliefs in zip(
+                samples.indices, samples.labels.tolist(), images, samples.beliefs.unbind(1), strict=True
+            )
+        ]
+        caption = f"run {run.name}: belief p_i after refiner i = 0..{len(samples.beliefs) - 1}; p_0 is uniform"
+        draw_predictions(predictions, names, out / name, top=5, caption=caption)
+        drawn.append(name)
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
