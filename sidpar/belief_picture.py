@@ -46,7 +46,7 @@ def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: i
     if others:
         axes.plot(
             steps,
-            beliefs[:, others].sum(1),
+            beliefs[:, others].sum(1).numpy(),
             color=_REST,
             lw=1.2,
             ls="--",
@@ -57,7 +57,7 @@ def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: i
         width, size = (2.4, 4.5) if place == 0 else (1.4, 3)
         axes.plot(
             steps,
-            beliefs[:, c],
+            beliefs[:, c].numpy(),
             color=colour,
             label=_label(class_names[c], beliefs[-1, c]),
             zorder=len(leading) + 2 - place,
@@ -107,7 +107,7 @@ def draw_predictions(
 
 def _show(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -> None:
     image = prediction.image.permute(1, 2, 0).clamp(0, 1)
-    axes.imshow(image.squeeze(2) if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    axes.imshow((image.squeeze(2) if image.shape[2] == 1 else image).numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("#b5b5b5")

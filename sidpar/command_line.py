@@ -53,7 +53,7 @@ def from_yaml(text: str) -> Config:
     try:
         settings = dict(parser.instantiate(parser.parse_string(text)))
     except ArgumentError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(" ".join(str(error).split())) from error
     return Config(**{field.name: settings[field.name] for field in fields(Config)})
 
 

@@ -53,7 +53,7 @@ def load_preprocessing(run: str | Path) -> Preprocessing:
         )
     try:
         return Preprocessing.from_json(header["preprocessing"])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: `preprocessing` in its header cannot be read ({error})") from error
 
 

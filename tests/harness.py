@@ -114,7 +114,9 @@ def _collect(results: Any, processes: list[Any], timeout: float) -> list[Any]:
     return [values[rank] for rank in range(len(processes))]
 
 
-def torchrun(world_size: int, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    world_size: int, *arguments: str, timeout: float = 300.0, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """`torchrun --standalone --nproc_per_node=K` of a module or script, as a user would start it."""
     command = [
         sys.executable,
@@ -126,7 +128,7 @@ def torchrun(world_size: int, *arguments: str, timeout: float = 300.0) -> subpro
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,

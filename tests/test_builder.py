@@ -85,16 +85,16 @@ MISTAKES = {
     "tests.own_networks:bild": "own_networks.py has no bild: define it there, or correct the name",
     "tests.own_networks:NUMBER": "UsageError: model.builder=tests.own_networks:NUMBER is a int, but must be a function",
     "tests.own_networks:raises": 'KeyError: "the builder\'s own mistake" | in model.builder=tests.own_networks:raises',
-    "tests.own_networks:too_few": "has the signature (image_shape: tuple[int, int, int]) -> sidpar.cascade.Cascade, but "
-    "is called by keyword with image_shape, num_classes, num_refiners, seed: got an unexpected keyword argument "
+    "tests.own_networks:too_few": "has the signature (image_shape: tuple[int, int, int]) -> sidpar.cascade.Cascade, "
+    "but is called by keyword with image_shape, num_classes, num_refiners, seed: got an unexpected keyword argument "
     "'num_classes'",
     "tests.own_networks:no_cascade": "no_cascade returns a Linear, but must return a sidpar.Cascade",
     "tests.own_networks:other_classes": "returns a cascade with num_classes=7, but the dataset has 10",
     "tests.own_networks:other_refiners": "returns 3 refiners, but model.num_refiners=4: use the num_refiners",
     "tests.own_networks:other_images": "images [1, 8, 8]: the extractor does not take inputs of shape [B, *[1, 8, 8]]",
     "tests.own_networks:tokens": "the beliefs are [B, 8, 10], but an image has one label, so they must be [B, 10]",
-    "tests.own_networks:build wdth=3": "UsageError: model.options.wdth: model.builder=tests.own_networks:build takes no "
-    "wdth; its options are ['width']",
+    "tests.own_networks:build wdth=3": "UsageError: model.options.wdth: model.builder=tests.own_networks:build takes "
+    "no wdth; its options are ['width']",
     "tests.own_networks:unseeded": "UsageError: the ranks have built different networks: rank 0 has initial weights",
 }
 
