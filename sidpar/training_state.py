@@ -1,5 +1,6 @@
 """Everything that decides how a run goes on, under names that do not depend on K: what a checkpoint holds."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -43,7 +44,7 @@ class TrainingState:
     def all_finite(self) -> bool:
         """Whether this rank's weights are numbers. Waits for the device."""
         parameters = list(self._stage.parameters())
-        return not parameters or bool(nn.utils.get_total_norm(parameters).isfinite())
+        return not parameters or bool(nn.utils.get_total_norm(parameters, math.inf).isfinite())
 
     def not_finite(self) -> list[str]:
         """The parts whose weights are not, by global name."""

@@ -21,7 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sidpar.config import Config
+from sidpar.run_folder import find_run_folder
 from sidpar.runtime import Runtime
+from sidpar.train import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,6 +115,11 @@ def _collect(results: Any, processes: list[Any], timeout: float) -> list[Any]:
     if errors:
         raise RankError(errors)
     return [values[rank] for rank in range(len(processes))]
+
+
+def make_run(config: Config, runtime: Runtime) -> Run:
+    """What `sidpar.train` makes of a configuration before it trains."""
+    return Run(config, runtime, find_run_folder(config, runtime))
 
 
 def torchrun(

@@ -119,3 +119,25 @@ class Made:
 
 made = Made()
 NUMBER = 3
+
+
+class FailingLater(Passing):
+    """Its logits are no numbers from the sixth training batch of 200 images on."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, features: tuple[Tensor, Tensor], state: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, hidden = super().forward(features, state)
+        if self.training and not logits.is_meta:
+            self.calls += 1
+            logits = logits + torch.where(self.calls >= 6, torch.nan, 0.0)
+        return logits, hidden
+
+
+def failing(image_shape: Shape, num_classes: int, num_refiners: int, seed: int) -> Cascade:
+    """Refiner 2 fails."""
+    cascade = build(image_shape, num_classes, num_refiners, seed)
+    cascade.refiners[2] = FailingLater(24, num_classes)
+    return cascade

@@ -13,8 +13,7 @@ from sidpar import Cascade, auto
 from sidpar.command_line import parse
 from sidpar.planning import FREE
 from sidpar.runtime import Runtime
-from sidpar.train import Run
-from tests.harness import RankError, run_ranks
+from tests.harness import RankError, make_run, run_ranks
 
 FLAGS = ["--config", "configs/digits.yaml", "--data.batch_size", "200", "--model.num_refiners", "4"]
 FLAGS += ["--optim.epochs", "1", "--parallel.auto", "true"]
@@ -23,7 +22,7 @@ CHOSEN = ("extractor", "schedule", "microbatches", "placement")
 
 def run(runtime: Runtime, flags: list[str]) -> dict[str, Any]:
     """One epoch; what this rank was told to do."""
-    trained = Run(parse(flags), runtime)
+    trained = make_run(parse(flags), runtime)
     trained.train()
     return {name: getattr(trained.config.parallel, name) for name in (*CHOSEN, "auto", "staleness")}
 

@@ -17,8 +17,7 @@ from sidpar.command_line import parse
 from sidpar.config_groups import ModelConfig
 from sidpar.network import build_alike
 from sidpar.plan import main as plan
-from sidpar.train import Run
-from tests.harness import run_ranks
+from tests.harness import make_run, run_ranks
 from tests.own_networks import build
 from tests.test_train import job
 
@@ -107,7 +106,7 @@ def refusals(runtime: Runtime, folder: str) -> list[str]:
         flags = [f"--model.options.{option}" for option in options]
         config = parse([*BASE, "--run.dir", folder, "--model.builder", builder, *flags])
         try:
-            Run(config, runtime)
+            make_run(config, runtime)
         except Exception as error:
             notes = getattr(error, "__notes__", [])
             texts.append(" | ".join([f"{type(error).__name__}: {error}", *notes]))

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from sidpar.command_line import parse
 from sidpar.runtime import Runtime
-from sidpar.train import Run
-from tests.harness import RankError, run_ranks
+from tests.harness import RankError, make_run, run_ranks
 from tests.image_files import digits_folder, tiny_imagenet_subset
 from tests.test_train import rows, train, train_by_command
 from tests.test_train_messages import refusal
@@ -59,7 +58,7 @@ def test_a_folder_that_is_missing_or_broken_on_all_ranks(tmp_path: Path) -> None
 def on_its_own_disk(runtime: Runtime, base: Path, flags: list[str]) -> None:
     """A rank of another node: the same relative path leads elsewhere."""
     os.chdir(base / str(runtime.rank))
-    Run(parse(flags), runtime)
+    make_run(parse(flags), runtime)
 
 
 def refusal_of_nodes(base: Path) -> str:
@@ -86,7 +85,7 @@ def test_what_one_node_lacks_ends_all_ranks(tmp_path: Path) -> None:
 
 
 def breaks_after_the_start(runtime: Runtime, root: Path, flags: list[str]) -> None:
-    run = Run(parse(flags), runtime)
+    run = make_run(parse(flags), runtime)
     runtime.barrier()
     if runtime.rank == 0:
         (root / "train" / "digit 1" / "004.png").write_bytes(b"")
