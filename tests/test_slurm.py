@@ -59,7 +59,7 @@ def test_digits_are_learned_on_two_nodes(jobs: dict[str, Ended]) -> None:
 def test_a_failing_job_ends_failed(jobs: dict[str, Ended]) -> None:
     job, state = jobs["failing"]
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "1:0", "0"), job.log
-    assert "3 refiners" in job.log
+    assert "3 refiners cannot be placed on 4 ranks" in job.log
 
 
 @pytest.mark.parametrize("name", ["requeued", "warned"])
