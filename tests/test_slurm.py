@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch on a real SLURM: two nodes, two ranks on each. Takes about two minutes on two cores.
+"""launch/slurm.sbatch on a real SLURM: two nodes, two ranks on each. Takes a few minutes on two cores.
 
 Where SLURM's programs are not installed, or no cluster answers and none can be started, the tests are skipped.
 """
@@ -38,7 +38,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]
                 job.in_the_middle()
                 command(*interruption, job.number)
             submitted["plain"] = Job.submit(folder / "plain", *TRAIN)
-            submitted["failing"] = Job.submit(folder / "failing", *TRAIN, "--model.num_refiners", "3", MAX_RESTARTS="0")
+            submitted["failing"] = Job.submit(folder / "failing", *TRAIN, "--model.num_refiners", "3")
             yield {name: Ended(job, job.ended()) for name, job in submitted.items()}
     except NoClusterError as error:
         pytest.skip(str(error))
