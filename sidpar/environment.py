@@ -11,6 +11,8 @@ class Launch(NamedTuple):
     """torchrun's name for the job, the same for all its restarts."""
     restarts: int = 0
     """How often torchrun has started the ranks again."""
+    hosts: int = 1
+    """How many torchruns have started the ranks together."""
 
 
 class Environment(NamedTuple):
@@ -24,5 +26,6 @@ class Environment(NamedTuple):
 def read_environment() -> Environment:
     """What torchrun sets; all absent means one process."""
     get = os.environ.get
-    launch = Launch(get("TORCHELASTIC_RUN_ID"), int(get("TORCHELASTIC_RESTART_COUNT", "0")))
+    restarts, hosts = int(get("TORCHELASTIC_RESTART_COUNT", "0")), int(get("GROUP_WORLD_SIZE", "1"))
+    launch = Launch(get("TORCHELASTIC_RUN_ID"), restarts, hosts)
     return Environment(int(get("WORLD_SIZE", "1")), int(get("LOCAL_RANK", "0")), launch)

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
 from sidpar.backends import choose_backend, choose_device, gpu_identity
 from sidpar.choices import Backend, DeviceKind
+from sidpar.cut_off import end_launcher_if_cut_off
 from sidpar.device import synchronize
 from sidpar.environment import Launch, read_environment
 from sidpar.errors import UsageError
@@ -128,6 +129,8 @@ class Runtime:
     ) -> None:
         if kind is not None and self.store is not None:
             self.store.set(_FAILED, str(self.rank))
+            if isinstance(error, Exception) and (cut_off := end_launcher_if_cut_off(self.store, self.launch.hosts)):
+                error.add_note(f"rank {self.rank}: {cut_off}")
         if kind is None and self.groups is not None:
             dist.destroy_process_group()
 

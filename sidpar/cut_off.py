@@ -1,0 +1,52 @@
+"""What a rank does about its launcher when the host on which all launchers meet has gone silent."""
+
+import atexit
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from torch.distributed.distributed_c10d import Store
+
+PATIENCE = 3.0
+"""Seconds for the store to answer a question."""
+
+
+def end_launcher_if_cut_off(store: Store, hosts: int) -> str | None:
+    """What a rank that fails says about it, if so; the launcher is then ended when this process is.
+
+    torchrun asks the store of the first host once a second, without a timeout. When packets vanish, which nobody is
+    told of, it waits for as long as the kernel keeps the connection, and does not notice that its ranks have ended.
+    No signal that it handles reaches it there.
+    """
+    if hosts < 2 or _answers(store):
+        return None
+    launcher = os.getppid()
+    if not _is_torchrun(launcher):
+        return None
+    atexit.register(os.kill, launcher, signal.SIGKILL)  # runs after the traceback is shown
+    return (
+        f"the host on which the launchers meet did not answer for {PATIENCE:g} s either: this host is cut off from it, "
+        "and its torchrun, which would go on waiting, is ended with this rank"
+    )
+
+
+def _answers(store: Store) -> bool:
+    answered = threading.Event()
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # a closed connection is an answer too: the launcher gets the same
+            store.check(["anything"])
+        answered.set()
+
+    threading.Thread(target=ask, name="sidpar store", daemon=True).start()
+    return answered.wait(PATIENCE)
+
+
+def _is_torchrun(process: int) -> bool:
+    """False also where there is no /proc to tell."""
+    with suppress(OSError):
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"torch.distributed.run" in command or b"torchrun" in command
+    return False
