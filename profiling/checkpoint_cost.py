@@ -2,10 +2,10 @@
 
     torchrun --standalone --nproc_per_node=2 profiling/checkpoint_cost.py --out profiling/results/checkpoint_cost.json
 
-A window is N steps (engine and optimizer) with one checkpoint at its beginning, which is on the disk at its end. Windows
-without a checkpoint, with one that is written while training goes on, and with one that training waits for take turns, so
-that drift of the machine hits all alike. Reported: the ratio of the medians, and the time for which training stands
-still.
+A window is N steps (engine and optimizer) with one checkpoint at its beginning, which is on the disk at its end.
+Windows without a checkpoint, with one that is written while training goes on, and with one that training waits for take
+turns, so that drift of the machine hits all alike. Reported: the ratio of the medians, and the time for which training
+stands still.
 """
 
 import argparse

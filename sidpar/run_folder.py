@@ -30,8 +30,7 @@ class RunFolder:
     """Where a run is recorded, and what is there already."""
 
     path: Path
-    state: Literal["new", "begun", "complete", "stopped"]
-    """`stopped`: it ended on request, and only torchrun, which does not know that, has started it again."""
+    state: Literal["new", "begun", "complete"]
 
 
 def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
@@ -78,7 +77,13 @@ def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
         return str(path), "begun", f"{other}: choose another folder, or start it with the settings of its {CONFIG}"
     if (path / SUMMARY).exists():
         return str(path), "complete", None
-    return str(path), "stopped" if launch.restarts and (path / REQUEUE).exists() else "begun", None
+    return str(path), "begun", None
+
+
+def was_stopped(config: Config, launch: Launch) -> bool:
+    """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
+    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
+    return launch.restarts > 0 and path is not None and (path / REQUEUE).exists()
 
 
 def _earlier(name: str, launch: Launch) -> Path | None:

@@ -17,6 +17,7 @@ from sidpar.checkpoint import find_newest
 from sidpar.command_line import parse
 from sidpar.config import Config
 from sidpar.device import describe
+from sidpar.environment import read_environment
 from sidpar.errors import RunError, UsageError
 from sidpar.logs import close_logs, log_to_console, log_to_file
 from sidpar.network import build_alike
@@ -27,6 +28,7 @@ from sidpar.run_folder import (
     create_run_folder,
     find_run_folder,
     source_commit,
+    was_stopped,
     write_label_noise,
     write_summary,
 )
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """One rank of a run. A mistake in the settings ends every rank with exit code 2, a run that cannot go on with 1,
     both with one line that says why; a run that has stopped on request ends with `REQUEUE_STATUS`."""
     config = parse(arguments)
+    if was_stopped(config, read_environment().launch):
+        raise SystemExit(REQUEUE_STATUS)  # before the ranks wait for each other: some may have left already
     try:
         runtime = Runtime.start(
             backend=config.parallel.backend,
@@ -74,8 +78,7 @@ def train(config: Config, runtime: Runtime) -> bool:
     folder = find_run_folder(config, runtime)
     if folder.state == "complete":
         _log.info(f"the run in {folder.path} is complete: nothing to do")
-    if folder.state in ("complete", "stopped"):
-        return folder.state == "complete"
+        return True
     try:
         return Run(config, runtime, folder).train()
     except Exception:
