@@ -38,8 +38,11 @@ class Groups:
     """The same for checkpoints, which a thread of its own may be writing."""
 
     @classmethod
-    def make(cls, num_replicas: int, device_type: str, timeout: timedelta) -> Self:
-        """All ranks call it. Every one of them makes all groups, its own and those of others, in the same order."""
+    def make(cls, num_replicas: int, device_type: str, timeout: timedelta, patience: timedelta) -> Self:
+        """All ranks call it. Every one of them makes all groups, its own and those of others, in the same order.
+
+        `timeout` is for a message, `patience` for one that may wait for the disks of all ranks.
+        """
         ranks = torch.arange(dist.get_world_size()).view(num_replicas, -1)
 
         def group(rows: Tensor) -> dist.ProcessGroup:
@@ -48,7 +51,7 @@ class Groups:
             assert isinstance(mine, dist.ProcessGroup)
             return mine
 
-        def host_group() -> dist.ProcessGroup:
+        def host_group(timeout: timedelta) -> dist.ProcessGroup:
             mine = dist.new_group(backend="gloo", timeout=timeout)
             assert isinstance(mine, dist.ProcessGroup)
             return mine
@@ -65,8 +68,8 @@ class Groups:
             chain=(group(ranks), group(ranks)),
             refiner_gradients=mesh.get_group("replica"),
             root_gradients=group(ranks.T),
-            requests=host_group(),
-            checkpoints=host_group(),
+            requests=host_group(timeout),
+            checkpoints=host_group(max(timeout, patience)),
         )
 
     def edge(self, rank: int, peer: int) -> dist.ProcessGroup:

@@ -117,7 +117,8 @@ class Runtime:
             device_id=chosen if name == "nccl" else None,
         )
         runtime = replace(alone, backend=name, num_replicas=replicas)
-        runtime = replace(runtime, groups=Groups.make(replicas, runtime.wire_device.type, timeout))
+        groups = Groups.make(replicas, runtime.wire_device.type, timeout, timedelta(seconds=init_timeout))
+        runtime = replace(runtime, groups=groups)
         runtime.exchange("groups", "made")  # a rank that went on and failed would cut off one that still connects
         return runtime._listening()
 
