@@ -6,7 +6,8 @@ import pickle
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from sidpar.errors import RunError, UsageError
-from sidpar.run_folder import CHECKPOINTS
+from sidpar.run_folder import CHECKPOINTS, publish, sync
 from sidpar.runtime import Runtime
 
 PROGRESS = "progress.json"
@@ -55,8 +59,11 @@ class Stored:
         """Why this checkpoint is not whole, or not one of ours; None if it is."""
         try:
             step = int(self.progress["step"])
-        except (OSError, ValueError, KeyError) as error:
+            missing = {"steps_per_epoch", "seconds", "images", "resumed_at"} - self.progress.keys()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             return f"{PROGRESS} cannot be read ({error!r})"
+        if missing:
+            return f"{PROGRESS} does not tell {', '.join(sorted(missing))}"
         if self.path != _place(self.path.parent, step):
             return f"{PROGRESS} speaks of step {step}"
         try:
@@ -162,11 +169,15 @@ class Checkpoints:
         with self._runtime.during(f"write the checkpoint of step {self._step}"):
             self._thread.join()
         self._thread = None
-        if self._error is not None:
+        error, self._error = self._error, None
+        if error is not None:
+            if self._runtime.rank == 0:  # all ranks have given up by now
+                shutil.rmtree(self._folder / f"{_PARTIAL}{self._step}", ignore_errors=True)
             raise RunError(
-                f"the checkpoint of step {self._step} cannot be written to {self._folder}: {_reason(self._error)}. "
-                f"{self.newest_in_words()}: make room, and start the same command again"
-            ) from self._error
+                f"the checkpoint of step {self._step} cannot be written to {self._folder}: {_reason(error)}. "
+                f"{self.newest_in_words()}: make room, or mend the disk, and start the same command again (a rank that "
+                f"others waited for too long wants a longer parallel.init_timeout)"
+            ) from error
 
     def newest_in_words(self) -> str:
         """A sentence that tells what the run could go on from."""
@@ -189,15 +200,12 @@ class Checkpoints:
 
     def _publish(self, partial: Path, progress: dict[str, Any]) -> None:
         """On rank 0, once all ranks have written: make the checkpoint visible, and forget the oldest ones."""
-        with (partial / PROGRESS).open("w") as file:
-            json.dump(progress, file)
-            file.flush()
-            os.fsync(file.fileno())
+        (partial / PROGRESS).write_text(json.dumps(progress))
+        sync(partial / PROGRESS)
         final = _place(self._folder, progress["step"])
-        if final.exists():  # one that was found damaged
-            _remove(final)
-        os.replace(partial, final)
-        _sync(self._folder)
+        for later in [path for path in _paths(self._folder) if path >= final]:  # found damaged, or they were taken
+            _remove(later)
+        publish(partial, final)
         for old in _paths(self._folder)[: -self._keep]:
             _remove(old)
 
@@ -209,9 +217,24 @@ class _Writer(FileSystemWriter):
         super().__init__(path)
         self._publish = publish
 
-    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        super().finish(metadata, results)
-        self._publish(Path(self.path))
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with _telling_space(Path(self.path)):
+            return super().write_data(plan, planner)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        with _telling_space(Path(self.path)):
+            super().finish(metadata, results)
+            self._publish(Path(self.path))
+
+
+@contextmanager
+def _telling_space(folder: Path) -> Iterator[None]:
+    """Add to an error how full the disk is, which torch's own may not say."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(f"{_reason(error)}, with {free:.1f} MiB free on the disk") from error
 
 
 def _place(folder: Path, step: int) -> Path:
@@ -223,15 +246,6 @@ def _remove(path: Path) -> None:
     hidden = path.with_name(f"{_OLD}{path.name}")
     os.replace(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """A new name in a folder is on the disk only once the folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

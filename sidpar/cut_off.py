@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch.distributed.distributed_c10d import Store
 
-PATIENCE = 3.0
-"""Seconds for the store to answer a question."""
+PATIENCE = 8.0
+"""Seconds for the store to answer a question; one that is merely busy takes less."""
 
 
 def end_launcher_if_cut_off(store: Store, hosts: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Where CPU and CUDA differ: memory, generators, names. Besides, only `runtime.py` chooses a device and sets it."""
+"""Where CPU and CUDA differ: memory, generators, names. `backends.py` chooses a device, `runtime.py` sets it."""
 
 import os
 import platform

@@ -23,6 +23,7 @@ def log_to_console(rank: int) -> None:
 def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> None:
     """And this rank's words in a file of its own, with warnings of every library; `step` tells the steps done."""
     (folder / FOLDER).mkdir(exist_ok=True)
+    _root.setLevel(logging.DEBUG)
     handler = logging.FileHandler(folder / FOLDER / f"rank_{rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s step %(step)d  %(message)s"))
     handler.addFilter(_with_step(step))
@@ -49,8 +50,11 @@ def _with_step(step: Callable[[], int]) -> Callable[[logging.LogRecord], bool]:
 
 
 class _Console(logging.Handler):
+    """What ends a run is said on the standard error, by whoever shows the exception."""
+
     def __init__(self) -> None:
         super().__init__(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        if record.levelno < logging.ERROR:
+            tqdm.write(self.format(record))

@@ -1,13 +1,17 @@
 """What a run leaves on disk. Rank 0 writes it."""
 
+import errno
+import fcntl
 import json
 import math
 import os
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import yaml
 
@@ -21,7 +25,7 @@ from sidpar.runtime import Runtime
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
 REQUEUE = "REQUEUE"
 """A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
-LAUNCH, LABEL_NOISE = ".launch", "label_noise.json"
+LAUNCH, LOCK, LABEL_NOISE = ".launch", ".lock", "label_noise.json"
 METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 
 
@@ -44,18 +48,70 @@ def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
     return RunFolder(Path(name), state)
 
 
-def create_run_folder(folder: RunFolder, config: Config, runtime: Runtime) -> None:
-    """Make it on rank 0, with the configuration as it is now. Raises UsageError on every rank if that cannot be, or if
-    another rank does not see it."""
-    problem = _make(folder.path, config, runtime.launch) if runtime.rank == 0 else None
-    problem = runtime.from_root("problem with the run folder", problem)
-    blind = [rank for rank, sees in enumerate(runtime.exchange("sight", (folder.path / CONFIG).exists())) if not sees]
-    if problem is None and blind:
-        problem = (
-            f"run.dir={folder.path} is not seen by rank {blind[0]}: choose a folder on storage that all nodes share"
+class OpenFolder:
+    """A run folder in which this job trains, and no other. Its path is not the one that was found if another run that
+    began in the same second has taken that."""
+
+    def __init__(self, folder: RunFolder, config: Config, runtime: Runtime) -> None:
+        """Made by rank 0, with the configuration as it is now; all ranks call it. Raises UsageError on every rank if
+        that cannot be, if another job trains there, or if a rank does not see it."""
+        self._lock: TextIO | None = None
+        launchers = _launchers(runtime)
+        alone = folder.state == "new" and config.run.dir is None
+        made = self._make(folder.path, alone, to_yaml(config), launchers) if runtime.rank == 0 else None
+        path, problem = runtime.from_root("run folder as made", made)
+        if problem is not None:
+            raise UsageError(problem)
+        self.path = Path(path)
+        check_sight(self.path, runtime)
+
+    def close(self) -> None:
+        """Others may train there."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _make(self, path: Path, alone: bool, config: str, launchers: list[str]) -> tuple[str, str | None]:
+        try:
+            path = _make_alone(path) if alone else path
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / LOCK).open("w")
+            if _is_locked(self._lock):
+                taken = "is in use: another job trains there. Wait for its end, or choose another folder"
+                return str(path), f"run.dir={path} {taken}"
+            write_whole(path / CONFIG, config)
+            write_whole(path / LAUNCH, "\n".join(launchers))
+            (path / REQUEUE).unlink(missing_ok=True)
+        except (OSError, StorageError) as error:
+            return str(path), f"run.dir={path} cannot be written: {error}"
+        return str(path), None
+
+
+def _make_alone(stem: Path) -> Path:
+    """The first folder of this name that nobody else makes."""
+    for number in count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("there are more numbers")
+
+
+def _is_locked(file: TextIO) -> bool:
+    """Lock it; the lock goes with the process. Where the file system knows no locks, nobody is kept out."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def check_sight(path: Path, runtime: Runtime) -> None:
+    """Raises UsageError on every rank if one of them does not see the run folder."""
+    blind = [rank for rank, sees in enumerate(runtime.exchange("sight", (path / CONFIG).exists())) if not sees]
+    if blind:
+        raise UsageError(
+            f"run.dir={path} is not seen by rank {blind[0]}: choose a folder on storage that all nodes share"
         )
-    if problem is not None:
-        raise UsageError(problem)
 
 
 def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
@@ -69,7 +125,7 @@ def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
     try:
         there = yaml.safe_load((path / CONFIG).read_text())
         differences = config.differences(there)
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         holds = f"already holds a run ({', '.join(taken)}), but no {CONFIG} that can be read ({error!r})"
         return str(path), "begun", f"run.dir={path} {holds}: choose another folder, or remove it"
     if differences:
@@ -83,26 +139,29 @@ def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
 def was_stopped(config: Config, launch: Launch) -> bool:
     """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
     path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
-    return launch.restarts > 0 and path is not None and (path / REQUEUE).exists()
+    return path is not None and _names(path / REQUEUE, launch)
+
+
+def ask_for_requeue(path: Path, runtime: Runtime) -> None:
+    """Leave the file that says so, with the launchers that must not go on by themselves. All ranks call it."""
+    launchers = _launchers(runtime)
+    if runtime.rank == 0:
+        write_whole(path / REQUEUE, "\n".join(["stopped on request: the same command goes on", *launchers]))
 
 
 def _earlier(name: str, launch: Launch) -> Path | None:
-    """The folder that this job has made before torchrun started it again."""
-    if not launch.restarts:
-        return None
-    marks = sorted(Path("runs").glob(f"{name}-*/{LAUNCH}"), key=lambda mark: mark.stat().st_mtime)
-    return next((mark.parent for mark in reversed(marks) if mark.read_text() == str(launch.identity)), None)
+    """The folder that this launch has made before torchrun started the ranks again."""
+    marks = Path("runs").glob(f"{name}-*/{LAUNCH}")
+    return next((mark.parent for mark in marks if _names(mark, launch)), None)
 
 
-def _make(path: Path, config: Config, launch: Launch) -> str | None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / CONFIG, to_yaml(config))
-        write_whole(path / LAUNCH, str(launch.identity))
-        (path / REQUEUE).unlink(missing_ok=True)
-    except (OSError, StorageError) as error:
-        return f"run.dir={path} cannot be written: {error}"
-    return None
+def _names(mark: Path, launch: Launch) -> bool:
+    return launch.launcher is not None and mark.exists() and launch.launcher in mark.read_text().splitlines()
+
+
+def _launchers(runtime: Runtime) -> list[str]:
+    """Of all ranks."""
+    return sorted({name for name in runtime.exchange("launcher", runtime.launch.launcher) if name is not None})
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -110,9 +169,25 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}")
     try:
         temporary.write_text(text)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except OSError as error:
         raise StorageError(path, error) from error
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file or a folder its name, once it is on the disk: after a power cut, what has the name is whole."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
@@ -22,6 +22,7 @@ from sidpar.device import synchronize
 from sidpar.environment import Launch, read_environment
 from sidpar.errors import UsageError
 from sidpar.groups import Groups
+from sidpar.rounds import meet
 from sidpar.signals import Signals
 from sidpar.validation import at_least
 from sidpar.version import __version__
@@ -93,8 +94,7 @@ class Runtime:
         else:
             store, rank, world_size = rendezvous
             local_rank = rank
-        # torchrun keeps its store when it starts the ranks again, with all that the ranks before them have left there.
-        store = PrefixStore(f"sidpar/{environment.launch.restarts}/{next(_starts)}", store)
+        store = meet(store, rank, world_size, init_timeout)
         chosen = choose_device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
@@ -129,11 +129,14 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None and self.store is not None:
-            self.store.set(_FAILED, str(self.rank))
+            with suppress(RuntimeError):  # the store may be gone with its host: the error that passes says more
+                self.store.set(_FAILED, str(self.rank))
             if isinstance(error, Exception) and (cut_off := end_launcher_if_cut_off(self.store, self.launch.hosts)):
                 error.add_note(f"rank {self.rank}: {cut_off}")
         if kind is None and self.groups is not None:
             dist.destroy_process_group()
+        if kind is None and self.signals is not None:
+            self.signals.rest()
 
     def _listening(self) -> Self:
         """The same, which answers signals."""
@@ -273,8 +276,6 @@ class Runtime:
 
 _FAILED = "failed"
 """Key of the store under which a rank that fails leaves its number."""
-
-_starts = count()  # every start of this process in a namespace of its own, also on the same store
 
 
 def _check_replicas(replicas: int, world_size: int) -> None:

@@ -30,39 +30,40 @@ class Signals:
         self._moment = moment
         self._another_failed = another_failed
         self._may_stop = False
-        self._listens = False
         self._ends_in_time = False
 
     def listen(self) -> None:
         """Answer SIGTERM from now on, unless the program has a handler of its own, which knows better."""
         here = threading.current_thread() is threading.main_thread()
-        if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        if not here or signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, _ignore):
             return
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
         signal.signal(signal.SIGTERM, _ignore)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_forget)
-        threading.Thread(target=self._watch, args=(reader,), name="sidpar signals", daemon=True).start()
-        self._listens = True
+        _listeners.append(self)
+        if not _watcher:
+            _start_watching()
+
+    def rest(self) -> None:
+        """Leave signals to the program again."""
+        if self in _listeners:
+            _listeners.remove(self)
+        for number in () if _listeners else (signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(number) is _ignore:
+                signal.signal(number, signal.SIG_DFL)
 
     def finish_step_on_request(self) -> None:
         """From now on, look at `stop_requested` between steps."""
-        if self._listens:
+        if self in _listeners:
             self._may_stop = True
             signal.signal(signal.SIGUSR1, _ignore)
 
-    def _watch(self, reader: int) -> None:
-        while True:
-            number = os.read(reader, 1)[0]
-            if number not in (signal.SIGTERM, signal.SIGUSR1):
-                continue
-            if not self._may_stop:  # then it is SIGTERM
-                self._end()
-            self.stop_requested = True
-            if number == signal.SIGTERM and not self._ends_in_time:  # SLURM and torchrun may both send one
-                self._ends_in_time = True
-                self._end_in_time()
+    def hear(self, number: int) -> None:
+        """A signal has come."""
+        if not self._may_stop:  # then it is SIGTERM
+            self._end()
+        self.stop_requested = True
+        if number == signal.SIGTERM and not self._ends_in_time:  # SLURM and torchrun may both send one
+            self._ends_in_time = True
+            self._end_in_time()
 
     def _end_in_time(self) -> None:
         limit = threading.Timer(GRACE_SECONDS, self._end)
@@ -79,6 +80,28 @@ class Signals:
     def _end(self) -> None:
         print(self._moment("was ended"), file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
+
+
+_listeners: list[Signals] = []
+"""The last one is asked."""
+_watcher: list[threading.Thread] = []
+
+
+def _start_watching() -> None:
+    """Once in a process: pipe and thread stay."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+    _watcher.append(threading.Thread(target=_watch, args=(reader,), name="sidpar signals", daemon=True))
+    _watcher[0].start()
+
+
+def _watch(reader: int) -> None:
+    while True:
+        number = os.read(reader, 1)[0]
+        if number in (signal.SIGTERM, signal.SIGUSR1) and _listeners:
+            _listeners[-1].hear(number)
 
 
 def _ignore(number: int, frame: object) -> None:

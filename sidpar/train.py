@@ -22,10 +22,11 @@ from sidpar.errors import RunError, UsageError
 from sidpar.logs import close_logs, log_to_console, log_to_file
 from sidpar.network import build_alike
 from sidpar.run_folder import (
-    REQUEUE,
     WEIGHTS,
+    OpenFolder,
     RunFolder,
-    create_run_folder,
+    ask_for_requeue,
+    check_sight,
     find_run_folder,
     source_commit,
     was_stopped,
@@ -79,11 +80,19 @@ def train(config: Config, runtime: Runtime) -> bool:
     if folder.state == "complete":
         _log.info(f"the run in {folder.path} is complete: nothing to do")
         return True
+    run = None
     try:
-        return Run(config, runtime, folder).train()
+        run = Run(config, runtime, folder)
+        return run.train()
+    except (UsageError, RunError) as error:
+        _log.error(f"{type(error).__name__}: {error}")
+        raise
     except Exception:
         _log.exception("the run ends here")
         raise
+    finally:
+        if run is not None:
+            run.folder.close()
 
 
 class Run:
@@ -103,35 +112,35 @@ class Run:
         self.choice: dict[str, Any] = {}
         if config.parallel.auto:
             config, self.choice = resolve(config, build, loader.sample, runtime)
-        self.config, self.runtime, self.folder = config, runtime, folder.path
+        self.config, self.runtime = config, runtime
         self.stage = build_stage(config, cascade, loader, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = build_engine(config, self.stage)
         stored, skipped = find_newest(folder.path, runtime)
         if stored is not None:
+            check_sight(folder.path, runtime)
             check_fits(stored, self.stage, loader.steps_per_epoch)
-        create_run_folder(folder, config, runtime)
-        write_label_noise(folder.path, dataset.moved, runtime)
-        log_to_file(folder.path, runtime.rank, lambda: engine.steps)
+        self.folder = OpenFolder(folder, config, runtime)
+        write_label_noise(self.folder.path, dataset.moved, runtime)
+        log_to_file(self.folder.path, runtime.rank, lambda: engine.steps)
         for reason in skipped:
             _log.warning(f"a checkpoint is skipped: {reason}")
-        self.trainer = Trainer(engine, loader, config, folder.path, stored)
+        self.trainer = Trainer(engine, loader, config, self.folder.path, stored)
 
     def train(self) -> bool:
         """Train, and write the weights and the summary; False if the ranks have stopped on request."""
         self._introduce()
         outcome = self.trainer.fit()
         if outcome is None:
-            if self.runtime.rank == 0:
-                (self.folder / REQUEUE).write_text("stopped on request; the same command goes on\n")
-            _log.info(f"stopped on request; the same command goes on. Run folder: {self.folder}")
+            ask_for_requeue(self.folder.path, self.runtime)
+            _log.info(f"stopped on request; the same command goes on. Run folder: {self.folder.path}")
             return False
-        save_weights(self.stage, self.folder / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
+        save_weights(self.stage, self.folder.path / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
         if self.runtime.rank == 0:
-            write_summary(self.folder, self._summary(outcome))
+            write_summary(self.folder.path, self._summary(outcome))
         _log.info(
             f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
-            f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder}"
+            f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder.path}"
         )
         return True
 

@@ -71,23 +71,23 @@ class Trainer:
             after_step=engine.steps,
             tensorboard=config.run.tensorboard,
         )
-        self._stopping = Stopping(self._runtime)
+        self._stopping = Stopping(self._runtime, apart=max(1, config.parallel.staleness or 0))
         self._stops = False
 
     def fit(self) -> Outcome | None:
         """All epochs that are left, with evaluations in between; None if all ranks stopped on request, after a
         checkpoint. Raises RunError, on every rank, where a loss or a weight is no number any more."""
         epochs, per_epoch = self._config.optim.epochs, self._loader.steps_per_epoch
-        test = self._evaluate(0) if epochs == 0 else {}
-        for epoch in range(self._engine.steps // per_epoch, epochs):
-            self._train_epoch(epoch)
-            if self._stops:
-                break
-            done = epoch + 1
-            if done % self._config.run.eval_every == 0 or done == epochs:
-                test = self._evaluate(done)
-            if self._checkpoint_is_due() and done < epochs:
-                self._save()
+        first, test = self._engine.steps // per_epoch, dict[str, Any]()
+        if epochs == 0 or (first > 0 and self._engine.steps % per_epoch == 0):
+            test = self._evaluate(first)  # a run that was interrupted may not have come to it
+        for epoch in range(first, epochs):
+            if not self._stops:
+                self._train_epoch(epoch)
+            if self._checkpoint_is_due() and epoch + 1 < epochs and not self._stops:
+                self._save()  # before the evaluation, which may be long
+            if not self._stops:
+                test = self._evaluate(epoch + 1)
         if self._stops:
             self._save()
         self._stopping.finish()
@@ -161,10 +161,15 @@ class Trainer:
         self._optimizers.update(parts)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
+        """After `epoch` epochs, if that is due then; nothing if the ranks stop before its end."""
+        if epoch % self._config.run.eval_every and epoch != self._config.optim.epochs:
+            return {}
         self._test_watch.start()
-        for x, y in self._loader.test_batches():
+        for x, y in self._until_stopped(self._loader.test_batches()):
             self._test_meter.add(self._engine.evaluate(x, y), self._engine.steps)
             self._test_watch.images += len(x)
+        if self._stops:
+            return {}
         self._row = self._start_row("test", epoch, {}, self._test_meter)
         self._test_watch.stop()
         test = self._finish_row()

@@ -1,6 +1,5 @@
 """The weights of the whole cascade in one file, under global names: `extractor.…`, `refiners.3.…`."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sidpar.errors import StorageError
+from sidpar.run_folder import publish
 from sidpar.stage import Stage
 from sidpar.transport import Transport
 
@@ -47,6 +47,6 @@ def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None)
             save_file(weights, temporary, header)
             shutil.copymode(path.parent, temporary)
             temporary.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner alone
-            os.replace(temporary, path)
+            publish(temporary, path)
         except (OSError, SafetensorError) as error:
             raise StorageError(path, OSError(str(error))) from error

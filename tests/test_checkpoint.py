@@ -25,7 +25,7 @@ TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/a/step": torch.te
 
 
 def progress(step: int) -> dict[str, Any]:
-    return {"step": step}
+    return {"step": step, "steps_per_epoch": 9, "seconds": 1.5, "images": 10, "resumed_at": []}
 
 
 def write(runtime: Runtime, folder: str, steps: list[int], asynchronous: bool) -> list[str]:
@@ -47,7 +47,7 @@ def test_the_newest_are_kept(ranks: int, asynchronous: bool, tmp_path: Path) -> 
         assert names == ["step_0000000015", "step_0000000020"], "and nothing besides"
     stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
     assert stored is not None
-    assert (stored.progress, skipped) == ({"step": 20}, [])
+    assert (stored.progress, skipped) == (progress(20), [])
     tensors = stored.read([f"model/{rank}" for rank in range(ranks)])
     assert [tensor.tolist() for tensor in tensors.values()] == [[200.0 + rank] * 3 for rank in range(ranks)]
 
@@ -67,14 +67,14 @@ def test_a_damaged_one_is_skipped_and_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".partial_4").mkdir()
     stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
     assert stored is not None
-    assert stored.progress == {"step": 2}
+    assert stored.progress == progress(2)
     assert len(skipped) == 1
     assert skipped[0].startswith("step_0000000003: __0_0.distcp has 50 of ")
     assert not (tmp_path / "checkpoints" / ".partial_4").exists(), "what a killed run left half-written is cleared away"
     checkpoints.save(TENSORS, progress(3))
     stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
     assert stored is not None
-    assert (stored.progress, skipped) == ({"step": 3}, [])
+    assert (stored.progress, skipped) == (progress(3), [])
 
 
 def test_no_checkpoint_is_no_mistake(tmp_path: Path) -> None:
@@ -112,11 +112,12 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     first, second = run_ranks(fill, 2, str(small_disk))
     assert first == second
     assert "the checkpoint of step 3 cannot be written to" in first[0]
-    assert "No space left on device" in first[0]
-    assert "The checkpoint step_0000000002 is kept: make room, and start the same command again" in first[1]
+    assert ", with 0.0 MiB free on the disk" in first[0]
+    assert shutil.disk_usage(small_disk).free > 900_000, "what could not be written is no longer in the way"
+    assert "The checkpoint step_0000000002 is kept: make room, or mend the disk, and start the same" in first[1]
     stored, skipped = find_newest(small_disk, Runtime.single("cpu"))
     assert stored is not None
-    assert (stored.progress, skipped) == ({"step": 2}, [])
+    assert (stored.progress, skipped) == (progress(2), [])
     assert stored.read(["model/1"])["model/1"].tolist() == [1.0] * 1000
 
 
@@ -135,7 +136,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None
     for text in failure.value.errors.values():
         assert "sidpar.errors.RunError: the checkpoint of step 8 cannot be written to" in text
         assert "File too large" in text
-        assert "There is no checkpoint yet: make room, and start the same command again" in text
+        assert "There is no checkpoint yet: make room, or mend the disk, and start the same" in text
     assert run(2, tmp_path / "run", *flags)
     assert run(2, tmp_path / "whole", *flags)
     assert difference(tmp_path / "run", tmp_path / "whole") == 0

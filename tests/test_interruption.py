@@ -16,8 +16,8 @@ from tests.harness import ROOT
 from tests.test_resume import difference
 
 FLAGS = ["--model.name", "wide_mlp", "--model.width", "64", "--model.num_refiners", "4", "--data.batch_size", "50"]
-FLAGS += ["--optim.epochs", "15", "--run.log_every", "5", "--checkpoint.every", "20", "--run.eval_every", "5"]
-"""435 steps, 29 in an epoch."""
+FLAGS += ["--optim.epochs", "7", "--run.log_every", "5", "--checkpoint.every", "20", "--run.eval_every", "7"]
+"""203 steps, 29 in an epoch."""
 
 
 def start(folder: Path, *launcher: str) -> "subprocess.Popen[str]":
@@ -75,7 +75,7 @@ def resumed_at(folder: Path) -> list[int]:
 
 def test_a_killed_rank_and_the_same_command_again(whole: Path, tmp_path: Path) -> None:
     job = start(tmp_path)
-    wait_for_step(tmp_path, 90, job)
+    wait_for_step(tmp_path, 45, job)
     os.kill(process_of(tmp_path, 1), signal.SIGKILL)
     status, output = finish(job)
     assert status != 0
@@ -84,7 +84,7 @@ def test_a_killed_rank_and_the_same_command_again(whole: Path, tmp_path: Path) -
     assert status == 0, output
     (step,) = resumed_at(tmp_path)
     assert f"resumed from step {step}: " in output
-    assert step >= 80
+    assert step >= 40
     assert step % 20 == 0
     assert difference(tmp_path, whole) == 0
 
@@ -92,7 +92,7 @@ def test_a_killed_rank_and_the_same_command_again(whole: Path, tmp_path: Path) -
 def test_a_killed_rank_without_a_person(whole: Path, tmp_path: Path) -> None:
     """torchrun starts all ranks again."""
     job = start(tmp_path, "--max-restarts=3")
-    wait_for_step(tmp_path, 90, job)
+    wait_for_step(tmp_path, 45, job)
     os.kill(process_of(tmp_path, 1), signal.SIGKILL)
     status, output = finish(job)
     assert status == 0, output
@@ -103,7 +103,7 @@ def test_a_killed_rank_without_a_person(whole: Path, tmp_path: Path) -> None:
 def test_sigterm_to_the_launcher(whole: Path, tmp_path: Path) -> None:
     """The launcher hands it on; all ranks stop after the same step, which is saved."""
     job = start(tmp_path)
-    wait_for_step(tmp_path, 90, job)
+    wait_for_step(tmp_path, 45, job)
     job.send_signal(signal.SIGTERM)
     status, output = finish(job)
     assert status != 0
@@ -119,7 +119,7 @@ def test_a_warning_to_one_rank_with_restarts(whole: Path, tmp_path: Path) -> Non
     """SLURM's SIGUSR1 reaches rank 1 alone. Its launcher, which does not know why the ranks ended, starts them again;
     they end with the same status at once. The next command begins a new launch, and goes on."""
     job = start(tmp_path, "--max-restarts=1")
-    wait_for_step(tmp_path, 90, job)
+    wait_for_step(tmp_path, 45, job)
     os.kill(process_of(tmp_path, 1), signal.SIGUSR1)
     status, output = finish(job)
     assert status != 0

@@ -21,7 +21,10 @@ LAYERS: list[tuple[str, list[str]]] = [
         ],
     ),
     ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
-    ("machine", ["device", "environment", "backends", "groups", "signals", "cut_off", "runtime", "clock", "memory"]),
+    (
+        "machine",
+        ["device", "environment", "backends", "groups", "rounds", "signals", "cut_off", "runtime", "clock", "memory"],
+    ),
     ("messages", ["traffic", "transport", "buckets", "links"]),
     ("engines", ["stage", "sections", "engines", "balance", "calibration"]),
     (
