@@ -83,7 +83,7 @@ def table(name: str, beliefs: torch.Tensor, class_names: Sequence[str], top: int
 
 
 def _pictures(given: Namespace) -> dict[Path, list[int]]:
-    """Which images each picture shows, in a folder that exists. Raises UsageError if it cannot be written, or is an image."""
+    """Which images each picture shows; makes the folder. Raises UsageError if one is an image or unwritable."""
     out = given.out or given.run / FOLDER
     if out.suffix.lower() == ".png":
         if len(given.images) > MOST:
