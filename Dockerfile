@@ -1,9 +1,11 @@
 # sidpar for GPUs, on the image of PyTorch that brings torch, torchvision, CUDA and NCCL.
 #
 #   docker build -t sidpar .
+#   mkdir -p runs
 #   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -v "$PWD/runs:/workspace/runs" sidpar
 #
-# trains the demo with one rank per GPU. What follows the image's name replaces the default arguments of torchrun:
+# trains the demo with one rank per GPU. Docker itself would make a missing runs/ root's. What follows the image's
+# name replaces the default arguments of torchrun:
 #
 #   docker run ... sidpar --standalone --nproc-per-node=4 -m sidpar.train --config /opt/sidpar/configs/cifar10.yaml ...
 #

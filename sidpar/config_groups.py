@@ -86,7 +86,8 @@ class DataConfig:
     image_size: int | None = None
     """image_folder: height and width that the square in the middle of each image is resized to; by default 64."""
     workers: int | None = None
-    """image_folder: processes of each rank that decode images ahead, by default 2; 0 for none."""
+    """image_folder: processes of each rank that decode training images ahead, and as many for test images; by
+    default 2; 0 for none."""
     label_noise: float = 0.0
     """Share of the training labels that are moved to another class, drawn by run.seed; label_noise.json in the run
     folder tells which."""

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ def table(name: str, beliefs: torch.Tensor, class_names: Sequence[str], top: int
 
 
 def _pictures(given: Namespace) -> dict[Path, list[int]]:
-    """Which images each picture shows, and its folder made. Raises UsageError if it cannot be."""
+    """Which images each picture shows; makes the folder. Raises UsageError if one is an image or unwritable."""
     out = given.out or given.run / FOLDER
     if out.suffix.lower() == ".png":
         if len(given.images) > MOST:
@@ -100,12 +100,30 @@ def _pictures(given: Namespace) -> dict[Path, list[int]]:
                 path = out / f"{image.stem}-{number}.png"
             pictures[path] = [k]
     try:
+        _spare(given.images, pictures)
         folder.mkdir(parents=True, exist_ok=True)
         for path in pictures:
-            path.touch()
+            _check_writable(path.resolve())
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error}") from error
     return pictures
+
+
+def _spare(images: Sequence[Path], pictures: Iterable[Path]) -> None:
+    """Raises UsageError if a picture would replace an image, by whatever name or link."""
+    files = {(found.st_dev, found.st_ino): image for image in images for found in [image.stat()]}
+    for path in pictures:
+        found = path.stat() if path.exists() else None
+        if found and (image := files.get((found.st_dev, found.st_ino))):
+            raise UsageError(f"the picture {path} would replace the image {image}: give another --out")
+
+
+def _check_writable(path: Path) -> None:
+    """Raises OSError if it is not. Leaves what is there, and no file where there is none."""
+    existed = path.exists()
+    path.open("ab").close()
+    if not existed:
+        path.unlink()
 
 
 if __name__ == "__main__":

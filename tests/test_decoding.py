@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sidpar.data.decoding import Paths, read_images
+from sidpar.data.image_file import read_image
+from sidpar.data.preprocessing import Preprocessing
 
 
 def save(path: Path, pixels: object, mode: str | None = None) -> str:
@@ -57,14 +59,62 @@ def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     assert torch.equal(image, torch.from_numpy(pixels).to(torch.uint8).permute(2, 0, 1))
 
 
+def oriented(path: Path, upright: Image.Image, orientation: int) -> str:
+    """A file that shows `upright` to those who follow its EXIF data, and its pixels otherwise to others."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    upright.transpose(turn).save(path, exif=exif)
+    return str(path)
+
+
+def test_images_are_held_as_their_exif_data_say(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8))
+    upright.save(tmp_path / "upright.png")
+    paths = [oriented(tmp_path / f"{n}.png", upright, n) for n in range(2, 9)]
+    expected, *found = read_images([str(tmp_path / "upright.png"), *paths], 16)
+    assert all(torch.equal(image, expected) for image in found)
+
+
+def test_exif_data_that_cannot_be_read_do_not_matter(tmp_path: Path) -> None:
+    """Photographs with such data are common, and their pixels are whole."""
+    image = Image.fromarray(np.full((8, 8, 3), 100, dtype=np.uint8))
+    image.save(tmp_path / "odd.png", exif=b"Exif\0\0 no TIFF header")
+    with pytest.raises(SyntaxError), Image.open(tmp_path / "odd.png") as file:
+        file.getexif()
+    assert (read_images([str(tmp_path / "odd.png")], 8) == 100).all()
+
+
+def test_one_image_is_read_as_training_reads_it(tmp_path: Path) -> None:
+    """What `predict` shows a network, and what `image_folder` has shown it: photographs on their sides, large, small,
+    of odd sizes."""
+    y, x = np.mgrid[:481, :643]
+    photograph = Image.fromarray(np.stack([x % 256, y % 256, (x + y) // 5 % 256], -1).astype(np.uint8))
+    paths = [oriented(tmp_path / "side.jpg", photograph, 6), str(tmp_path / "large.jpg"), str(tmp_path / "small.jpg")]
+    photograph.save(paths[1])
+    photograph.resize((17, 40)).save(paths[2])
+    seen = Preprocessing((3, 32, 32), ("a", "b"), 255, (0.0,) * 3, (1.0,) * 3)
+    images = read_images(paths, 32)
+    assert all(torch.equal(read_image(path, seen), image.float()) for path, image in zip(paths, images, strict=True))
+    assert (images[0].float() - images[1].float()).abs().mean() < 4, "the same photograph"
+
+
 def test_messages(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     whole = save(tmp_path / "whole.png", torch.randint(0, 256, (64, 64, 3)))
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
     for name, message in {
-        "text.png": r"text.png cannot be read as an image \(cannot identify image file .*\): repair or remove it",
-        "cut.png": r"cut.png cannot be read as an image \(.*truncated.*\): repair or remove it",
+        "text.png": r"text.png cannot be read as an image \(cannot identify image .*\): replace, repair or remove it",
+        "cut.png": r"cut.png cannot be read as an image \(.*truncated.*\): replace, repair or remove it",
         "gone.png": r"gone.png cannot be read as an image \(.*No such file.*\)",
         "deep.png": "deep.png has pixels of mode I;16, but they must have 8 bits per channel: convert the image",
     }.items():

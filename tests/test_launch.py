@@ -1,4 +1,4 @@
-"""launch/: what the scripts start, without a cluster. test_slurm.py runs them on one."""
+"""launch/: what the scripts start, without a cluster; test_slurm.py runs them on one. And the command for Docker."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def tools(tmp_path: Path) -> Path:
 
 def run(tools: Path, script: str, *arguments: str, **knobs: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": str(tools / "python"), **knobs}
-    command = [str(ROOT / "launch" / script), *arguments]
+    command = ["bash", str(ROOT / "launch" / script), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -110,3 +110,52 @@ def test_the_slurm_script_refuses(tools: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.fixture
+def slurm(tools: Path) -> Path:
+    """The same folder with SLURM's commands: srun fails, and leaves REQUEUE if it was told to by LEAVE."""
+    (tools / "srun").write_text('#!/bin/sh\n[ -z "$LEAVE" ] || touch "$RUN_DIR/REQUEUE"\nexit 1\n')
+    (tools / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
+    for name in ("srun", "scontrol"):
+        (tools / name).chmod(0o755)
+    return tools
+
+
+def test_a_job_comes_back_only_if_this_start_of_it_was_asked_to_stop(slurm: Path, tmp_path: Path) -> None:
+    """Not for ever, where one that has come back fails before its training begins."""
+    knobs = {**JOB, "SLURM_JOB_NODELIST": "a", "RUN_DIR": str(tmp_path)}
+    done = run(slurm, "slurm.sbatch", LEAVE="yes", **knobs)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "requeue 7")
+    assert (tmp_path / "REQUEUE").exists()
+    done = run(slurm, "slurm.sbatch", **knobs)
+    assert (done.returncode, "requeue" in done.stdout) == (1, False)
+
+
+@pytest.mark.parametrize(("cpus", "warned"), [("8", False), ("1", True)])
+def test_a_job_with_too_few_cpus_says_so(cpus: str, warned: bool, slurm: Path, tmp_path: Path) -> None:
+    knobs = {**JOB, "SLURM_JOB_NODELIST": "a", "RUN_DIR": str(tmp_path), "SLURM_CPUS_ON_NODE": cpus}
+    said = run(slurm, "slurm.sbatch", RANKS_PER_NODE="8", **knobs).stderr
+    assert ("8 ranks share 1 CPUs of a node: ask for more by --cpus-per-task" in said) == warned
+
+
+@pytest.mark.parametrize(
+    ("visible", "ranks"),
+    [(None, 3), ("0,2", 2), ("GPU-5d1a-1, 1", 2), ("", 4), ("-1", 4), ("1,-1,0", 1), ("NoDevFiles", 4)],
+)
+def test_local_counts_the_gpus_that_cuda_sees(visible: str | None, ranks: int, tools: Path) -> None:
+    (tools / "nvidia-smi").write_text('#!/bin/sh\nfor k in 0 1 2; do echo "GPU $k: some (UUID: GPU-$k)"; done\n')
+    (tools / "nvidia-smi").chmod(0o755)
+    done = run(tools, "local.sh", **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    assert f"--nproc-per-node={ranks} " in done.stdout
+
+
+def test_the_readme_and_the_dockerfile_run_the_same_command() -> None:
+    words = ["docker build -t sidpar .\n", "mkdir -p runs\n", 'docker run --rm --gpus all --ipc=host --user "$(id -u)']
+    found = []
+    for name in ("README.md", "Dockerfile"):
+        lines = [line.lstrip("# ") for line in (ROOT / name).read_text().splitlines(keepends=True)]
+        start = lines.index(words[0])
+        found.append(lines[start : start + 3])
+    assert found[0] == found[1]
+    assert all(line.startswith(word) for line, word in zip(found[0], words, strict=True))

@@ -1,5 +1,6 @@
 """The program from its command line to what it prints and draws, and how it reads image files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,41 @@ def test_where_it_draws(run: Path, digits: list[Path], tmp_path: Path, capsys: p
     assert names == ["digit_0-2.png", "digit_0-3.png", "digit_0.png"]
 
 
+@pytest.mark.parametrize("out", [".", "digit_1.png", "other/../digit_1.png", "hard.png", "links"])
+def test_no_image_is_replaced(
+    out: str, run: Path, digits: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever name, and nothing is written where one would be."""
+    folder = digits[0].parent
+    monkeypatch.chdir(folder)
+    (folder / "other").mkdir()
+    (folder / "hard.png").hardlink_to(digits[1])
+    (folder / "links").mkdir()
+    (folder / "links" / "digit_1.png").symlink_to(digits[1])
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    with pytest.raises(SystemExit) as ended:
+        main([str(run), *(path.name for path in digits), "--out", out])
+    assert ended.value.code == 2
+    assert re.search(
+        r"the picture \S+ would replace the image digit_[01].png: give another --out", capsys.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == before
+
+
+def test_what_fails_later_leaves_no_empty_pictures(
+    run: Path, digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UsageError("later")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "digit_0.png").write_text("of an earlier time")
+    monkeypatch.setattr("sidpar.predict.draw_predictions", fail)
+    with pytest.raises(SystemExit):
+        main([str(run), *map(str, digits), "--out", str(tmp_path / "out")])
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of an earlier time"]
+
+
 def test_the_classes_that_are_shown() -> None:
     """A favourite that was given up is shown, one that nobody believed in is not; the prediction comes first."""
     beliefs = torch.tensor([[0.2] * 5, [0.7, 0.1, 0.05, 0.05, 0.1], [0.0, 0.6, 0.15, 0.05, 0.2]])
@@ -131,10 +167,10 @@ def test_other_sizes_are_resized_and_cropped_around_the_centre(tmp_path: Path) -
     ("name", "message"),
     [
         ("nowhere.png", "there is no image .*nowhere.png"),
-        ("text.png", "text.png cannot be read as an image: cannot identify image file"),
-        ("cut.png", "cut.png cannot be read as an image: "),
-        ("folder", "folder cannot be read as an image: "),
-        ("deep.png", r"deep.png has more than 8 bits per channel \(mode I;16\): save it with 8"),
+        ("text.png", r"text.png cannot be read as an image \(cannot identify image file"),
+        ("cut.png", r"cut.png cannot be read as an image \("),
+        ("folder", r"folder cannot be read as an image \("),
+        ("deep.png", "deep.png has pixels of mode I;16, but they must have 8 bits per channel: convert"),
     ],
 )
 def test_files_that_are_no_images(name: str, message: str, tmp_path: Path) -> None:
@@ -158,7 +194,7 @@ def test_a_network_for_no_image_file() -> None:
         (["nowhere", "{digit}"], "sidpar.predict: error: there is no run folder nowhere"),
         (["{run}"], "the following arguments are required: IMAGE"),
         (["{run}", "nowhere.png"], "sidpar.predict: error: there is no image nowhere.png"),
-        (["{run}", "{run}/config.yaml"], "config.yaml cannot be read as an image: "),
+        (["{run}", "{run}/config.yaml"], "config.yaml cannot be read as an image ("),
         (["{run}", "{digit}", "--top", "0"], "--top must be at least 1, got 0"),
         (["{run}", "{digit}", "--out", "/dev/null/x"], "--out /dev/null/x cannot be written: "),
         (["{run}", *["{digit}"] * 61, "--out", "all.png"], "holds at most 60 images, got 61: give a folder"),

@@ -1,15 +1,27 @@
-"""Image files to pixels: RGB, uint8, all of one size."""
+"""Image files to pixels: grey or RGB, uint8, all of one size."""
 
+import struct
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from sidpar.errors import UsageError
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation that EXIF can name."""
 
 
 def read_images(paths: Sequence[str], size: int, *, exact: bool = False) -> Tensor:
@@ -24,30 +36,45 @@ def read_images(paths: Sequence[str], size: int, *, exact: bool = False) -> Tens
     """
     images = torch.empty((len(paths), 3, size, size), dtype=torch.uint8)
     for row, path in enumerate(paths):
-        pixels = np.array(_read(path, size, exact))
-        images[row] = torch.from_numpy(pixels).permute(2, 0, 1)
+        images[row] = decode(path, "RGB", (size, size), exact=exact)
     return images
 
 
-def _read(path: str, size: int, exact: bool) -> Image.Image:
+def decode(path: str, mode: Literal["L", "RGB"], size: tuple[int, int], *, exact: bool = False) -> Tensor:
+    """The image in this file, [1 or 3, height, width] in uint8: upright, resized until it covers `size`, and cropped
+    around its centre.
+
+    Args:
+        mode: grey or RGB.
+        size: width and height.
+        exact: refuse an image of another size in place of resizing it.
+
+    Raises UsageError that names a file which is not an image of 8 bits per channel.
+    """
     try:
         with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            if mode in _EIGHT_BITS and (not exact or (width, height) == (size, size)):
-                image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a half, a quarter, ...
-                return _square(image.convert("RGB"), size)
+            found, (width, height) = image.mode, image.size
+            if found in _EIGHT_BITS and (not exact or (width, height) == size):
+                # A large JPEG is decoded at a half, a quarter, ... Twice the larger side: it may lie on its side.
+                image.draft(None, (2 * max(size), 2 * max(size)))
+                upright = _upright(image, image.convert(mode))
+                pixels = np.array(ImageOps.fit(upright, size, Image.Resampling.BILINEAR))
+                return torch.from_numpy(pixels).view(size[1], size[0], -1).permute(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise UsageError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
-    if mode not in _EIGHT_BITS:
-        raise UsageError(f"{path} has pixels of mode {mode}, but they must have 8 bits per channel: convert the image")
-    raise UsageError(f"{path} has {width} x {height} pixels, but these images must have {size} x {size}: replace it")
+        raise UsageError(f"{path} cannot be read as an image ({error}): replace, repair or remove it") from error
+    if found not in _EIGHT_BITS:
+        raise UsageError(f"{path} has pixels of mode {found}, but they must have 8 bits per channel: convert the image")
+    needed = f"{size[0]} x {size[1]}"
+    raise UsageError(f"{path} has {width} x {height} pixels, but these images must have {needed}: replace it")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+def _upright(file: Image.Image, image: Image.Image) -> Image.Image:
+    """`image`, as the EXIF data of the file that it came from say to hold it."""
+    try:
+        orientation = file.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return image  # the pixels are whole, and what is wrong with the rest is not known to be about them
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 class Paths(Sequence[str]):
