@@ -1,7 +1,9 @@
 """A command line to a configuration: defaults < YAML < dotted flags, parsed by jsonargparse. No torch."""
 
+import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -9,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from sidpar.config import Config
-from sidpar.errors import UsageError
+from sidpar.errors import RunError, UsageError
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -40,6 +42,17 @@ def parse_with(parser: ArgumentParser, arguments: Sequence[str] | None) -> tuple
     except UsageError as error:
         parser.error(str(error))
     return config, {name: value for name, value in settings.items() if name not in (*names, "config")}
+
+
+@contextmanager
+def errors_in_one_line(program: str) -> Iterator[None]:
+    """What a person can mend is shown as one line, without a traceback: exit code 2 for a mistake, 1 for a run that
+    cannot go on."""
+    try:
+        yield
+    except (UsageError, RunError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
 
 
 def to_yaml(config: Config) -> str:

@@ -1,7 +1,8 @@
 """What a run says: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +14,7 @@ _LOGGERS = (_root, logging.getLogger("py.warnings"))
 
 def log_to_console(rank: int) -> None:
     """Rank 0's words on the standard output, beside the progress bar; of the others nothing."""
-    close_logs()
+    _close()
     _root.setLevel(logging.DEBUG)
     for logger in _LOGGERS:
         logger.propagate = False
@@ -32,8 +33,16 @@ def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> None:
         logger.addHandler(handler)
 
 
-def close_logs() -> None:
-    """Nothing more is said."""
+@contextmanager
+def closing_logs() -> Iterator[None]:
+    """Nothing more is said afterwards."""
+    try:
+        yield
+    finally:
+        _close()
+
+
+def _close() -> None:
     logging.captureWarnings(False)
     for logger in _LOGGERS:
         for handler in list(logger.handlers):

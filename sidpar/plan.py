@@ -5,7 +5,6 @@ a plan has written on another one. What messages cost is assumed, or measured wh
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from sidpar.batching import Share
 from sidpar.build import build_cascade, build_loader, load_dataset, measure_pieces
-from sidpar.command_line import config_parser, parse_with
+from sidpar.command_line import config_parser, errors_in_one_line, parse_with
 from sidpar.config import Config
 from sidpar.configured import configured
 from sidpar.cost_records import from_plain, to_plain
@@ -39,13 +38,10 @@ from sidpar.validation import at_least
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
     config, given = parse_with(_parser(), arguments)
-    try:
+    with errors_in_one_line("sidpar.plan"):
         wishes = Wishes.read(given)
         with _start(config, wishes) as runtime:
             _plan(config, wishes, runtime)
-    except UsageError as error:
-        print(f"sidpar.plan: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 @dataclass(frozen=True)

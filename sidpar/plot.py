@@ -1,13 +1,13 @@
 """`python -m sidpar.plot RUN...`: what runs have recorded as pictures, also while they run: curves over steps, accuracy
 by depth, and the beliefs about a few test samples."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from sidpar.belief_picture import Prediction, draw_predictions
 from sidpar.build import build_loader, load_dataset
+from sidpar.command_line import errors_in_one_line
 from sidpar.curves import draw_curves, draw_depth, label_of
 from sidpar.errors import UsageError
 from sidpar.inference import load, load_preprocessing
@@ -23,12 +23,8 @@ _EACH, _DPI = 2, 110
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw. A mistake ends the process with exit code 2 and one line that names it."""
-    given = _parser().parse_args(arguments)
-    try:
-        plot(given)
-    except UsageError as error:
-        print(f"sidpar.plot: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    with errors_in_one_line("sidpar.plot"):
+        plot(_parser().parse_args(arguments))
 
 
 def _parser() -> ArgumentParser:

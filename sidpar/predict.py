@@ -1,6 +1,5 @@
 """`python -m sidpar.predict RUN IMAGE...`: the class of each image, and how the belief in it evolves."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sidpar.belief_picture import Prediction, draw_predictions, leading_classes
+from sidpar.command_line import errors_in_one_line
 from sidpar.data.image_file import read_image
 from sidpar.errors import UsageError
 from sidpar.inference import load, load_preprocessing
@@ -22,12 +22,8 @@ _BATCH = 256
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and draw. A mistake ends the process with exit code 2 and one line that names it."""
-    given = _parser().parse_args(arguments)
-    try:
-        predict(given)
-    except UsageError as error:
-        print(f"sidpar.predict: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    with errors_in_one_line("sidpar.predict"):
+        predict(_parser().parse_args(arguments))
 
 
 def _parser() -> ArgumentParser:

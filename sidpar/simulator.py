@@ -2,8 +2,8 @@
 
 Messages behave as on NCCL, which is the stricter of the backends. A state goes from one rank to the next once its send
 has started and its receive is posted, and once all earlier messages of its group on either rank are over: NCCL runs a
-group's messages one after the other. The activations of a pipeline of backpropagation, whose receives torch posts
-ahead, go once they are sent. Collectives match by order: the k-th of a group on one rank with the k-th on every other.
+group's one by one. Activations of a pipeline of backpropagation, whose receives torch posts ahead, go once they are
+sent. Collectives match by order: the k-th of a group on one rank with the k-th on every other.
 
 With `rendezvous`, nothing is buffered and the host waits: a send keeps its rank until the message is over, for which
 its receive must be posted. A list that ends so cannot deadlock, however little a backend does by itself. What a rank
@@ -14,7 +14,6 @@ posted in one batch with the send just before them, as torch does, or neighbours
 
 The ranks are those of one cascade. Its replicas do the same at the same time, so the sums of refiners' gradients over
 them run one after the other on a group of each rank's own, from the backward that completes them on.
-
 A rank that waits is woken by what it waits for, and lists may be generators: for thousands of ranks, time is in
 proportion to the number of actions, and memory to what is under way.
 """

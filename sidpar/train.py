@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,12 +13,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from sidpar.auto import resolve
 from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
 from sidpar.checkpoint import find_newest
-from sidpar.command_line import parse
+from sidpar.command_line import errors_in_one_line, parse
 from sidpar.config import Config
 from sidpar.device import describe
 from sidpar.environment import read_environment
 from sidpar.errors import RunError, UsageError
-from sidpar.logs import close_logs, log_to_console, log_to_file
+from sidpar.logs import closing_logs, log_to_console, log_to_file
 from sidpar.network import build_alike
 from sidpar.run_folder import (
     WEIGHTS,
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments)
     if was_stopped(config, read_environment().launch):
         raise SystemExit(REQUEUE_STATUS)  # before the ranks wait for each other: some may have left already
-    try:
+    with errors_in_one_line("sidpar.train"), closing_logs():
         runtime = Runtime.start(
             backend=config.parallel.backend,
             device=config.parallel.device,
@@ -61,11 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log_to_console(runtime.rank)
         with runtime:
             finished = train(config, runtime)
-    except (UsageError, RunError) as error:
-        print(f"sidpar.train: error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from error
-    finally:
-        close_logs()
     if not finished:
         raise SystemExit(REQUEUE_STATUS)
 

@@ -74,10 +74,7 @@ class Execution:
             case Do.AWAIT_GATHER:
                 self._cut_features(self._pending.finish(Do.START_GATHER))
             case Do.START_BROADCAST:
-                features = detach(self._features[_known(m)]) if self._rank == 0 else None
-                self._pending.start(
-                    action, self._transport.broadcast_features(features, self._specs.features, self._size(m))
-                )
+                self._start_broadcast(action)
             case Do.AWAIT_BROADCAST:
                 self._features[_known(m)] = self._leaves(self._pending.finish(Do.START_BROADCAST, m))
             case Do.AWAIT_BROADCASTS_SENT:
@@ -125,6 +122,11 @@ class Execution:
             case Do.UPDATE_EXTRACTOR | Do.UPDATE_REFINERS:
                 assert self._update is not None, "only streams update within their schedule"
                 self._update(action.do)
+
+    def _start_broadcast(self, action: Action) -> None:
+        m = _known(action.microbatch)
+        features = detach(self._features[m]) if self._rank == 0 else None
+        self._pending.start(action, self._transport.broadcast_features(features, self._specs.features, self._size(m)))
 
     def check_finished(self) -> None:
         """Nothing of this batch is under way any more."""
