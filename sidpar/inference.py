@@ -6,12 +6,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sidpar.cascade import Cascade
-from sidpar.command_line import from_yaml
-from sidpar.config import Config
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.errors import UsageError
 from sidpar.network import build_network
-from sidpar.run_folder import CONFIG, WEIGHTS
+from sidpar.run_folder import CONFIG, WEIGHTS, read_config
 
 Shapes = dict[str, list[int]]
 
@@ -23,7 +21,7 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
     Raises UsageError if the folder does not hold a whole run, or if its weights are not those of its configuration.
     """
     folder = Path(run)
-    config, preprocessing = _read_config(folder), load_preprocessing(folder)
+    config, preprocessing = read_config(folder), load_preprocessing(folder)
     cascade = build_network(config, preprocessing.image_shape, preprocessing.num_classes)
     path = folder / WEIGHTS
     with safe_open(path, framework="pt", device="cpu") as file:
@@ -35,7 +33,7 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
 
 def load_preprocessing(run: str | Path) -> Preprocessing:
     """What a run's network was trained to see: shape and scale of images, names of classes. Raises UsageError."""
-    _read_config(Path(run))
+    read_config(Path(run))
     path = Path(run) / WEIGHTS
     if not path.exists():
         raise UsageError(
@@ -55,18 +53,6 @@ def load_preprocessing(run: str | Path) -> Preprocessing:
         return Preprocessing.from_json(header["preprocessing"])
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: `preprocessing` in its header cannot be read ({error})") from error
-
-
-def _read_config(folder: Path) -> Config:
-    if not folder.is_dir():
-        raise UsageError(f"there is no run folder {folder}")
-    path = folder / CONFIG
-    if not path.exists():
-        raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
-    try:
-        return from_yaml(path.read_text())
-    except (UsageError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
 
 
 def _compare(expected: Shapes, found: Shapes, path: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidpar.command_line import from_yaml
 from sidpar.config import Config
 from sidpar.errors import UsageError
-from sidpar.run_folder import CONFIG, METRICS
+from sidpar.run_folder import METRICS, read_config
 
 MOST = 2000
 """Rows of each kind that are read; more than a picture has room for."""
@@ -51,12 +50,7 @@ class Recorded:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises UsageError if it is not a run folder, or holds no measures, or broken ones."""
-        try:
-            config = from_yaml((folder / CONFIG).read_text())
-        except (OSError, UnicodeDecodeError, UsageError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-            raise UsageError(f"{folder} is not a run folder ({reason}): give one that sidpar.train wrote") from error
-        return cls(folder, config, _read(folder / METRICS))
+        return cls(folder, read_config(folder), _read(folder / METRICS))
 
     @property
     def name(self) -> str:

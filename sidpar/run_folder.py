@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 import yaml
 
-from sidpar.command_line import to_yaml
+from sidpar.command_line import from_yaml, to_yaml
 from sidpar.config import Config
 from sidpar.data.label_noise import MovedLabels
 from sidpar.environment import Launch
@@ -46,6 +46,19 @@ def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
     if problem is not None:
         raise UsageError(problem)
     return RunFolder(Path(name), state)
+
+
+def read_config(folder: Path) -> Config:
+    """The settings of a run, finished or not. Raises UsageError."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no run folder {folder}")
+    path = folder / CONFIG
+    if not path.exists():
+        raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
+    try:
+        return from_yaml(path.read_text())
+    except (UsageError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
 
 
 class OpenFolder:

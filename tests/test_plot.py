@@ -200,10 +200,7 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--samples", "3", "360"], "--samples 360 is not in the test set, which has 360 images: give 0..359"),
         (["--samples", "-1"], "--samples -1 is negative: the test set is numbered from 0"),
-        (
-            ["nowhere"],
-            "nowhere is not a run folder (No such file or directory): give one that sidpar.train wrote",
-        ),
+        (["nowhere"], "there is no run folder nowhere"),
         (["--out", "{run}/config.yaml"], "--out {run}/config.yaml cannot be made: File exists"),
     ],
     ids=["range", "negative", "nowhere", "out"],
@@ -248,5 +245,5 @@ def test_no_metrics_and_no_settings(copy: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\): the run has not measured"):
         Recorded.read(copy)
     (copy / CONFIG).write_text("optim: {lr: fast}")
-    with pytest.raises(UsageError, match=r"copy is not a run folder \(.*lr"):
+    with pytest.raises(UsageError, match=r"config.yaml cannot be read: .*lr"):
         Recorded.read(copy)
