@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from sidpar.errors import RunError, UsageError
 from sidpar.run_folder import CHECKPOINTS, publish, sync
 from sidpar.runtime import Runtime
 
-PROGRESS = "progress.json"
+PROGRESS, _METADATA, _CHECKSUM = "progress.json", ".metadata", ".crc32"
 _ALONE = "torch.distributed is disabled, unavailable or uninitialized"
 _PARTIAL, _OLD = ".partial_", ".old_"
 
@@ -56,29 +58,20 @@ class Stored:
         return {name: (e.size, e.properties.dtype) for name, e in entries if isinstance(e, TensorStorageMetadata)}
 
     def fault(self) -> str | None:
-        """Why this checkpoint is not whole, or not one of ours; None if it is."""
-        try:
-            step = int(self.progress["step"])
-            missing = {"steps_per_epoch", "seconds", "images", "resumed_at"} - self.progress.keys()
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            return f"{PROGRESS} cannot be read ({error!r})"
+        """Why this checkpoint is not whole, or not one of ours; None if it is. Reads all of it."""
+        fault = _fault(self.path / PROGRESS) or _fault(self.path / _METADATA)
+        if fault is not None:
+            return fault
+        missing = {"data", "seconds", "images", "resumed_at"} - self.progress.keys()
         if missing:
             return f"{PROGRESS} does not tell {', '.join(sorted(missing))}"
-        if self.path != _place(self.path.parent, step):
-            return f"{PROGRESS} speaks of step {step}"
+        if self.path != _place(self.path.parent, self.progress["step"]):
+            return f"{PROGRESS} speaks of step {self.progress['step']}"
         try:
-            parts = list(self._metadata.storage_data.values())
-        except Exception as error:  # whatever a damaged pickle may raise
-            return f".metadata cannot be read ({error!r})"
-        sizes: dict[str, int] = {}
-        for part in parts:
-            sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), part.offset + part.length)
-        for name, size in sizes.items():
-            file = self.path / name
-            found = file.stat().st_size if file.exists() else None
-            if found is None or found < size:
-                return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
-        return None
+            files = {part.relative_path for part in self._metadata.storage_data.values()}
+        except Exception as error:  # whatever the pickle of another torch may raise
+            return f"{_METADATA} cannot be read ({error!r})"
+        return next((fault for file in sorted(files) if (fault := _fault(self.path / file))), None)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names, on the CPU. Sends no message."""
@@ -102,7 +95,7 @@ def find_newest(run_folder: Path, runtime: Runtime) -> tuple[Stored | None, list
     Raises UsageError on every rank if there are checkpoints, but no whole one.
     """
     folder = run_folder / CHECKPOINTS
-    found, skipped = runtime.from_root("newest checkpoint", _scan(folder) if runtime.rank == 0 else None)
+    found, skipped = runtime.from_root("newest checkpoint", _find(folder) if runtime.rank == 0 else None)
     if found is None and skipped:
         raise UsageError(
             f"no checkpoint in {folder} is whole: {'; '.join(skipped)}. Remove them to train from the beginning"
@@ -110,9 +103,7 @@ def find_newest(run_folder: Path, runtime: Runtime) -> tuple[Stored | None, list
     return None if found is None else Stored(Path(found)), skipped
 
 
-def _scan(folder: Path) -> tuple[str | None, list[str]]:
-    for leftover in [*folder.glob(f"{_PARTIAL}*"), *folder.glob(f"{_OLD}*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+def _find(folder: Path) -> tuple[str | None, list[str]]:
     skipped: list[str] = []
     for path in reversed(_paths(folder)):
         fault = Stored(path).fault()
@@ -123,8 +114,8 @@ def _scan(folder: Path) -> tuple[str | None, list[str]]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """In the order of their steps, the names of which have as many digits."""
-    return sorted(folder.glob("step_*"))
+    """In the order of their steps, the names of which have as many digits. Copies under other names are not ours."""
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{10}", path.name))
 
 
 class Checkpoints:
@@ -132,7 +123,9 @@ class Checkpoints:
 
     All ranks write at once, each a part, to a folder that gets its name when everything is on the disk: a checkpoint is
     visible whole or not at all. One at a time is written, by a thread of its own if `asynchronous`, from a copy of the
-    tensors in host memory.
+    tensors in host memory. Each file has a checksum beside it, because disks lose bytes later.
+
+    Made once the run folder is this job's own: what a killed run has left half-written there is removed.
     """
 
     def __init__(self, run_folder: Path, runtime: Runtime, *, keep: int, asynchronous: bool) -> None:
@@ -145,6 +138,9 @@ class Checkpoints:
         self._step = 0
         if runtime.groups is None:  # for good: the thread that writes must not change filters now and then
             warnings.filterwarnings("ignore", _ALONE)
+        if runtime.rank == 0:
+            for leftover in [*self._folder.glob(f"{_PARTIAL}*"), *self._folder.glob(f"{_OLD}*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Write this rank's `tensors`; names may be told by one rank only. `progress`, with the `step`, is rank 0's.
@@ -202,6 +198,8 @@ class Checkpoints:
         """On rank 0, once all ranks have written: make the checkpoint visible, and forget the oldest ones."""
         (partial / PROGRESS).write_text(json.dumps(progress))
         sync(partial / PROGRESS)
+        for name in (PROGRESS, _METADATA):
+            _keep_checksum(partial / name)
         final = _place(self._folder, progress["step"])
         for later in [path for path in _paths(self._folder) if path >= final]:  # found damaged, or they were taken
             _remove(later)
@@ -219,7 +217,10 @@ class _Writer(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         with _telling_space(Path(self.path)):
-            return super().write_data(plan, planner)
+            written = super().write_data(plan, planner)
+            for name in {result.storage_data.relative_path for result in written.wait()}:
+                _keep_checksum(Path(self.path) / name)
+            return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         with _telling_space(Path(self.path)):
@@ -235,6 +236,37 @@ def _telling_space(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(folder).free / 2**20
         raise OSError(f"{_reason(error)}, with {free:.1f} MiB free on the disk") from error
+
+
+def _keep_checksum(file: Path) -> None:
+    """Beside the file, which was just written."""
+    beside = _beside(file)
+    beside.write_bytes(_checksum(file))
+    sync(beside)
+
+
+def _fault(file: Path) -> str | None:
+    """Why the bytes of a file are not those that were written; None if they are."""
+    try:
+        return (
+            None if _beside(file).read_bytes() == _checksum(file) else f"{file.name} is damaged: its checksum differs"
+        )
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name + _CHECKSUM)
+
+
+def _checksum(file: Path) -> bytes:
+    total = 0
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}".encode()
 
 
 def _place(folder: Path, step: int) -> Path:

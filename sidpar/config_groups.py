@@ -42,6 +42,11 @@ class RunConfig:
     """Write TensorBoard's events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or len(self.name) > 200:
+            raise UsageError(
+                f"run.name is part of a folder's name, so it must have 1 to 200 characters and no slash, got "
+                f"{self.name!r}: choose another, or say by run.dir where the run is to be"
+            )
         at_least("run.seed", self.seed, 0)
         at_least("run.log_every", self.log_every, 1)
         at_least("run.eval_every", self.eval_every, 1)

@@ -21,16 +21,22 @@ def log_to_console(rank: int) -> None:
         logger.addHandler(_Console() if rank == 0 else logging.NullHandler())
 
 
-def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> None:
-    """And this rank's words in a file of its own, with warnings of every library; `step` tells the steps done."""
-    (folder / FOLDER).mkdir(exist_ok=True)
+def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> str | None:
+    """And this rank's words in a file of its own, with warnings of every library; `step` tells the steps done. What is
+    wrong with the file, if anything, is for all ranks to know."""
+    path = folder / FOLDER / f"rank_{rank}.log"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror}): mend the folder, or choose another run.dir"
     _root.setLevel(logging.DEBUG)
-    handler = logging.FileHandler(folder / FOLDER / f"rank_{rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s step %(step)d  %(message)s"))
     handler.addFilter(_with_step(step))
     logging.captureWarnings(True)
     for logger in _LOGGERS:
         logger.addHandler(handler)
+    return None
 
 
 @contextmanager

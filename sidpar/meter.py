@@ -34,6 +34,11 @@ class Meter:
         self._samples = 0
         self._first_bad = torch.full((len(self._alphas),), _NEVER, device=self._runtime.device)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since the last reading."""
+        return self._samples == 0
+
     def add(self, result: StepResult, step: int = 0) -> None:
         """One batch, the one of this step. Does not wait for the device."""
         measures = result.measures()

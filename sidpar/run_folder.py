@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import json
 import math
 import os
@@ -50,15 +51,16 @@ def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
 
 def read_config(folder: Path) -> Config:
     """The settings of a run, finished or not. Raises UsageError."""
-    if not folder.is_dir():
-        raise UsageError(f"there is no run folder {folder}")
     path = folder / CONFIG
-    if not path.exists():
-        raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
     try:
-        return from_yaml(path.read_text())
+        is_folder = folder.is_dir()
+        if is_folder and path.exists():
+            return from_yaml(path.read_text())
     except (UsageError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not is_folder:
+        raise UsageError(f"there is no run folder {folder}")
+    raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
 
 
 class OpenFolder:
@@ -132,27 +134,36 @@ def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
     path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
     if path is None:
         return f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}", "new", None
+    try:
+        state, problem = _state(path, config)
+    except OSError as error:
+        state, problem = "begun", f"run.dir={path} cannot be used ({error.strerror}): choose another folder"
+    return str(path), state, problem
+
+
+def _state(path: Path, config: Config) -> tuple[str, str | None]:
     taken = [name for name in (CONFIG, METRICS, TENSORBOARD, SUMMARY, WEIGHTS, CHECKPOINTS) if (path / name).exists()]
     if not taken:
-        return str(path), "new", None
+        return "new", None
     try:
         there = yaml.safe_load((path / CONFIG).read_text())
         differences = config.differences(there)
     except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         holds = f"already holds a run ({', '.join(taken)}), but no {CONFIG} that can be read ({error!r})"
-        return str(path), "begun", f"run.dir={path} {holds}: choose another folder, or remove it"
+        return "begun", f"run.dir={path} {holds}: choose another folder, or remove it"
     if differences:
         other = f"run.dir={path} holds a run with other settings ({'; '.join(differences)})"
-        return str(path), "begun", f"{other}: choose another folder, or start it with the settings of its {CONFIG}"
-    if (path / SUMMARY).exists():
-        return str(path), "complete", None
-    return str(path), "begun", None
+        return "begun", f"{other}: choose another folder, or start it with the settings of its {CONFIG}"
+    return "complete" if {SUMMARY, WEIGHTS} <= set(taken) else "begun", None
 
 
 def was_stopped(config: Config, launch: Launch) -> bool:
     """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
     path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
-    return path is not None and _names(path / REQUEUE, launch)
+    try:
+        return path is not None and _names(path / REQUEUE, launch)
+    except OSError:  # a folder that cannot be used is refused by `find_run_folder`, with the other ranks
+        return False
 
 
 def ask_for_requeue(path: Path, runtime: Runtime) -> None:
@@ -164,7 +175,7 @@ def ask_for_requeue(path: Path, runtime: Runtime) -> None:
 
 def _earlier(name: str, launch: Launch) -> Path | None:
     """The folder that this launch has made before torchrun started the ranks again."""
-    marks = Path("runs").glob(f"{name}-*/{LAUNCH}")
+    marks = Path("runs").glob(f"{glob.escape(name)}-*/{LAUNCH}")
     return next((mark.parent for mark in marks if _names(mark, launch)), None)
 
 

@@ -182,6 +182,12 @@ class Runtime:
             values.append(json.loads(self.store.get(f"{key}/{rank}")))
         return values
 
+    def raise_together(self, what: str, problem: str | None) -> None:
+        """Raises UsageError, the same on every rank, if one of them has a problem; all ranks call it."""
+        problems = [found for found in self.exchange(what, problem) if found is not None]
+        if problems:
+            raise UsageError(problems[0])
+
     def from_root(self, what: str, mine: Any) -> Any:
         """Rank 0's value on every rank."""
         return self.exchange(what, mine if self.rank == 0 else None)[0]

@@ -113,10 +113,11 @@ class Run:
         stored, skipped = find_newest(folder.path, runtime)
         if stored is not None:
             check_sight(folder.path, runtime)
-            check_fits(stored, self.stage, loader.steps_per_epoch)
+            check_fits(stored, self.stage, loader.traits)
         self.folder = OpenFolder(folder, config, runtime)
         write_label_noise(self.folder.path, dataset.moved, runtime)
-        log_to_file(self.folder.path, runtime.rank, lambda: engine.steps)
+        problem = log_to_file(self.folder.path, runtime.rank, lambda: engine.steps)
+        runtime.raise_together("problem with the log", problem)
         for reason in skipped:
             _log.warning(f"a checkpoint is skipped: {reason}")
         self.trainer = Trainer(engine, loader, config, self.folder.path, stored)

@@ -150,10 +150,13 @@ class Trainer:
     def _log_training(self, epoch: int) -> None:
         step = self._engine.steps
         if step % self._config.run.log_every == 0 or step == self._config.optim.epochs * self._loader.steps_per_epoch:
-            rate = self._config.optim.lr * self._rate(step - 1)
             # Written at the next row or at the end of the epoch: nobody waits here for the ranks behind.
             self._finish_row()
-            self._row = self._start_row("train", epoch + 1, {"learning_rate": rate}, self._train_meter)
+            self._start_training_row(epoch)
+
+    def _start_training_row(self, epoch: int) -> None:
+        rate = self._config.optim.lr * self._rate(self._engine.steps - 1)
+        self._row = self._start_row("train", epoch + 1, {"learning_rate": rate}, self._train_meter)
 
     def _update(self, parts: Collection[str]) -> None:
         if self._config.optim.clip is not None:
@@ -188,12 +191,15 @@ class Trainer:
         self._finish_row()
         bad = not self._state.all_finite()
         if self._runtime.start_request(bad)():
+            if not self._train_meter.is_empty:  # a loss was no number before the weights were: it is named
+                self._start_training_row((step - 1) // self._loader.steps_per_epoch)
+                self._finish_row()
             names = self._runtime.exchange("parts that are no numbers", self._state.not_finite())
             rank = next(rank for rank, parts in enumerate(names) if parts)
             raise self._diverged(f"the weights of {names[rank][0]} (rank {rank}) are not finite after step {step}")
         progress = {
             "step": step,
-            "steps_per_epoch": self._loader.steps_per_epoch,
+            "data": self._loader.traits,
             "seconds": self._train_watch.now(),
             "images": self._train_watch.images,
             "resumed_at": self._resumed_at,

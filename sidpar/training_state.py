@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,7 @@ class TrainingState:
         own = self._stage.state_dict()
         wanted = [name for name in stored.shapes if _subject(name) in own or _subject(name) == f"rank {runtime.rank}"]
         tensors, problem = _try_to_read(stored, wanted)
-        problems = [found for found in runtime.exchange("problem with the checkpoint", problem) if found is not None]
-        if problems:
-            raise UsageError(problems[0])
+        runtime.raise_together("problem with the checkpoint", problem)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[MODEL + name])
@@ -82,8 +81,12 @@ class TrainingState:
         return writes
 
 
-def check_fits(stored: Stored, stage: Stage, steps_per_epoch: int) -> None:
-    """Raises UsageError, the same on every rank, if a checkpoint is that of another network or dataset."""
+def check_fits(stored: Stored, stage: Stage, data: Mapping[str, Any]) -> None:
+    """Raises UsageError, the same on every rank, if a checkpoint is that of another network or dataset.
+
+    Args:
+        data: the dataset's traits.
+    """
     here = {MODEL + name: list(tensor.shape) for name, tensor in stage.skeleton.state_dict().items()}
     there = {name: list(shape) for name, (shape, _) in stored.shapes.items() if name.startswith(MODEL)}
     for name in sorted(here.keys() | there.keys()):
@@ -93,10 +96,14 @@ def check_fits(stored: Stored, stage: Stage, steps_per_epoch: int) -> None:
                 f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here. Train the same network, or "
                 "choose another run.dir"
             )
-    if stored.progress["steps_per_epoch"] != steps_per_epoch:
+    before = stored.progress["data"]
+    changed = [
+        f"{trait}: {before.get(trait)} there, {data[trait]} here" for trait in data if before.get(trait) != data[trait]
+    ]
+    if changed:
         raise UsageError(
-            f"the checkpoint {stored.path} is that of a training set with {stored.progress['steps_per_epoch']} steps "
-            f"in an epoch, but this one has {steps_per_epoch}: train with the same data, or choose another run.dir"
+            f"the checkpoint {stored.path} is that of other data ({'; '.join(changed)}): train with the same data, or "
+            "choose another run.dir"
         )
 
 

@@ -6,8 +6,10 @@ import io
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -56,6 +58,7 @@ SETTINGS = {
     "--checkpoint.keep 0": "checkpoint.keep must be at least 1, got 0",
     "--checkpoint.every 0 --checkpoint.keep 5": "checkpoint.keep=5 would have no effect, because checkpoint.every=0",
     "--run.log_every 0": "run.log_every must be at least 1, got 0",
+    "--run.name a/b": "run.name is part of a folder's name, so it must have 1 to 200 characters and no slash, got",
     "--run.seed -1": "run.seed must be at least 0, got -1",
     "--config {tmp}/none.yaml": "none.yaml",
     "--config {tmp}/broken.yaml": "Problems parsing config: while parsing a flow node",
@@ -91,14 +94,16 @@ FOLDERS = {
     "--run.dir {tmp}/file/run": "cannot be written",
     "--run.dir {tmp}/foreign": "already holds a run (metrics.jsonl), but no config.yaml that can be read",
     "--run.dir {tmp}/begun --optim.lr 0.5": "holds a run with other settings (optim.lr: 0.001 there, 0.5 here)",
-    "--run.dir {tmp}/truncated": "step_0000000003: __0_0.distcp has 100 of",
+    "--run.dir {tmp}/truncated": "step_0000000003: __0_0.distcp is damaged: its checksum differs",
     "--run.dir {tmp}/missing": "step_0000000003: __1_0.distcp is missing",
-    "--run.dir {tmp}/garbage": "step_0000000003: .metadata cannot be read",
-    "--run.dir {tmp}/no_progress": "step_0000000003: progress.json cannot be read",
+    "--run.dir {tmp}/garbage": "step_0000000003: .metadata is damaged: its checksum differs",
+    "--run.dir {tmp}/no_progress": "step_0000000003: progress.json is damaged: its checksum differs",
     "--run.dir {tmp}/renamed": "step_0000000005: progress.json speaks of step 3",
-    "--run.dir {tmp}/scrambled": "cannot be read",
+    "--run.dir {tmp}/scrambled": "step_0000000003: __0_0.distcp is damaged: its checksum differs",
+    "--run.dir {tmp}/unsealed": "step_0000000003: __1_0.distcp.crc32 is missing",
+    "--run.dir {tmp}/untold": "step_0000000003: progress.json does not tell data",
     "--run.dir {tmp}/narrow": "is that of another network: extractor.1.bias is [16] there and [8] here",
-    "--run.dir {tmp}/longer": "is that of a training set with 99 steps in an epoch, but this one has 3",
+    "--run.dir {tmp}/other_data": "is that of other data (training images: 99 there, 1437 here)",
 }
 
 MISTAKES = SETTINGS | TOPOLOGY | DATA | FOLDERS
@@ -128,9 +133,13 @@ def damage_run(source: Path, target: Path, harm: Callable[[Path], object]) -> No
     harm(target / "checkpoints" / "step_0000000003")
 
 
-def set_steps_per_epoch(checkpoint: Path) -> None:
+def change_progress(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Into another one that is whole."""
     progress = json.loads((checkpoint / "progress.json").read_text())
-    (checkpoint / "progress.json").write_text(json.dumps(progress | {"steps_per_epoch": 99}))
+    change(progress)
+    content = json.dumps(progress).encode()
+    (checkpoint / "progress.json").write_bytes(content)
+    (checkpoint / "progress.json.crc32").write_text(f"{zlib.crc32(content):08x}")
 
 
 def scramble(checkpoint: Path) -> None:
@@ -168,7 +177,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     damage_run(begun, tmp / "no_progress", lambda path: (path / "progress.json").write_text("{"))
     damage_run(begun, tmp / "renamed", lambda path: path.rename(path.with_name("step_0000000005")))
     damage_run(begun, tmp / "scrambled", scramble)
-    damage_run(begun, tmp / "longer", set_steps_per_epoch)
+    damage_run(begun, tmp / "unsealed", lambda path: (path / "__1_0.distcp.crc32").unlink())
+    damage_run(begun, tmp / "untold", lambda path: change_progress(path, lambda progress: progress.pop("data")))
+    other = {"training images": 99}
+    damage_run(begun, tmp / "other_data", lambda path: change_progress(path, lambda told: told["data"].update(other)))
     shutil.copytree(tmp / "wide", tmp / "narrow")
     shutil.copy(begun / "config.yaml", tmp / "narrow")
     before = sorted(tmp.rglob("*"))

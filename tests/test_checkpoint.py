@@ -4,7 +4,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from sidpar.train import train
 from tests.harness import RankError, run_ranks
 from tests.test_resume import SMALL, difference, run
 
+ALONE = Runtime.single("cpu")
 TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/a/step": torch.tensor(7.0)}
 
 
 def progress(step: int) -> dict[str, Any]:
-    return {"step": step, "steps_per_epoch": 9, "seconds": 1.5, "images": 10, "resumed_at": []}
+    return {"step": step, "data": {"classes": 3}, "seconds": 1.5, "images": 10, "resumed_at": []}
 
 
 def write(runtime: Runtime, folder: str, steps: list[int], asynchronous: bool) -> list[str]:
@@ -45,7 +46,7 @@ def write(runtime: Runtime, folder: str, steps: list[int], asynchronous: bool) -
 def test_the_newest_are_kept(ranks: int, asynchronous: bool, tmp_path: Path) -> None:
     for names in run_ranks(write, ranks, str(tmp_path), [5, 10, 15, 20], asynchronous):
         assert names == ["step_0000000015", "step_0000000020"], "and nothing besides"
-    stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
+    stored, skipped = find_newest(tmp_path, ALONE)
     assert stored is not None
     assert (stored.progress, skipped) == (progress(20), [])
     tensors = stored.read([f"model/{rank}" for rank in range(ranks)])
@@ -53,32 +54,61 @@ def test_the_newest_are_kept(ranks: int, asynchronous: bool, tmp_path: Path) -> 
 
 
 def alone(folder: Path, **options: Any) -> Checkpoints:
-    runtime = Runtime.single("cpu")
-    return Checkpoints(folder, runtime, **{"keep": 3, "asynchronous": False, **options})
+    return Checkpoints(folder, ALONE, **{"keep": 3, "asynchronous": False, **options})
 
 
-def test_a_damaged_one_is_skipped_and_told(tmp_path: Path) -> None:
-    """Cut short by a disk, say; the one before it is taken. Saved again, it is whole again."""
+def cut(file: Path) -> None:
+    os.truncate(file, 50)
+
+
+def flip(file: Path) -> None:
+    """A bit of the last tensor."""
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_a_damaged_one_is_skipped_and_told(harm: Callable[[Path], None], tmp_path: Path) -> None:
+    """By a disk, say; the one before it is taken. Saved again, it is whole again."""
     checkpoints = alone(tmp_path)
     for step in (1, 2, 3):
         checkpoints.save(TENSORS, progress(step))
-    newest = tmp_path / "checkpoints" / "step_0000000003"
-    os.truncate(newest / "__0_0.distcp", 50)
-    (tmp_path / "checkpoints" / ".partial_4").mkdir()
-    stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
+    harm(tmp_path / "checkpoints" / "step_0000000003" / "__0_0.distcp")
+    stored, skipped = find_newest(tmp_path, ALONE)
     assert stored is not None
     assert stored.progress == progress(2)
-    assert len(skipped) == 1
-    assert skipped[0].startswith("step_0000000003: __0_0.distcp has 50 of ")
-    assert not (tmp_path / "checkpoints" / ".partial_4").exists(), "what a killed run left half-written is cleared away"
+    assert skipped == ["step_0000000003: __0_0.distcp is damaged: its checksum differs"]
     checkpoints.save(TENSORS, progress(3))
-    stored, skipped = find_newest(tmp_path, Runtime.single("cpu"))
+    stored, skipped = find_newest(tmp_path, ALONE)
     assert stored is not None
     assert (stored.progress, skipped) == (progress(3), [])
 
 
+def test_what_a_killed_run_has_left_half_written_is_removed(tmp_path: Path) -> None:
+    """By the job whose folder it is, not by one that only looks: another may be writing there."""
+    partial = tmp_path / "checkpoints" / ".partial_4"
+    partial.mkdir(parents=True)
+    find_newest(tmp_path, ALONE)
+    assert partial.exists()
+    alone(tmp_path)
+    assert not partial.exists()
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = alone(tmp_path, keep=1)
+    checkpoints.save(TENSORS, progress(1))
+    first = tmp_path / "checkpoints" / "step_0000000001"
+    copies = [first.with_name(name) for name in ("step_best", "step_0000000001.bak")]
+    for copy in copies:
+        shutil.copytree(first, copy)
+    checkpoints.save(TENSORS, progress(2))
+    assert not first.exists()
+    assert all(copy.exists() for copy in copies)
+
+
 def test_no_checkpoint_is_no_mistake(tmp_path: Path) -> None:
-    assert find_newest(tmp_path, Runtime.single("cpu")) == (None, [])
+    assert find_newest(tmp_path, ALONE) == (None, [])
 
 
 @pytest.fixture
@@ -115,7 +145,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     assert ", with 0.0 MiB free on the disk" in first[0]
     assert shutil.disk_usage(small_disk).free > 900_000, "what could not be written is no longer in the way"
     assert "The checkpoint step_0000000002 is kept: make room, or mend the disk, and start the same" in first[1]
-    stored, skipped = find_newest(small_disk, Runtime.single("cpu"))
+    stored, skipped = find_newest(small_disk, ALONE)
     assert stored is not None
     assert (stored.progress, skipped) == (progress(2), [])
     assert stored.read(["model/1"])["model/1"].tolist() == [1.0] * 1000
@@ -149,13 +179,17 @@ def diverge(runtime: Runtime, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--optim.name", "sgd", "--optim.lr", "1e20", "--checkpoint.every", "1"], "the weights of extractor (rank 0)"),
+        (["--optim.name", "sgd", "--optim.lr", "1e60", "--checkpoint.every", "1"], "the weights of extractor (rank 0)"),
+        (
+            ["--optim.name", "sgd", "--optim.lr", "1e30", "--checkpoint.every", "4", "--run.log_every", "50"],
+            "the loss of refiner 0 (rank 0) is not finite at step 2",
+        ),
         (
             ["--model.builder", "tests.own_networks:failing", "--checkpoint.every", "4"],
             "the loss of refiner 2 (rank 1) is not finite at step 6. The checkpoint step_0000000004 is kept.",
         ),
     ],
-    ids=["weights", "loss"],
+    ids=["weights", "loss before weights", "loss"],
 )
 def test_numbers_that_are_none_end_the_run(flags: list[str], message: str, tmp_path: Path) -> None:
     """Named alike on every rank; a checkpoint of them is never written."""
@@ -168,14 +202,14 @@ def test_numbers_that_are_none_end_the_run(flags: list[str], message: str, tmp_p
     assert (
         "Lower optim.lr, lengthen optim.warmup_epochs or set optim.clip, in a new run folder" in failure.value.errors[0]
     )
-    stored, _ = find_newest(tmp_path, Runtime.single("cpu"))
+    stored, _ = find_newest(tmp_path, ALONE)
     if stored is not None:
         assert all(tensor.isfinite().all() for tensor in weights_of(stored.path).values())
     assert (tmp_path / "logs" / "rank_1.log").read_text().count("RunError: ") == 1, "with its traceback"
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
-    stored, _ = find_newest(path.parent.parent, Runtime.single("cpu"))
+    stored, _ = find_newest(path.parent.parent, ALONE)
     assert stored is not None
     return stored.read([name for name in stored.shapes if name.startswith("model/")])
 

@@ -8,7 +8,7 @@ from sidpar.config import Config
 from sidpar.config_groups import OptimConfig, RunConfig
 from sidpar.environment import Launch
 from sidpar.errors import UsageError
-from sidpar.run_folder import OpenFolder, ask_for_requeue, find_run_folder, was_stopped
+from sidpar.run_folder import OpenFolder, ask_for_requeue, find_run_folder, read_config, was_stopped
 from sidpar.runtime import Runtime
 
 ALONE = Runtime.single("cpu")
@@ -46,15 +46,17 @@ def launched(name: str | None) -> Runtime:
     return Runtime(0, 1, ALONE.device, "none", launch=Launch(name))
 
 
-def test_ranks_that_torchrun_starts_again_find_their_folder() -> None:
+@pytest.mark.parametrize("name", ["sid", "lr[0.1] *"])
+def test_ranks_that_torchrun_starts_again_find_their_folder(name: str) -> None:
     """A run without run.dir, by the launcher that began it; not by another one, whatever their names."""
+    config = Config(run=RunConfig(name=name))
     first, same, other = (launched(name) for name in ("host 7 100", "host 7 100", "host 7 900"))
-    folder = opened(Config(), first)
+    folder = opened(config, first)
     folder.close()
-    assert find_run_folder(Config(), same).path == folder.path
-    assert find_run_folder(Config(), same).state == "begun"
-    assert find_run_folder(Config(), other).state == "new"
-    assert find_run_folder(Config(), launched(None)).state == "new"
+    assert find_run_folder(config, same).path == folder.path
+    assert find_run_folder(config, same).state == "begun"
+    assert find_run_folder(config, other).state == "new"
+    assert find_run_folder(config, launched(None)).state == "new"
 
 
 def test_only_the_launcher_that_was_stopped_must_not_go_on() -> None:
@@ -68,3 +70,22 @@ def test_only_the_launcher_that_was_stopped_must_not_go_on() -> None:
     folder.close()
     opened(config, launched("host 8 200")).close()
     assert not was_stopped(config, runtime.launch), "it is under way again"
+
+
+def test_a_run_is_complete_with_its_weights() -> None:
+    """Without them it goes on, and writes them again."""
+    config = Config(run=RunConfig(dir="run"))
+    opened(config).close()
+    for name, state in (("summary.json", "begun"), ("weights.safetensors", "complete")):
+        Path("run", name).write_text("")
+        assert find_run_folder(config, ALONE).state == state
+
+
+def test_a_folder_that_cannot_be_used() -> None:
+    name = "x" * 300
+    config = Config(run=RunConfig(dir=name))
+    assert not was_stopped(config, Launch("host 7 100"))
+    with pytest.raises(UsageError, match=f"run.dir={name} cannot be used \\(File name too long\\): choose another"):
+        find_run_folder(config, ALONE)
+    with pytest.raises(UsageError, match="config.yaml cannot be read: .*File name too long"):
+        read_config(Path(name))

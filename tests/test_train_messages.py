@@ -84,6 +84,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert f"run.dir={tmp_path}/file/run cannot be written" in refusal(tmp_path / "file" / "run")
 
 
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """On one rank, as all are told."""
+    log = tmp_path / "logs" / "rank_1.log"
+    log.mkdir(parents=True)
+    assert f"UsageError: {log} cannot be written (Is a directory): mend the folder, or choose" in refusal(tmp_path)
+
+
 def test_a_failed_download(tmp_path: Path) -> None:
     """The folder's parent is a file, so nothing is asked of any server."""
     (tmp_path / "file").write_text("")

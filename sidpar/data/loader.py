@@ -30,6 +30,7 @@ class Loader:
         device: torch.device,
     ) -> None:
         self.preprocessing = Preprocessing.of(dataset)
+        self.traits = dataset.traits()
         self._mean, self._deviation = self.preprocessing.statistics(device)
         self._train, self._test = dataset.train.to(device), dataset.test.to(device)
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
