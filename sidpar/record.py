@@ -94,7 +94,7 @@ class _Events:
         try:
             folder.mkdir(exist_ok=True)
             # TensorBoard reads a folder's files by name: their number orders them, whatever the clocks of hosts say.
-            number = len(list(folder.glob("events.out.tfevents.*")))
+            number = 1 + max((int(path.suffix[1:]) for path in folder.glob("events.out.tfevents.[0-9]*")), default=-1)
             self._file: BinaryIO = (folder / f"events.out.tfevents.{number:06d}").open("xb")
         except OSError as error:
             raise StorageError(folder, error) from error

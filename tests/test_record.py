@@ -182,6 +182,15 @@ def test_no_space_left(tmp_path: Path) -> None:
         record.write(row("train", 1))
 
 
+def test_a_removed_file_of_events_is_no_obstacle(tmp_path: Path) -> None:
+    write(tmp_path, row("train", 1))
+    write(tmp_path, row("train", 2))
+    first, _ = sorted((tmp_path / TENSORBOARD).iterdir())
+    first.unlink()
+    write(tmp_path, row("train", 3))
+    assert len(list((tmp_path / TENSORBOARD).iterdir())) == 2
+
+
 def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nowhere/tensorboard cannot be written \(No such file or directory\)"):
         Record(tmp_path / "nowhere")
