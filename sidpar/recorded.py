@@ -19,6 +19,9 @@ from sidpar.run_folder import METRICS, read_config
 MOST = 2000
 """Rows of each kind that are read; more than a picture has room for."""
 
+_PER_RANK = "memory_bytes"
+"""No picture shows it, and a run that was resumed on another number of ranks has rows of several lengths."""
+
 _KIND = re.compile(rb'\{"kind": "(\w+)"')
 
 
@@ -29,7 +32,7 @@ class Rows:
     steps: NDArray[np.float64]
     epochs: NDArray[np.float64]
     columns: dict[str, NDArray[np.float64]]
-    """Measures by name: [n, L] where they are per refiner, else [n]."""
+    """Measures by name: [n, L] where they are per refiner, else [n]; none that is per rank."""
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> Self:
@@ -97,13 +100,14 @@ def _row(path: Path, number: int, line: bytes, like: list[dict[str, Any]]) -> di
     """A line as a row. Raises UsageError unless it has the shape of the first one of its kind."""
     try:
         row: dict[str, Any] = json.loads(line)
+        row.pop(_PER_RANK, None)
         shape = _shape(row)
     except (ValueError, TypeError, AttributeError) as error:
         raise _broken(path, number, f"is not JSON: {error}") from error
     if not {"kind", "step", "epoch"} <= row.keys():
         raise _broken(path, number, "has no kind, step and epoch")
     if like and shape != _shape(like[0]):
-        raise _broken(path, number, "has other measures, or another number of refiners or ranks, than those before it")
+        raise _broken(path, number, "has other measures, or another number of refiners, than those before it")
     return row
 
 

@@ -83,6 +83,14 @@ def test_runs_are_compared(run: Path, copy: Path, tmp_path: Path, capsys: pytest
     assert (beliefs[0] == beliefs[1])[:-40].all(), "the same network: only the caption names another run"
 
 
+def test_a_run_that_was_resumed_on_another_number_of_ranks(copy: Path) -> None:
+    """Its rows tell the memory of four ranks, then of two."""
+    rows = [{**row("train", step), "memory_bytes": [2**20] * ranks} for step, ranks in ((2, 4), (4, 2), (6, 2))]
+    run = record(copy, rows)
+    assert run.rows["train"].steps.tolist() == [2, 4, 6]
+    assert draw_curves([run]).axes[0].lines
+
+
 def test_curves_show_the_rows(copy: Path) -> None:
     """Each measure of each refiner in its panel."""
     run = record(copy, [row(kind, step) for step in (2, 4, 6) for kind in ("train", "test")])
@@ -209,9 +217,9 @@ def test_mistakes(flags: list[str], message: str, run: Path, capsys: pytest.Capt
     assert mistake([str(run), *(flag.format(run=run) for flag in flags)], capsys) == message.format(run=run)
 
 
-def test_several_runs_need_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_runs_need_a_folder(run: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = "2 runs are compared in pictures that belong to none of them: give --out"
-    assert mistake([str(run), str(run)], capsys) == message
+    assert mistake([str(run), str(copy)], capsys) == message
 
 
 LINE = json.dumps(row("train", 1)) + "\n"
@@ -228,7 +236,7 @@ LINE = json.dumps(row("train", 1)) + "\n"
         (LINE + '{"kind": "test", "step": 3}\n', "line 2, has no kind, step and epoch: mend or remove this line"),
         (
             LINE + json.dumps(row("train", 2, size=4)) + "\n",
-            "line 2, has other measures, or another number of",
+            "line 2, has other measures, or another number of refiners, than those before it: mend or remove this line",
         ),
     ],
     ids=["empty", "begun", "cut", "zeros", "number", "keys", "refiners"],
