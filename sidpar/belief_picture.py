@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from sidpar.pictures import add_legend, save_picture
+
 COLOURS = ("#3f7fc4", "#f28e2b", "#1b7837", "#6a3d9a", "#d62728", "#66c2a5", "#bf5b17", "#e377c2", "#9ecae1", "#7f5539")
 """Of the leading classes, in their order; those behind them are grey."""
 _REST = "#b5b5b5"
@@ -75,11 +77,12 @@ def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: i
     axes.grid(color="#e5e5e5", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
+    handles = axes.get_lines()
     order = [*range(1, len(handles)), 0] if others else range(len(handles))  # the others last
-    axes.legend(
+    add_legend(
+        axes,
         [handles[k] for k in order],
-        [labels[k] for k in order],
+        [str(handles[k].get_label()) for k in order],
         fontsize=8,
         frameon=False,
         loc="upper left",
@@ -91,7 +94,7 @@ def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: i
 def draw_predictions(
     predictions: Sequence[Prediction], class_names: Sequence[str], path: Path, *, top: int, caption: str
 ) -> None:
-    """Each image beside the belief about it, as one PNG."""
+    """Each image beside the belief about it, as one PNG. Raises StorageError."""
     columns = min(_COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
     figure = Figure(figsize=(6.6 * columns, 2.15 * rows + 0.35), layout="constrained")
@@ -101,8 +104,8 @@ def draw_predictions(
         picture, lines = (figure.add_subplot(grid[row, 2 * column + k]) for k in (0, 1))
         _show(picture, prediction, class_names)
         draw_beliefs(lines, prediction.beliefs, class_names, top)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#444444")
-    figure.savefig(path, dpi=110)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#444444", parse_math=False)
+    save_picture(figure, path)
 
 
 def _show(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -> None:
@@ -112,8 +115,8 @@ def _show(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -> Non
     axes.set_yticks([])
     axes.spines[:].set_color("#b5b5b5")
     predicted = class_names[int(prediction.beliefs[-1].argmax())]
-    axes.set_title(prediction.name, fontsize=8, color="#444444")
-    axes.set_xlabel(predicted, fontsize=12, fontweight="bold")
+    axes.set_title(prediction.name, fontsize=8, color="#444444", parse_math=False)
+    axes.set_xlabel(predicted, fontsize=12, fontweight="bold", parse_math=False)
 
 
 def _label(name: str, belief: Tensor) -> str:

@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sidpar.pictures import add_legend
 from sidpar.recorded import Recorded, Rows
 
 Colour = tuple[float, float, float, float]
@@ -160,12 +162,12 @@ def _run_colours(count: int) -> list[Colour]:
 def _name(figure: Figure, runs: Sequence[Recorded], colours: Sequence[Colour], compared: str) -> None:
     """Which runs these are, and how they were trained: pictures travel alone."""
     if len(runs) == 1:
-        figure.suptitle(f"{runs[0].name}: {runs[0].summary}", x=0.01, ha="left", fontsize=11)
+        figure.suptitle(f"{runs[0].name}: {runs[0].summary}", x=0.01, ha="left", fontsize=11, parse_math=False)
     else:
         figure.suptitle(compared, x=0.01, ha="left", fontsize=11)
-        for run, colour in zip(runs, colours, strict=True):
-            figure.axes[0].plot([], [], color=colour, lw=2, label=f"{label_of(run, runs)}: {run.summary}")
-        figure.legend(loc="outside lower left", frameon=False, fontsize=8)
+        handles = [Line2D([], [], color=colour, lw=2) for colour in colours]
+        labels = [f"{label_of(run, runs)}: {run.summary}" for run in runs]
+        add_legend(figure, handles, labels, loc="outside lower left", frameon=False, fontsize=8)
 
 
 def label_of(run: Recorded, runs: Sequence[Recorded]) -> str:

@@ -11,6 +11,7 @@ from sidpar.command_line import errors_in_one_line
 from sidpar.curves import draw_curves, draw_depth, label_of
 from sidpar.errors import UsageError
 from sidpar.inference import load, load_preprocessing
+from sidpar.pictures import free_name, save_picture
 from sidpar.recorded import Recorded
 from sidpar.runtime import Runtime
 from sidpar.samples import find_samples, story, telling
@@ -18,7 +19,7 @@ from sidpar.samples import find_samples, story, telling
 FOLDER = "plots"
 _CANDIDATES = 2000
 """Test samples among which the telling ones are looked for."""
-_EACH, _DPI = 2, 110
+_EACH = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("sidpar.plot", description="Draw what runs have recorded.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders; several are compared.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="Run folders; several are compared, each once."
+    )
     parser.add_argument("--out", type=Path, help=f"Folder for the pictures; by default RUN/{FOLDER}.")
     parser.add_argument(
         "--samples",
@@ -42,27 +45,35 @@ def _parser() -> ArgumentParser:
 
 
 def plot(given: Namespace) -> None:
-    """All of it, from the parsed arguments. Raises UsageError."""
-    runs = [Recorded.read(folder) for folder in given.runs]
+    """All of it, from the parsed arguments. Raises UsageError, and StorageError."""
+    runs = [Recorded.read(folder) for folder in _different(given.runs)]
     if given.samples is not None and min(given.samples) < 0:
         raise UsageError(f"--samples {min(given.samples)} is negative: the test set is numbered from 0")
-    out = _folder(given)
-    draw_curves(runs).savefig(out / "curves.png", dpi=_DPI)
+    out = _folder(given.out, runs)
+    save_picture(draw_curves(runs), out / "curves.png")
     drawn = ["curves.png"]
     without = [run.name for run in runs if "test" not in run.rows]
     if without:
         print(f"no depth.png: {', '.join(without)} has no evaluation yet")
     else:
-        draw_depth(runs, [_num_classes(run) for run in runs]).savefig(out / "depth.png", dpi=_DPI)
+        save_picture(draw_depth(runs, [_num_classes(run) for run in runs]), out / "depth.png")
         drawn.append("depth.png")
     drawn += _draw_beliefs(runs, given.samples, out)
     print(f"drawn: {', '.join(drawn)} in {out}")
 
 
-def _folder(given: Namespace) -> Path:
-    if given.out is None and len(given.runs) > 1:
-        raise UsageError(f"{len(given.runs)} runs are compared in pictures that belong to none of them: give --out")
-    out: Path = given.out or given.runs[0] / FOLDER
+def _different(folders: Sequence[Path]) -> list[Path]:
+    """Each folder once, under the first of its names."""
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        first.setdefault(folder.resolve(), folder)
+    return list(first.values())
+
+
+def _folder(wanted: Path | None, runs: Sequence[Recorded]) -> Path:
+    if wanted is None and len(runs) > 1:
+        raise UsageError(f"{len(runs)} runs are compared in pictures that belong to none of them: give --out")
+    out = wanted or runs[0].folder / FOLDER
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,7 +95,8 @@ def _draw_beliefs(runs: Sequence[Recorded], wanted: Sequence[int] | None, out: P
     chosen: dict[tuple[str, str | None], list[int]] = {}
     for run in runs:
         data = run.config.data.name, run.config.data.root
-        name = "beliefs.png" if len(runs) == 1 else f"beliefs-{label_of(run, runs).strip('/').replace('/', '-')}.png"
+        label = label_of(run, runs).strip("/").replace("/", "-")
+        name = "beliefs.png" if len(runs) == 1 else free_name(f"beliefs-{label}", drawn)
         try:
             cascade = load(run.folder)
             runtime = Runtime.single("cpu")

@@ -11,6 +11,7 @@ from sidpar.command_line import errors_in_one_line
 from sidpar.data.image_file import read_image
 from sidpar.errors import UsageError
 from sidpar.inference import load, load_preprocessing
+from sidpar.pictures import free_name
 from sidpar.runtime import Runtime
 from sidpar.validation import at_least
 
@@ -37,7 +38,7 @@ def _parser() -> ArgumentParser:
 
 
 def predict(given: Namespace) -> None:
-    """All of it, from the parsed arguments. Raises UsageError."""
+    """All of it, from the parsed arguments. Raises UsageError, and StorageError."""
     at_least("--top", given.top, 1)
     preprocessing = load_preprocessing(given.run)
     device = Runtime.single(given.device).device
@@ -88,13 +89,10 @@ def _pictures(given: Namespace) -> dict[Path, list[int]]:
             )
         folder, pictures = out.parent, {out: list(range(len(given.images)))}
     else:
-        folder, pictures = out, {}
+        names: dict[str, list[int]] = {}
         for k, image in enumerate(given.images):
-            path, number = out / f"{image.stem}.png", 1
-            while path in pictures:  # images of one name from several folders
-                number += 1
-                path = out / f"{image.stem}-{number}.png"
-            pictures[path] = [k]
+            names[free_name(image.stem, names)] = [k]  # there may be images of one name from several folders
+        folder, pictures = out, {out / name: chosen for name, chosen in names.items()}
     try:
         _spare(given.images, pictures)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,8 @@
-"""Folders of real images for tests: scikit-learn's digits as PNGs, a part of Tiny-ImageNet."""
+"""Folders of real images for tests: scikit-learn's digits as PNGs, a part of Tiny-ImageNet; and a disk that is full."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +35,14 @@ def tiny_imagenet_subset(official: Path, root: Path, classes: int, train: int) -
     (base / "val").symlink_to(official / "val")
     (base / "wnids.txt").write_text("\n".join(wnids) + "\n")
     return root
+
+
+@contextmanager
+def no_room(size: int = 1000) -> Iterator[None]:
+    """Meanwhile, this process cannot write files beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -19,6 +19,7 @@ from sidpar.data.preprocessing import Preprocessing
 from sidpar.errors import UsageError
 from sidpar.predict import main
 from sidpar.runtime import Runtime
+from tests.image_files import no_room
 from tests.test_train import job
 
 
@@ -112,6 +113,25 @@ def test_what_fails_later_leaves_no_empty_pictures(
     with pytest.raises(SystemExit):
         main([str(run), *map(str, digits), "--out", str(tmp_path / "out")])
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of an earlier time"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_picture(
+    run: Path, digits: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with no_room(), pytest.raises(SystemExit) as ended:
+        main([str(run), str(digits[0]), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"sidpar.predict: error: {tmp_path}/out/digit_0.png cannot be written (File too large): free space there, or "
+        "mend the folder, and start the same command again; what the run folder holds is kept\n"
+    )
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_name_of_a_file_is_no_formula(run: Path, digits: list[Path], tmp_path: Path) -> None:
+    image = digits[0].rename(tmp_path / "cost_$5_$10.png")
+    main([str(run), str(image), "--out", str(tmp_path / "out")])
+    assert colours(tmp_path / "out" / image.name) > 10
 
 
 def test_the_classes_that_are_shown() -> None:
