@@ -5,7 +5,8 @@
 #   SBATCH="--nodes=2 --gpus-per-node=8" launch/sweep.sh --dry-run configs/*.yaml     # only says what it would start
 #
 # What follows -- goes to every training. Each has its own run folder, SWEEP_DIR/<file>-seed<seed>, and is named after it;
-# the same command again goes on with what is not complete.
+# the same command again goes on with what is not complete. Ctrl-C, or SIGTERM to this script, asks the training that is
+# under way on this machine to leave a checkpoint, and starts no other.
 #
 # Knobs, by environment variable:
 #   SEEDS      by default the one that the YAML file says
@@ -43,16 +44,36 @@ for config in "${configs[@]}"; do
     [ -f "$config" ] || fail "$config is no file"
     for seed in "${seeds[@]:-}"; do # once, empty, without seeds
         name=$(basename "$config" .yaml)${seed:+-seed$seed}
-        [[ " ${names[*]} " != *" $name "* ]] || fail "two trainings would be named $name: rename $config"
+        for other in "${names[@]}"; do
+            [ "$other" != "$name" ] || fail "two trainings would be named $name: rename $config"
+        done
         names+=("$name")
     done
 done
 
-# Print a command as it can be typed, and run it unless this is a dry run.
+# Ask the training to stop, wait until it has, and end with this status.
+stop() {
+    trap '' INT TERM HUP # it is asked once
+    running=$(jobs -p)
+    echo "sweep.sh: asked to stop; the same command goes on with what is not complete" >&2
+    [ -z "$running" ] || kill -TERM "$running" || true # it may just have ended
+    wait
+    exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+# Print a command as it can be typed, and run it unless this is a dry run. In the background, as bash hears no signal
+# while it waits for a command in the foreground; by set -m in a process group of its own, which Ctrl-C does not reach.
 start() {
     printf '%q ' "$@"
     echo
-    [ -n "$dry_run" ] || "$@"
+    [ -z "$dry_run" ] || return 0
+    set -m
+    "$@" &
+    set +m
+    wait $!
 }
 
 for config in "${configs[@]}"; do

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -79,6 +80,37 @@ def test_a_local_sweep_goes_on_after_a_failure_and_says_so(tools: Path, tmp_path
     done = run(tools, "sweep.sh", *SWEEP, "--fail", **knobs)
     assert done.returncode == 1
     assert "error: 2 of 2 failed: digits cifar10" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_local_sweep_that_is_asked_to_stop(name: str, status: int, tools: Path, tmp_path: Path) -> None:
+    """By Ctrl-C, which a whole process group gets, or by a signal to the script alone: the training is asked to stop,
+    once and by SIGTERM, on which it leaves a checkpoint; it is waited for, and no other one begins."""
+    training = "#!/bin/bash\ntrap 'echo asked; sleep 0.3; echo ended; exit 1' TERM\ntrap 'echo interrupted' INT HUP\n"
+    (tools / "python").write_text(training + "echo begun\nwhile :; do sleep 0.1; done\n")
+    sweep = subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "sweep.sh"), "configs/digits.yaml"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": str(tools / "python"), "LOCAL": "yes", "SEEDS": "0 1", "SWEEP_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert sweep.stdout is not None
+    assert "digits-seed0" in sweep.stdout.readline()
+    assert sweep.stdout.readline() == "begun\n"
+    (os.kill if name == "SIGTERM" else os.killpg)(sweep.pid, signal.Signals[name])
+    output, errors = sweep.communicate(timeout=30)
+    assert (sweep.returncode, output) == (status, "asked\nended\n")
+    assert "sweep.sh: asked to stop; the same command goes on with what is not complete\n" in errors
+
+
+def test_the_names_of_a_sweep_may_be_parts_of_each_other(tools: Path, tmp_path: Path) -> None:
+    for name in ("c one.yaml", "one.yaml"):
+        (tmp_path / name).touch()
+    done = run(tools, "sweep.sh", "--dry-run", f"{tmp_path}/c one.yaml", f"{tmp_path}/one.yaml")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
 
 
 @pytest.mark.parametrize(
