@@ -1,8 +1,10 @@
 """Datasets from folders: which files, in which order, under which names; and what may be wrong with a folder."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from PIL import Image
 
 from sidpar.data.augment import crop_padding
 from sidpar.data.datasets import Dataset, load
+from sidpar.data.folders import list_image_folder
 from sidpar.data.splits import Images
+from sidpar.errors import UsageError
 from tests.image_files import digits_folder
 
 
@@ -122,6 +126,44 @@ def test_image_folder_layout(tmp_path: Path) -> None:
     assert torch.equal(images[0, 0], moved), "files of folders come after those that lie beside them"
     (root / "val").rename(root / "test")
     assert dataset.traits() == load("image_folder", str(root), image_size=16).traits()
+
+
+def test_links_that_lead_around_do_not_repeat_images(tmp_path: Path) -> None:
+    """To a folder itself, to one above it, and to one beside it, which is listed under the first of its names."""
+    root = digits_folder(tmp_path)
+    expected = load("image_folder", str(root), image_size=16)
+    for name in ("loop", "z"):
+        (root / "train" / "digit 0" / name).symlink_to(".")
+    more = root / "train" / "digit 1" / "more"
+    more.mkdir()
+    shutil.move(root / "train" / "digit 1" / "011.png", more)
+    (more / "up").symlink_to("..")
+    (root / "train" / "digit 1" / "again").symlink_to("more")
+    dataset = load("image_folder", str(root), image_size=16)
+    assert dataset.traits() == expected.traits()
+    assert [Path(path).parent.name for path in list_image_folder(root)[0].paths if "011" in path][1] == "again"
+
+
+@pytest.mark.parametrize("unreadable", ["train", "train/digit 1", "train/digit 1/more"])
+def test_a_folder_that_cannot_be_read_is_named(
+    unreadable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not bind root, for whom they are played."""
+    root = digits_folder(tmp_path)
+    (root / "train" / "digit 1" / "more").mkdir()
+
+    def permitted(what: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def ask(path: Any) -> Any:
+            if Path(path) == root / unreadable:
+                raise PermissionError(13, "Permission denied", str(path))
+            return what(path)
+
+        return ask
+
+    monkeypatch.setattr(os, "scandir", permitted(os.scandir))
+    monkeypatch.setattr(os, "listdir", permitted(os.listdir))
+    with pytest.raises(UsageError, match=rf"folder .*/{unreadable} cannot be read \(Permission denied\): make it"):
+        load("image_folder", str(root))
 
 
 @pytest.mark.parametrize(

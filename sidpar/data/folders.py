@@ -42,7 +42,10 @@ def list_image_folder(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(error) from error
 
 
 def _list_classes(folder: Path, present: list[str], names: list[str]) -> Listing:
@@ -63,12 +66,31 @@ def _list_classes(folder: Path, present: list[str], names: list[str]) -> Listing
 
 
 def _images_below(folder: Path) -> list[str]:
-    return sorted(
-        os.path.join(parent, file)
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    )
+    """None where there is no such folder. A folder that links lead to again is listed once, under the first of its
+    names. Raises UsageError if one cannot be read."""
+    found: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        status = os.stat(parent)
+        here = status.st_dev, status.st_ino
+        if here in visited:
+            folders.clear()
+            continue
+        visited.add(here)
+        folders.sort()  # so that the first of its names is the same on every machine
+        found += [
+            os.path.join(parent, file) for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> UsageError:
+    return UsageError(f"the folder {error.filename} cannot be read ({error.strerror}): make it readable, or remove it")
 
 
 def list_tiny_imagenet(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
