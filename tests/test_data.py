@@ -1,5 +1,6 @@
 """Datasets, preprocessing, and batches that depend on (seed, epoch, step) alone."""
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from sidpar.data.datasets import Dataset, load
 from sidpar.data.loader import Loader
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.data.splits import Images
+from sidpar.errors import UsageError
 from sidpar.seeding import generator
 from tests.harness import ROOT
 
@@ -73,6 +75,20 @@ def test_messages(tmp_path: Path) -> None:
     images = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="the training labels span 0..3, but the dataset has 3 classes"):
         Dataset(images, images, ("a", "b", "c"), flips=True)
+
+
+DAMAGES: list[bytes] = [b"\0 no pickle", b"", pickle.dumps({"data": []}), pickle.dumps([1]), b"cos\ngone\n."]
+
+
+@pytest.mark.parametrize("content", DAMAGES, ids=["zeros", "empty", "no labels", "list", "name"])
+def test_damaged_files(content: bytes, tmp_path: Path) -> None:
+    """Of the right names, which is all that is known of them before they are read."""
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(content)
+    message = r"the files of cifar100 under data.root=.* cannot be read \(\w+: .*\): they are damaged; restore them, or"
+    with pytest.raises(UsageError, match=message):
+        load("cifar100", str(tmp_path))
 
 
 def test_channel_statistics_are_exact() -> None:

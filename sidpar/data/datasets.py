@@ -123,12 +123,19 @@ def _torchvision(name: DatasetName, folder: Path, download: bool) -> Dataset:
     kind = {"fashion_mnist": vision.FashionMNIST, "cifar10": vision.CIFAR10, "cifar100": _CIFAR100}[name]
     try:
         train, test = (kind(folder, train=part, download=download) for part in (True, False))
+        train_images, test_images = _images(train), _images(test)
     except RuntimeError as error:
         raise UsageError(
             f"{name} is not in torchvision's layout under data.root={folder.resolve()} ({str(error).splitlines()[0]}): "
             "set data.root to the folder that holds it, or data.download=true"
         ) from error
-    return Dataset(_images(train), _images(test), class_names=tuple(train.classes), flips=True)
+    except Exception as error:  # damaged files have the right names, and raise errors of many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"the files of {name} under data.root={folder.resolve()} cannot be read ({reason}): they are damaged; "
+            "restore them, or remove them and set data.download=true"
+        ) from error
+    return Dataset(train_images, test_images, class_names=tuple(train.classes), flips=True)
 
 
 def _digits() -> Dataset:
