@@ -1,13 +1,15 @@
 """Files to pixels."""
 
+import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sidpar.data.decoding import Paths, read_images
+from sidpar.data.decoding import Paths, decode, read_images
 from sidpar.data.image_file import read_image
 from sidpar.data.preprocessing import Preprocessing
 
@@ -57,6 +59,25 @@ def test_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     pixels[:, 4:] = 255
     (image,) = read_images([save(tmp_path / "a.png", pixels, mode)], 8)
     assert torch.equal(image, torch.from_numpy(pixels).to(torch.uint8).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("transparency", [7, bytes(range(0, 256))], ids=["one", "each"])
+def test_transparent_colours_of_a_palette_are_seen(
+    mode: Literal["L", "RGB"], transparency: int | bytes, tmp_path: Path
+) -> None:
+    """As they are without transparency, and nothing is said about them on the console."""
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "transparent.png", transparency=transparency)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain, transparent = (
+            decode(str(tmp_path / f"{name}.png"), mode, (16, 16)) for name in ("plain", "transparent")
+        )
+    assert torch.equal(transparent, plain)
+    assert torch.equal(plain, torch.from_numpy(np.array(image.convert(mode))).view(16, 16, -1).permute(2, 0, 1))
 
 
 def oriented(path: Path, upright: Image.Image, orientation: int) -> str:

@@ -57,6 +57,9 @@ def decode(path: str, mode: Literal["L", "RGB"], size: tuple[int, int], *, exact
             if found in _EIGHT_BITS and (not exact or (width, height) == size):
                 # A large JPEG is decoded at a half, a quarter, ... Twice the larger side: it may lie on its side.
                 image.draft(None, (2 * max(size), 2 * max(size)))
+                image.load()
+                # What is transparent shows its colour, whatever the mode. Pillow would say of palettes that it is so.
+                image.info.pop("transparency", None)
                 upright = _upright(image, image.convert(mode))
                 pixels = np.array(ImageOps.fit(upright, size, Image.Resampling.BILINEAR))
                 return torch.from_numpy(pixels).view(size[1], size[0], -1).permute(2, 0, 1)
