@@ -129,15 +129,13 @@ def test_image_folder_layout(tmp_path: Path) -> None:
 
 
 def test_links_that_lead_around_do_not_repeat_images(tmp_path: Path) -> None:
-    """To a folder itself, to one above it, and to one beside it, which is listed under the first of its names."""
+    """To the folder that they lie in, and to one beside them, which is listed under the first of its names."""
     root = digits_folder(tmp_path)
     expected = load("image_folder", str(root), image_size=16)
-    for name in ("loop", "z"):
-        (root / "train" / "digit 0" / name).symlink_to(".")
+    (root / "train" / "digit 0" / "loop").symlink_to(".")
     more = root / "train" / "digit 1" / "more"
     more.mkdir()
     shutil.move(root / "train" / "digit 1" / "011.png", more)
-    (more / "up").symlink_to("..")
     (root / "train" / "digit 1" / "again").symlink_to("more")
     dataset = load("image_folder", str(root), image_size=16)
     assert dataset.traits() == expected.traits()

@@ -87,7 +87,7 @@ def test_a_local_sweep_that_is_asked_to_stop(name: str, status: int, tools: Path
     """By Ctrl-C, which a whole process group gets, or by a signal to the script alone: the training is asked to stop,
     once and by SIGTERM, on which it leaves a checkpoint; it is waited for, and no other one begins."""
     training = "#!/bin/bash\ntrap 'echo asked; sleep 0.3; echo ended; exit 1' TERM\ntrap 'echo interrupted' INT HUP\n"
-    (tools / "python").write_text(training + "echo begun\nwhile :; do sleep 0.1; done\n")
+    (tools / "python").write_text(training + "echo begun\nfor _ in {1..400}; do sleep 0.1; done\n")
     sweep = subprocess.Popen(
         ["bash", str(ROOT / "launch" / "sweep.sh"), "configs/digits.yaml"],
         cwd=ROOT,
