@@ -105,6 +105,12 @@ def _check_cascade(
         specs = Skeleton(cascade).specs(torch.empty(1, *image_shape, device="meta"))
     except UsageError as error:
         raise UsageError(f"model.builder={name}, images {list(image_shape)}: {error}") from error
+    for parameter_name, parameter in cascade.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise UsageError(
+                f"model.builder={name}: {parameter_name} is {parameter.dtype}, but images and features are "
+                "torch.float32: return the network in float32; compute.autocast=bf16 computes in less"
+            )
     belief = specs.states[0][0].shape
     if belief != (num_classes,):
         raise UsageError(
@@ -115,9 +121,15 @@ def _check_cascade(
 
 @contextmanager
 def _whose(note: str) -> Iterator[None]:
-    """Add a note to any error that passes."""
+    """Add a note to any error that passes. Raises UsageError instead of SystemExit, or the run would end as if it had
+    succeeded."""
     try:
         yield
+    except SystemExit as error:
+        raise UsageError(
+            f"sys.exit({error.code!r}) was called {note}: let it return a sidpar.Cascade, or raise an error that says "
+            "why it cannot"
+        ) from error
     except Exception as error:
         error.add_note(note)
         raise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sidpar.cascade import Cascade, TensorTuple, extract, initial_state, refine
 from sidpar.errors import UsageError
@@ -45,9 +46,13 @@ class CascadeSpecs:
 
 
 class Skeleton:
-    """The cascade's shapes, kept on every rank although a rank holds only its share of the modules."""
+    """The cascade's shapes, kept on every rank although a rank holds only its share of the modules.
+
+    Raises UsageError for a cascade that cannot be copied or saved, or whose parameters have no shape yet.
+    """
 
     def __init__(self, cascade: Cascade) -> None:
+        _check_tensors(cascade)
         # Tensors named in the memo are not copied but replaced, so no second cascade is ever in memory.
         memo: dict[int, object] = {id(b): b.to("meta") for b in cascade.buffers()}
         memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in cascade.parameters()}
@@ -156,6 +161,23 @@ def fingerprint(cascade: Cascade) -> str:
         sample = tensor.flatten()[:: max(1, tensor.numel() // 256)]  # enough to tell seeds apart, at any size
         digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
     return digest.hexdigest()
+
+
+def _check_tensors(cascade: Cascade) -> None:
+    """Raises UsageError unless parameters and buffers, which all have a shape, are all that there is to save."""
+    tensors = dict([*cascade.named_parameters(remove_duplicate=False), *cascade.named_buffers(remove_duplicate=False)])
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise UsageError(
+                f"{name} has no shape before the first batch (it belongs to a lazy layer, such as nn.LazyLinear): give "
+                "the layer its sizes, or run a batch through the cascade once it is built"
+            )
+    for name in cascade.state_dict():
+        if name not in tensors:
+            raise UsageError(
+                f"{name} is in the cascade's state_dict, but neither a parameter nor a buffer, and checkpoints hold "
+                "only these: keep it in a buffer, without get_extra_state or hooks on the state_dict"
+            )
 
 
 def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:

@@ -44,7 +44,7 @@ class TrainingState:
 
     def all_finite(self) -> bool:
         """Whether this rank's weights are numbers. Waits for the device."""
-        parameters = list(self._stage.parameters())
+        parameters = [p for p in self._stage.parameters() if p.numel() > 0]  # the largest of none is undefined
         return not parameters or bool(nn.utils.get_total_norm(parameters, math.inf).isfinite())
 
     def not_finite(self) -> list[str]:

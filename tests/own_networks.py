@@ -1,6 +1,7 @@
 """What a user's own module may hold: builders that work, and builders that do not."""
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -108,6 +109,57 @@ def unseeded(**settings: Any) -> Cascade:
     """Other weights in every process."""
     torch.manual_seed(os.getpid())
     return build(**settings)
+
+
+def ends(**_: Any) -> Cascade:
+    """A script that was made a builder."""
+    sys.exit(0)
+
+
+def in_double(**settings: Any) -> Cascade:
+    return build(**settings).double()
+
+
+def in_half(**settings: Any) -> Cascade:
+    cascade = build(**settings)
+    cascade.refiners[1].half()
+    return cascade
+
+
+def lazy(num_classes: int, num_refiners: int, **_: Any) -> Cascade:
+    """Its first layer has no sizes."""
+    extractor = nn.Sequential(nn.Flatten(), nn.LazyLinear(16))
+    return Cascade(extractor, [Reader(num_classes) for _ in range(num_refiners)], num_classes)
+
+
+class Remembering(Passing):
+    """Saves more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+def with_extra_state(**settings: Any) -> Cascade:
+    cascade = build(**settings)
+    cascade.refiners[1] = Remembering(24, settings["num_classes"])
+    return cascade
+
+
+class WithEmpty(Reader):
+    """Has a parameter without elements."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.prompts = nn.Parameter(torch.zeros(0, 4))
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        return super().forward(features, log_belief) + self.prompts.sum()
+
+
+def with_empty(**settings: Any) -> Cascade:
+    cascade = sequential(**settings)
+    cascade.refiners[1] = WithEmpty(settings["num_classes"])
+    return cascade
 
 
 class Made:

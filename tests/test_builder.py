@@ -67,6 +67,15 @@ def test_every_method_takes_it(ranks: int, flags: list[str], tmp_path: Path) -> 
     assert losses[-1] < math.log(10), "it has learned something"
 
 
+def test_a_parameter_without_elements_is_checkpointed(tmp_path: Path) -> None:
+    flags = ("--model.builder", "tests.own_networks:with_empty", "--optim.clip", "1", "--checkpoint.every", "3")
+    folder = train(1, tmp_path / "run", *flags)
+    assert load_file(folder / "weights.safetensors")["refiners.1.prompts"].shape == (0, 4)
+    (folder / "summary.json").unlink()
+    train(1, folder, *flags)
+    assert json.loads((folder / "summary.json").read_text())["resumed_at"]
+
+
 def test_it_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan([*OWN, "--ranks", "2", "--data.batch_size", "16", "--out", str(tmp_path)])
     assert "job       tests.own_networks:build, 4 refiners, batch 16, on 2 ranks" in capsys.readouterr().out
@@ -94,6 +103,14 @@ MISTAKES = {
     "tests.own_networks:tokens": "the beliefs are [B, 8, 10], but an image has one label, so they must be [B, 10]",
     "tests.own_networks:build wdth=3": "UsageError: model.options.wdth: model.builder=tests.own_networks:build takes "
     "no wdth; its options are ['width']",
+    "tests.own_networks:ends": "UsageError: sys.exit(0) was called in model.builder=tests.own_networks:ends, called",
+    "tests.own_networks:in_double": "extractor.first.weight is torch.float64, but images and features are torch.float32"
+    ": return the network in float32",
+    "tests.own_networks:in_half": "refiners.1.enter.weight is torch.float16, but images and",
+    "tests.own_networks:lazy": "images [1, 8, 8]: extractor.1.weight has no shape before the first batch (it belongs "
+    "to a lazy layer, such as nn.LazyLinear): give the layer its sizes",
+    "tests.own_networks:with_extra_state": "refiners.1._extra_state is in the cascade's state_dict, but neither a "
+    "parameter nor a buffer, and checkpoints hold only these: keep it in a buffer, without get_extra_state",
     "tests.own_networks:unseeded": "UsageError: the ranks have built different networks: rank 0 has initial weights",
 }
 
