@@ -14,7 +14,7 @@ from sidpar.choices import ExtractorPlacement
 from sidpar.compute import Compute
 from sidpar.device import preserved_generator, seed_generator
 from sidpar.errors import UsageError
-from sidpar.placement import Copies, Holding, Placement, place_as_given, place_by_count
+from sidpar.placement import Holding, Placement, place_as_given, place_by_count
 from sidpar.runtime import Runtime
 from sidpar.specs import CascadeSpecs, Skeleton, layer_names, named_sequence
 
@@ -43,8 +43,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.placement: Holding = placement or _place(len(cascade.refiners), runtime.cascade_size, extractor, counts)
-        if runtime.world_size > 1 and not isinstance(self.placement, Copies):
-            _refuse_shared_parameters(cascade, layers=self.placement.extractor == "cut")
+        _refuse_shared_parameters(cascade, layers=self.placement.extractor == "cut")
         self.runtime = runtime
         self.compute = compute
         self.num_classes = cascade.num_classes
@@ -182,8 +181,8 @@ def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, cou
 
 
 def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
-    """A parameter of two parts would be two parameters once these are on different ranks. With `layers`, each layer of
-    the extractor is a part of its own."""
+    """A parameter of two parts would be two parameters once these are on different ranks, and on one rank it would be
+    clipped and updated once for each. With `layers`, each layer of the extractor is a part of its own."""
     names = layer_names(cascade.extractor) if layers else [""]
     parts = {f"extractor.{name}" if name else "extractor": cascade.extractor.get_submodule(name) for name in names} | {
         f"refiners.{i}": part for i, part in enumerate(cascade.refiners)
@@ -193,9 +192,10 @@ def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
         for parameter_name, parameter in part.named_parameters():
             owner = owners.setdefault(id(parameter), name)
             if owner != name:
+                whole = ", or use extractor=root" if name.startswith("extractor") else ""
                 raise UsageError(
-                    f"{name}.{parameter_name} is also a parameter of {owner}; parts that may lie on different ranks "
-                    "cannot share parameters: give each its own, or train in one process"
+                    f"{name}.{parameter_name} is also a parameter of {owner}, but the parts of a cascade are placed, "
+                    f"clipped and updated each on its own: give each parameters of its own{whole}"
                 )
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidpar import Copies, Objective, Runtime, SIDEngine, Stage, make_cut
+from sidpar import BPEngine, Copies, LocalEngine, Objective, Runtime, SIDEngine, Stage, UsageError, make_cut
 from sidpar.cascade import Cascade
+from sidpar.config_groups import OptimConfig
 from sidpar.models import ConcatRefiner
+from sidpar.optim import Optimizers
 from sidpar.seeding import seeded
 from tests import networks
 from tests.harness import RankError, run_ranks
@@ -82,9 +84,57 @@ def with_layer(runtime: Runtime, layer: nn.Module) -> None:
     SIDEngine(stage, Objective()).step(*networks.batch(8))
 
 
-def shared_parameters(runtime: Runtime) -> None:
+def shared_parameters(runtime: Runtime, **placement: Any) -> None:
     refiner = networks.plain(1).refiners[0]
-    Stage(Cascade(networks.plain(1).extractor, [refiner, refiner], 3), runtime)
+    Stage(Cascade(networks.plain(1).extractor, [refiner, refiner], 3), runtime, **placement)
+
+
+def test_one_process_shares_no_parameters_either() -> None:
+    """They would be updated once for each part."""
+    for placement in ({}, {"placement": Copies(2, 1)}):
+        with pytest.raises(
+            UsageError, match="refiners.1.layers.0.weight is also a parameter of refiners.0, but the par"
+        ):
+            shared_parameters(Runtime.single("cpu"), **placement)
+
+
+def test_a_cut_extractor_shares_no_parameters_between_layers() -> None:
+    layer = nn.Linear(4, 4)
+    cascade = Cascade(nn.Sequential(layer, layer), networks.plain(2).refiners, 3).double()
+    with pytest.raises(UsageError, match="extractor.1.weight is also a parameter of extractor.0.*, or use extractor=r"):
+        Stage(cascade, Runtime.single("cpu"), placement=make_cut("1f1b", "cut", 1, [1.0] * 2, [1.0] * 2))
+    Stage(cascade, Runtime.single("cpu"))
+
+
+class Tied(nn.Module):
+    """A refiner that has one layer in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.layer = nn.Linear(4 + networks.CLASSES, 3), nn.Linear(3, 3)
+        self.again = self.layer
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        logits: Tensor = self.again(self.layer(self.enter(torch.cat([features, log_belief.exp()], 1))).tanh())
+        return logits
+
+
+@pytest.mark.parametrize("placement", [{}, {"placement": Copies(2, 1)}], ids=["local", "bp"])
+def test_parameters_tied_within_a_part_are_updated_once(placement: Any) -> None:
+    with seeded(0):
+        cascade = Cascade(networks.plain(1).extractor, [Tied() for _ in range(2)], 3).double()
+    stage = Stage(cascade, Runtime.single("cpu"), **placement)
+    engine = (BPEngine if placement else LocalEngine)(stage, Objective())
+    config = OptimConfig(name="sgd", momentum=0.0, lr=0.1, epochs=1, schedule="constant")
+    optimizers = Optimizers(stage.parts(), config, steps_per_epoch=1)
+    before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    engine.step(*networks.batch(8))
+    engine.clip(0.01, stage.parts())
+    optimizers.update(stage.parts())
+    assert "refiners.0.layer.weight" in before
+    for name, parameter in stage.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(before[name] - parameter, 0.1 * parameter.grad, atol=1e-12), name
 
 
 class Auxiliary(ConcatRefiner):
@@ -129,7 +179,7 @@ def placed(runtime: Runtime, num_refiners: int, counts: list[int] | None) -> Non
             "depend on the rest of the batch or on random numbers;",
         ),
         (with_layer, (Recentring(),), "depend on the rest of the batch or on random numbers;"),
-        (shared_parameters, (), "refiners.1.layers.0.weight is also a parameter of refiners.0; parts that may lie on"),
+        (shared_parameters, (), "refiners.1.layers.0.weight is also a parameter of refiners.0, but the parts of a"),
         (unfrozen_later, (), "requires_grad of some parameters has changed since this engine was made: make a new one"),
         (placed, (1, None), "1 refiners cannot be placed on 2 ranks, each of which needs at least one"),
         (placed, (3, [3]), "placement [3] has 1 ranks and 3 refiners, but 3 refiners go on 2 ranks"),
