@@ -21,6 +21,7 @@ from sidpar.engines.bp import BPEngine
 from sidpar.engines.local import LocalEngine
 from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
+from sidpar.engines.stacks import agree_on_stacks
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.network import build_network
@@ -86,7 +87,8 @@ def build_loader(config: Config, dataset: Dataset, device: torch.device) -> Load
 
 
 def build_stage(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Stage:
-    """This rank's share, placed as `config.method` needs it."""
+    """This rank's share, placed as `config.method` needs it. Raises UsageError, the same on every rank, if the network
+    cannot be placed, or its refiners cannot run at once and should."""
     if config.method == "ddp" or (config.method == "bp" and runtime.world_size == 1):
         copies = Copies(len(cascade.refiners), runtime.world_size)
         return Stage(cascade, runtime, placement=copies, compute=config.compute)
@@ -97,7 +99,10 @@ def build_stage(config: Config, cascade: Cascade, loader: Loader, runtime: Runti
         return Stage(cascade, runtime, compute=config.compute)
     extractor: ExtractorPlacement = config.parallel.extractor  # type: ignore[assignment]  # checked by Config
     counts = choose_counts(config, cascade, loader, runtime)
-    return Stage(cascade, runtime, extractor=extractor, counts=counts, compute=config.compute)
+    stage = Stage(cascade, runtime, extractor=extractor, counts=counts, compute=config.compute)
+    if config.parallel.refiner_execution == "stacked":
+        agree_on_stacks(stage, loader.sample)
+    return stage
 
 
 def build_engine(config: Config, stage: Stage) -> Engine:

@@ -145,6 +145,26 @@ def with_extra_state(**settings: Any) -> Cascade:
     return cascade
 
 
+class Normalised(Reader):
+    """Keeps running statistics."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm1d(num_classes)
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        logits: Tensor = self.norm(super().forward(features, log_belief))
+        return logits
+
+
+def partly_normalised(**settings: Any) -> Cascade:
+    """The last two refiners are unlike the others."""
+    cascade = sequential(**settings)
+    for i in range(len(cascade.refiners) - 2, len(cascade.refiners)):
+        cascade.refiners[i] = Normalised(settings["num_classes"])
+    return cascade
+
+
 class WithEmpty(Reader):
     """Has a parameter without elements."""
 

@@ -87,6 +87,8 @@ DATA = {
     f"{IMAGES} {{tmp}}/corrupt": "cannot be read as an image",
     "--model.builder nowhere:build": "there is no module nowhere",
     "--model.builder tests.own_networks:no_cascade": "returns a Linear, but must return a sidpar.Cascade",
+    "--model.builder tests.own_networks:partly_normalised --parallel.refiner_execution stacked": "refiner 2 writes "
+    "buffers in its forward (norm.running_mean, ",
     "--model.builder tests.own_networks:other_images": "the extractor does not take inputs of shape [B, *[1, 8, 8]]",
 }
 

@@ -115,6 +115,21 @@ def test_unequal_refiners_of_any_rank_are_refused_on_every_rank() -> None:
         assert "parallel.refiner_execution=loop" in caught.value.errors[rank]
 
 
+def partly_noisy(runtime: Runtime) -> None:
+    cascade = networks.plain(4)
+    for i, refiner in enumerate(networks.noisy(2).refiners, 2):
+        cascade.refiners[i] = refiner
+    SIDEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked").step(*networks.batch(8))
+
+
+def test_refiners_that_one_rank_cannot_stack_are_refused_on_every_rank() -> None:
+    """Found by trying, where only the rank that holds them can try."""
+    with pytest.raises(RankError) as caught:
+        run_ranks(partly_noisy, 2)
+    for rank in (0, 1):
+        assert "UsageError: refiner 2 writes buffers in its forward (layers.1.running_mean" in caught.value.errors[rank]
+
+
 def randomness(runtime: Runtime) -> None:
     """Masks depend on (seed, part, step), so even dropout and batch norm agree when M = 1; statistics count once."""
     x, y = networks.batch(8)

@@ -33,9 +33,9 @@ def test_parameters_and_buffers_of_all_ranks() -> None:
 
 def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
     """safetensors refuses tensors that share memory."""
-    cascade = networks.plain(2)
-    cascade.refiners[1].layers[2].weight = cascade.refiners[0].layers[2].weight
+    cascade = networks.flat(2)
+    cascade.extractor[3].bias = cascade.extractor[1].bias  # type: ignore[index, union-attr]
     save_weights(Stage(cascade, Runtime.single("cpu")), tmp_path / "weights.safetensors")
     written = load_file(tmp_path / "weights.safetensors")
-    assert torch.equal(written["refiners.0.layers.2.weight"], written["refiners.1.layers.2.weight"])
-    networks.plain(2).load_state_dict(written)
+    assert torch.equal(written["extractor.1.bias"], written["extractor.3.bias"])
+    networks.flat(2).load_state_dict(written)

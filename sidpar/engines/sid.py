@@ -17,7 +17,7 @@ from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.execution import Execution
 from sidpar.engines.replica_batch import ReplicaBatch
 from sidpar.engines.resources import Resources
-from sidpar.engines.stacks import Stacks
+from sidpar.engines.stacks import Stacks, agree_on_stacks
 from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
 from sidpar.objective import Objective
@@ -198,6 +198,8 @@ class SIDEngine(Synchronous):
         if key not in self._layouts:
             agree_on_batch(self.stage, x, y, self.steps)
             if not self._layouts:
+                if self._resources.stacks is not None:
+                    agree_on_stacks(self.stage, x)
                 self._runtime.connect()
             share = self._share_of(len(x))
             rows, microbatches = len(share.taken), share.microbatches(microbatches)

@@ -1,5 +1,6 @@
 """A stage's refiners in stacks that run at once."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -7,9 +8,12 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade import TensorTuple
+from sidpar.device import preserved_generator
+from sidpar.errors import UsageError
 from sidpar.losses import local_losses
 from sidpar.objective import Objective
-from sidpar.stackable import check_structure
+from sidpar.specs import Spec
+from sidpar.stackable import PROBE_ROWS, check_structure
 from sidpar.stacked import StackedRefiners
 from sidpar.stage import Stage
 
@@ -62,6 +66,44 @@ class Stacks:
         refiners = [self._stage.refiners[str(i)] for i in run]
         compiled = self._stage.compute.compile
         return StackedRefiners(refiners, first=run.start, feature_gradients=sends, compile=compiled)
+
+
+def agree_on_stacks(stage: Stage, x: Tensor) -> None:
+    """Try on every rank whether its refiners can run at once, for inputs like x [B, ...]; no message but through the
+    store. Raises UsageError, the same on every rank, if those of some rank cannot."""
+    problem = None
+    try:
+        _try_out(stage, x)
+    except UsageError as error:
+        problem = str(error)
+    problems = [found for found in stage.runtime.exchange("stacked refiners", problem) if found is not None]
+    if problems:
+        raise UsageError(problems[0])
+
+
+@torch.no_grad()
+def _try_out(stage: Stage, x: Tensor) -> None:
+    """On copies, and on numbers of their own: what the refiners would receive, other ranks have to compute."""
+    specs, device = stage.skeleton.specs(x), stage.runtime.device
+    features = _made_up(specs.features, device)
+    states = {}
+    for i in stage.own_refiners:
+        logits, *hidden = _made_up(specs.states[i], device)
+        states[i] = (logits.log_softmax(-1), *hidden)
+    with preserved_generator(device):
+        for run in _runs(states):
+            refiners = copy.deepcopy([stage.refiners[str(i)] for i in run])
+            StackedRefiners(refiners, first=run.start).forward(features, [states[i] for i in run])
+
+
+def _made_up(specs: Sequence[Spec], device: torch.device) -> TensorTuple:
+    """Random numbers, the same each time; zeros for integers, which may be indices."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for spec in specs:
+        tensor = spec.zeros(PROBE_ROWS, torch.device("cpu"))
+        made.append((tensor.normal_(generator=generator) if tensor.is_floating_point() else tensor).to(device))
+    return tuple(made)
 
 
 def _runs(states: Mapping[int, TensorTuple]) -> list[range]:
