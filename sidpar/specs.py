@@ -7,6 +7,7 @@ sides of every message know its shape and dtype beforehand, and a module that do
 import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -113,6 +114,14 @@ class Skeleton:
             specs += _specs((activation,))
         return specs
 
+    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str]:
+        """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]."""
+        sample = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+        with torch.enable_grad():
+            beliefs = [state[0] for state in self._cascade.states(sample)][1:]
+        reached = _leaves([beliefs[i] for i in heads])
+        return [name for name, p in self._cascade.named_parameters() if p.requires_grad and id(p) not in reached]
+
     @torch.no_grad()
     def _infer(self, sample: Spec) -> CascadeSpecs:
         cascade = self._cascade
@@ -161,6 +170,20 @@ def fingerprint(cascade: Cascade) -> str:
         sample = tensor.flatten()[:: max(1, tensor.numel() // 256)]  # enough to tell seeds apart, at any size
         digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
     return digest.hexdigest()
+
+
+def _leaves(tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of the parameters from which autograd has recorded a way to any of these."""
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen, leaves = set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                leaves.add(id(node.variable))
+    return leaves
 
 
 def _check_tensors(cascade: Cascade) -> None:

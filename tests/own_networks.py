@@ -182,6 +182,13 @@ def with_empty(**settings: Any) -> Cascade:
     return cascade
 
 
+def with_spare(**settings: Any) -> Cascade:
+    """A refiner has a layer that it does not use."""
+    cascade = sequential(**settings)
+    cascade.refiners[1].add_module("spare", nn.Linear(2, 2))
+    return cascade
+
+
 class Made:
     """Callable without being a function."""
 

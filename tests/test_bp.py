@@ -5,12 +5,15 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidpar import BPEngine, Objective, Runtime, Stage, UsageError
 from sidpar.cascade import Cascade
 from sidpar.losses import kl_to, target_of
+from sidpar.models import ConcatRefiner
 from sidpar.placement import Copies
+from sidpar.seeding import seeded
+from sidpar.specs import Skeleton
 from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import assert_close_gradients, gradients
@@ -65,6 +68,54 @@ def grid(runtime: Runtime) -> None:
 def test_gradients_equal_a_plain_loop(ranks: int) -> None:
     """Also where a rank has no share of the batch (B = 2 on 4 ranks)."""
     run_ranks(grid, ranks)
+
+
+class WithSpare(ConcatRefiner):
+    """Has a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__(4, [7], networks.CLASSES)
+        self.spare = nn.Linear(2, 2)
+
+
+def with_spare() -> Cascade:
+    cascade = networks.plain(3)
+    with seeded(5):
+        cascade.refiners[1] = WithSpare().double()
+    return cascade
+
+
+def spare(runtime: Runtime) -> str:
+    """Checks the gradients of several steps; returns what is said with checkpointing."""
+    x, y = networks.batch(12)
+    for microbatches, deep in product((1, 3), (False, True)):
+        stage = whole(with_spare(), runtime)
+        engine = BPEngine(stage, Objective(), microbatches=microbatches, deep_supervision=deep)
+        expected = plain_backpropagation(with_spare(), Objective(), x, y, deep)
+        for _ in range(3):
+            engine.step(x, y)
+            used = {name: gradient for name, gradient in gradients(stage).items() if "spare" not in name}
+            assert_close_gradients(f"M={microbatches} deep={deep}", used, expected)
+        assert all(p.grad is None for name, p in stage.named_parameters() if "spare" in name), "no optimizer moves them"
+    with pytest.raises(UsageError) as refused:
+        BPEngine(whole(with_spare(), runtime), Objective(), checkpointing=True).step(x, y)
+    return str(refused.value)
+
+
+def test_ddp_takes_parameters_without_a_gradient() -> None:
+    first, second = run_ranks(spare, 2)
+    assert first == second
+    assert "refiners.1.spare.weight gets no gradient from the loss, which DDP with bp.checkpointing=true takes" in first
+
+
+def test_parameters_without_a_gradient_are_found() -> None:
+    """Through every path of the chain, and no others: only the heads that are trained count."""
+    x, _ = networks.batch(4)
+    for build in (networks.plain, networks.with_float_state, networks.residual, networks.noisy):
+        assert Skeleton(build(3)).without_gradient(x, [len(build(3).refiners) - 1]) == []
+    found = Skeleton(with_spare()).without_gradient(x, [2])
+    assert found == ["refiners.1.spare.weight", "refiners.1.spare.bias"]
+    assert all(name.startswith("refiners.2.") for name in Skeleton(networks.plain(3)).without_gradient(x, [1]))
 
 
 def dropout_masks(runtime: Runtime) -> None:

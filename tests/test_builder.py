@@ -56,10 +56,11 @@ def test_an_own_network_trains_to_the_same_weights_on_ranks(alone: Path, tmp_pat
         (2, ["--method", "bp", "--parallel.extractor", "root"]),
         (2, ["--method", "bp", "--model.builder", "tests.own_networks:sequential"]),
         (2, ["--method", "ddp"]),
+        (2, ["--method", "ddp", "--model.builder", "tests.own_networks:with_spare", "--checkpoint.every", "3"]),
         (1, ["--method", "bp", "--compute.channels_last", "true"]),
         (2, ["--model.builder", "tests.own_networks:made"]),
     ],
-    ids=["auto", "bp root", "bp cut", "ddp", "bp", "callable object"],
+    ids=["auto", "bp root", "bp cut", "ddp", "ddp with a spare layer", "bp", "callable object"],
 )
 def test_every_method_takes_it(ranks: int, flags: list[str], tmp_path: Path) -> None:
     folder = train(ranks, tmp_path / "run", *flags)

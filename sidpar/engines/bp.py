@@ -21,7 +21,6 @@ from sidpar.losses import local_loss, target_of
 from sidpar.memory import bytes_of
 from sidpar.objective import Objective
 from sidpar.placement import Copies
-from sidpar.runtime import Runtime
 from sidpar.seeding import mask_seed
 from sidpar.stage import Stage
 from sidpar.traffic import Traffic
@@ -75,7 +74,7 @@ class BPEngine(Synchronous):
         )
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._chain = _Chain(stage)
-        self._parallel = _data_parallel(self._chain, stage.runtime)
+        self._parallel: nn.Module = self._chain
         trained, ranks = bytes_of(p for p in stage.parameters() if p.requires_grad), stage.runtime.world_size
         self._sent = 2 * (ranks - 1) / ranks * trained
         self._buckets = 0
@@ -133,9 +132,31 @@ class BPEngine(Synchronous):
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
             agree_on_batch(self.stage, x, y, self.steps)
+            if not self._layouts:
+                self._parallel = self._data_parallel(x)
             world_size = self.stage.runtime.world_size
             self._layouts[key] = BatchLayout(x.shape[0], microbatches or self._microbatches, world_size)
         return self._layouts[key]
+
+    def _data_parallel(self, x: Tensor) -> nn.Module:
+        """The chain for inputs like x [B, ...], its gradients summed over ranks if there are several."""
+        runtime = self.stage.runtime
+        if runtime.groups is None:
+            return self._chain
+        # DDP waits for the gradients of all parameters, or looks for those without in every step, which takes time.
+        unused = self.stage.skeleton.without_gradient(x, self._heads)
+        if unused and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
+            raise UsageError(
+                f"{unused[0]} gets no gradient from the loss, which DDP with bp.checkpointing=true takes for one that "
+                "is late: set bp.checkpointing=false, use the parameter, or freeze it by requires_grad_(False)"
+            )
+        return DistributedDataParallel(
+            self._chain,
+            device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+            process_group=runtime.groups.world,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=bool(unused),
+        )
 
     def _rows(self, layout: BatchLayout, m: int) -> range:
         """The rows of the batch that are this rank's share of microbatch m."""
@@ -224,14 +245,3 @@ def backpropagated(objective: Objective) -> Objective:
             "has none: remove it"
         )
     return replace(objective, alpha=1.0)
-
-
-def _data_parallel(chain: _Chain, runtime: Runtime) -> nn.Module:
-    if runtime.groups is None:
-        return chain
-    return DistributedDataParallel(
-        chain,
-        device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
-        process_group=runtime.groups.world,
-        gradient_as_bucket_view=True,
-    )
