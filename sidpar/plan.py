@@ -30,6 +30,7 @@ from sidpar.placement import place_by_count
 from sidpar.plan_picture import draw_plan
 from sidpar.plan_text import plan_text
 from sidpar.planning import Freedom, job_of, make_plan, record_of
+from sidpar.run_folder import write_whole
 from sidpar.runtime import Runtime
 from sidpar.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
 from sidpar.validation import at_least
@@ -138,7 +139,7 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
     text = plan_text([f"{name:<9} {value}" for name, value in conditions.items()], job, present, plan)
     print(text)
     if wishes.out is not None:
-        (wishes.out / "plan.txt").write_text(text + "\n")
+        write_whole(wishes.out / "plan.txt", text + "\n")
         _write(wishes.out / "costs.json", _record(config, costs, where))
         _write(
             wishes.out / "plan.json",
@@ -162,7 +163,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _write(path: Path, records: dict[str, Any]) -> None:
-    path.write_text(json.dumps(records, indent=1) + "\n")
+    write_whole(path, json.dumps(records, indent=1) + "\n")
 
 
 def _ranks(config: Config, wishes: Wishes, runtime: Runtime) -> int:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sidpar.drawing import PHASES, Span, gantt, legend_handles
 from sidpar.job import Job
 from sidpar.phases import PHASE
+from sidpar.pictures import save_picture
 from sidpar.plan_text import KINDS_OF_MEMORY, name_of, verdict
 from sidpar.planning import MOST, Option, Plan
 from sidpar.units import human, unit_of
@@ -22,7 +23,10 @@ _FAR = 3
 
 
 def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -> None:
-    """As a PNG. A timeline that would take long to simulate is left out, and of many ranks the first are drawn."""
+    """As a PNG. A timeline that would take long to simulate is left out, and of many ranks the first are drawn.
+
+    Raises StorageError.
+    """
     drawn = plan.chosen if plan.chosen is not None and plan.chosen.candidate.actions(job) <= MOST else None
     lanes = 0 if drawn is None else min(_LANES, drawn.candidate.holding.num_ranks)
     bars = len(plan.options)
@@ -37,7 +41,7 @@ def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -
     figure.suptitle(fill(verdict(plan), 130), x=0.01, ha="left", fontsize=12, fontweight="bold")
     caption = "\n".join(f"{name}: {value}" for name, value in conditions.items())
     figure.supxlabel(caption, x=0.01, ha="left", multialignment="left", fontsize=8, color="#444444")
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path)
 
 
 def _timeline(axes: Axes, job: Job, option: Option, lanes: int) -> None:

@@ -175,3 +175,10 @@ def test_costs_that_are_not_costs(folder: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         plan(tmp_path, capsys, "--ranks", "2")
     assert "costs need rows > 0 and seconds >= 0" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / ".plan.txt").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="1"):
+        plan(folder, capsys, "--ranks", "2", "--out", str(tmp_path))
+    assert "plan.txt cannot be written (No space left on device): free space there" in capsys.readouterr().err
