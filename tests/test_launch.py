@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,16 @@ def test_a_local_sweep_goes_on_after_a_failure_and_says_so(tools: Path, tmp_path
     assert "error: 2 of 2 failed: digits cifar10" in done.stderr
 
 
+@pytest.fixture
+def _signals_of_a_terminal() -> Iterator[None]:
+    """Where tests run in the background, SIGINT or SIGHUP may be ignored, which a script inherits and cannot undo."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals_of_a_terminal")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_local_sweep_that_is_asked_to_stop(name: str, status: int, tools: Path, tmp_path: Path) -> None:
     """By Ctrl-C, which a whole process group gets, or by a signal to the script alone: the training is asked to stop,
