@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conditions import conditions
-from workloads import Workload, add_details, make
+from harness.conditions import conditions
+from harness.workloads import Workload, add_details, make
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
-from sidpar.checkpoint import Checkpoints
-from sidpar.config_groups import OptimConfig
-from sidpar.engines import Engine
-from sidpar.optim import Optimizers
-from sidpar.training_state import TrainingState
+from sidpar.config.groups import OptimConfig
+from sidpar.engines.base import Engine
+from sidpar.runs.checkpoint import Checkpoints
+from sidpar.training.optim import Optimizers
+from sidpar.training.training_state import TrainingState
 
 WAYS = ("none", "asynchronous", "synchronous")
 

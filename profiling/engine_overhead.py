@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conditions import conditions
+from harness.conditions import conditions
 from torch import Tensor
 from torch.nn import functional as F
 
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage, models
-from sidpar.cascade import Cascade
-from sidpar.device import synchronize
+from sidpar.cascade.cascade import Cascade
+from sidpar.distributed.device import synchronize
 
 IMAGE = (3, 32, 32)
 ALPHA = 0.5

@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import workloads
-from conditions import conditions
-from contenders import SINGLE, Contender
-from measuring import Entry, memory_of
-from rows import describe_costs
+from harness import workloads
+from harness.conditions import conditions
+from harness.contenders import SINGLE, Contender
+from harness.measuring import Entry, memory_of
+from harness.rows import describe_costs
 
 from sidpar import Runtime
-from sidpar.balance import measure_costs
-from sidpar.calibration import halvings
-from sidpar.cost_model import naive_seconds, paper_seconds
-from sidpar.costs import Costs, ring_links
-from sidpar.engines.pipeline_order import torch_order
-from sidpar.job import Job
-from sidpar.placement import Placement, place_by_count
-from sidpar.planning import Freedom, backpropagation, search, sid_candidates
+from sidpar.calibration.pieces import measure_costs
+from sidpar.calibration.together import halvings
+from sidpar.engines.backpropagation.order import torch_order
+from sidpar.planner.job import Job
+from sidpar.planner.search import Freedom, backpropagation, search, sid_candidates
+from sidpar.schedules.placement import Placement, place_by_count
+from sidpar.simulation.cost_model import naive_seconds, paper_seconds
+from sidpar.simulation.costs import Costs, ring_links
 
 SINGLES = (
     Contender("bp", SINGLE, "whole"),

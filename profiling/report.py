@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import draw
-from figures import Timelines, is_auto
-from gantt import timeline
-from tables import PARTS, markdown
+from reporting import draw
+from reporting.figures import Timelines, is_auto
+from reporting.gantt import timeline
+from reporting.tables import PARTS, markdown
 
 # What the files must hold. A null is right wherever something else than a text is asked for; `float` takes integers.
 TEXTS = ("key", "method", "schedule", "network", "extractor")

@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import workloads
-from conditions import conditions
-from contenders import Contender, chosen_by_plan, contenders
-from measuring import Entry, Measured, memory_pass, timed_window
+from harness import workloads
+from harness.conditions import conditions
+from harness.contenders import Contender, chosen_by_plan, contenders
+from harness.measuring import Entry, Measured, memory_pass, timed_window
+from harness.rows import describe_costs, describe_link, rows, timelines_of
+from harness.workloads import Workload
 from report import remake
-from rows import describe_costs, describe_link, rows, timelines_of
-from workloads import Workload
 
 from sidpar import Runtime, UsageError
-from sidpar.calibration import calibrate, halvings
-from sidpar.clock import clock_offset
-from sidpar.cost_model import Prediction
-from sidpar.costs import Costs
-from sidpar.links import measure_links
+from sidpar.calibration.links import measure_links
+from sidpar.calibration.together import calibrate, halvings
+from sidpar.profiler.clock import clock_offset
+from sidpar.simulation.cost_model import Prediction
+from sidpar.simulation.costs import Costs
 
 
 def main() -> None:

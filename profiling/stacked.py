@@ -26,15 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from conditions import conditions
+from harness.conditions import conditions
 from torch import Tensor, nn
 
 from sidpar import Objective, Runtime, models
-from sidpar.cascade import TensorTuple, detach, initial_state, refine
-from sidpar.device import mark, peak_memory, reset_peak_memory, seconds_between, synchronize
-from sidpar.losses import local_loss, local_losses, target_of
-from sidpar.memory import SavedTensors
-from sidpar.stacked import StackedRefiners
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state, refine
+from sidpar.cascade.stacked import StackedRefiners
+from sidpar.distributed.device import mark, peak_memory, reset_peak_memory, seconds_between, synchronize
+from sidpar.profiler.memory import SavedTensors
+from sidpar.rules.kl import local_loss, local_losses, target_of
 
 IMAGE, CLASSES = (3, 32, 32), 10
 FEATURES = {"simple_cnn": 128, "wide_mlp": 1024}

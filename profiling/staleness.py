@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conditions import conditions
+from harness.conditions import conditions
 
 from sidpar import Runtime, SIDEngine, StreamingEngine
-from sidpar.actions import Do
-from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
-from sidpar.command_line import parse
-from sidpar.engines import Update
-from sidpar.meter import Meter
-from sidpar.optim import Optimizers
+from sidpar.config.command_line import parse
+from sidpar.engines.base import Update
+from sidpar.schedules.actions import Do
+from sidpar.training.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
+from sidpar.training.meter import Meter
+from sidpar.training.optim import Optimizers
 
 REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import Row, save
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from reporting.figures import Row, save
 
 COLOURS = {
     "none": "#c1121f",

@@ -6,21 +6,21 @@ engine = sidpar.SIDEngine(stage, sidpar.Objective(), schedule="fused", microbatc
 result = engine.step(x, y)  # gradients are in stage.parameters()
 """
 
-from sidpar.cascade import Cascade
-from sidpar.compute import Compute
-from sidpar.cut import make_cut
-from sidpar.engines import StepResult
-from sidpar.engines.bp import BPEngine
+from sidpar.cascade.cascade import Cascade
+from sidpar.config.compute import Compute
+from sidpar.config.objective import Objective
+from sidpar.distributed.runtime import Runtime
+from sidpar.engines.backpropagation.pipeline import PipelineEngine
+from sidpar.engines.backpropagation.whole import BPEngine
+from sidpar.engines.base import StepResult
 from sidpar.engines.local import LocalEngine
-from sidpar.engines.pipeline import PipelineEngine
 from sidpar.engines.sid import SIDEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
-from sidpar.inference import load, load_preprocessing
-from sidpar.objective import Objective
-from sidpar.placement import Copies
-from sidpar.runtime import Runtime
-from sidpar.stage import Stage
+from sidpar.runs.load import load, load_preprocessing
+from sidpar.schedules.cut import make_cut
+from sidpar.schedules.placement import Copies
+from sidpar.stages.stage import Stage
 from sidpar.version import __version__
 
 __all__ = [

@@ -14,26 +14,26 @@ from typing import Any, Self
 import torch
 from jsonargparse import ArgumentParser
 
-from sidpar.batching import Share
-from sidpar.build import build_cascade, build_loader, load_dataset, measure_pieces
-from sidpar.command_line import config_parser, errors_in_one_line, parse_with
-from sidpar.config import Config
-from sidpar.configured import configured
-from sidpar.cost_records import from_plain, to_plain
-from sidpar.costs import Costs, Links, ring_links
-from sidpar.device import describe, usable_memory
-from sidpar.engines.pipeline_order import torch_order
+from sidpar.calibration.links import measure_links
+from sidpar.config.command_line import config_parser, errors_in_one_line, parse_with
+from sidpar.config.schema import Config
+from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
+from sidpar.config.validation import at_least
+from sidpar.distributed.device import describe, usable_memory
+from sidpar.distributed.runtime import Runtime
+from sidpar.engines.backpropagation.order import torch_order
 from sidpar.errors import UsageError
-from sidpar.links import measure_links
-from sidpar.network import build_alike
-from sidpar.placement import place_by_count
-from sidpar.plan_picture import draw_plan
-from sidpar.plan_text import plan_text
-from sidpar.planning import Freedom, job_of, make_plan, record_of
-from sidpar.run_folder import write_whole
-from sidpar.runtime import Runtime
-from sidpar.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
-from sidpar.validation import at_least
+from sidpar.planner.report import plan_text
+from sidpar.planner.search import Freedom, job_of, make_plan, record_of
+from sidpar.plots.plan import draw_plan
+from sidpar.runs.run_folder import write_whole
+from sidpar.schedules.batching import Share
+from sidpar.schedules.placement import place_by_count
+from sidpar.simulation.cost_records import from_plain, to_plain
+from sidpar.simulation.costs import Costs, Links, ring_links
+from sidpar.training.build import build_cascade, build_loader, load_dataset, measure_pieces
+from sidpar.training.configured import configured
+from sidpar.training.same_network import build_alike
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,16 +5,16 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidpar.belief_picture import Prediction, draw_predictions
-from sidpar.build import build_loader, load_dataset
-from sidpar.command_line import errors_in_one_line
-from sidpar.curves import draw_curves, draw_depth, label_of
+from sidpar.analysis.samples import find_samples, story, telling
+from sidpar.config.command_line import errors_in_one_line
+from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
-from sidpar.inference import load, load_preprocessing
-from sidpar.pictures import free_name, save_picture
-from sidpar.recorded import Recorded
-from sidpar.runtime import Runtime
-from sidpar.samples import find_samples, story, telling
+from sidpar.plots.beliefs import Prediction, draw_predictions
+from sidpar.plots.curves import draw_curves, draw_depth, label_of
+from sidpar.plots.files import free_name, save_picture
+from sidpar.runs.load import load, load_preprocessing
+from sidpar.runs.reader import Recorded
+from sidpar.training.build import build_loader, load_dataset
 
 FOLDER = "plots"
 _CANDIDATES = 2000

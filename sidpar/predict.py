@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from sidpar.belief_picture import Prediction, draw_predictions, leading_classes
-from sidpar.command_line import errors_in_one_line
+from sidpar.config.command_line import errors_in_one_line
+from sidpar.config.validation import at_least
 from sidpar.data.image_file import read_image
+from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
-from sidpar.inference import load, load_preprocessing
-from sidpar.pictures import free_name
-from sidpar.runtime import Runtime
-from sidpar.validation import at_least
+from sidpar.plots.beliefs import Prediction, draw_predictions, leading_classes
+from sidpar.plots.files import free_name
+from sidpar.runs.load import load, load_preprocessing
 
 FOLDER = "predictions"
 MOST = 60

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar.auto import resolve
-from sidpar.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
-from sidpar.checkpoint import find_newest
-from sidpar.command_line import errors_in_one_line, parse
-from sidpar.config import Config
-from sidpar.device import describe
-from sidpar.environment import read_environment
+from sidpar.config.command_line import errors_in_one_line, parse
+from sidpar.config.schema import Config
+from sidpar.config.units import human_seconds
+from sidpar.distributed.device import describe
+from sidpar.distributed.environment import read_environment
+from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
-from sidpar.logs import closing_logs, log_to_console, log_to_file
-from sidpar.network import build_alike
-from sidpar.run_folder import (
+from sidpar.runs.checkpoint import find_newest
+from sidpar.runs.logs import closing_logs, log_to_console, log_to_file
+from sidpar.runs.run_folder import (
     WEIGHTS,
     OpenFolder,
     RunFolder,
@@ -32,12 +31,13 @@ from sidpar.run_folder import (
     write_label_noise,
     write_summary,
 )
-from sidpar.runtime import Runtime
-from sidpar.stopping import REQUEUE_STATUS
-from sidpar.trainer import Outcome, Trainer
-from sidpar.training_state import check_fits
-from sidpar.units import human_seconds
-from sidpar.weights import save_weights
+from sidpar.runs.weights import save_weights
+from sidpar.training.auto import resolve
+from sidpar.training.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
+from sidpar.training.same_network import build_alike
+from sidpar.training.stopping import REQUEUE_STATUS
+from sidpar.training.trainer import Outcome, Trainer
+from sidpar.training.training_state import check_fits
 
 _log = logging.getLogger("sidpar.train")
 

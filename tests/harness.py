@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sidpar.config import Config
-from sidpar.run_folder import find_run_folder
-from sidpar.runtime import Runtime
+from sidpar.config.schema import Config
+from sidpar.distributed.runtime import Runtime
+from sidpar.runs.run_folder import find_run_folder
 from sidpar.train import Run
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sidpar.cascade import Cascade
+from sidpar.cascade.cascade import Cascade
 from sidpar.models import ConcatRefiner
 from sidpar.models.assembly import assemble
 from sidpar.models.plain import Head, ResidualBlock, equal_cost

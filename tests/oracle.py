@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sidpar import LocalEngine, Objective, Runtime, Stage
-from sidpar.cascade import Cascade
-from sidpar.engines import Engine
+from sidpar.cascade.cascade import Cascade
+from sidpar.engines.base import Engine
 
 TOLERANCE = 1e-10
 

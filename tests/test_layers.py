@@ -1,61 +1,45 @@
-"""The import rule of DESIGN section 6: a file imports only from its own layer or from layers above it."""
+"""The import rule: what each package may import stands in the docstring of its `__init__.py`, and is held here."""
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.harness import ROOT
 
-LAYERS: list[tuple[str, list[str]]] = [
-    (
-        "pure",
-        [
-            *["version", "errors", "choices", "units", "validation", "compute", "objective"],
-            *["config_groups", "config", "command_line", "placement", "cut", "batching"],
-            *["actions", "rank_view", "schedule", "streaming", "pipelines", "phases"],
-            *["simulated", "simulator", "timeline", "occupancy"],
-            *["costs", "cost_records", "prices", "cost_model", "bounds", "footprint"],
-            *["job", "candidates", "planning", "plan_text"],
-        ],
-    ),
-    ("network", ["seeding", "cascade", "losses", "theory", "specs", "stackable", "stacked", "models", "data"]),
-    (
-        "machine",
-        ["device", "environment", "backends", "groups", "rounds", "signals", "cut_off", "runtime", "clock", "memory"],
-    ),
-    ("messages", ["traffic", "transport", "buckets", "links"]),
-    ("engines", ["stage", "sections", "engines", "balance", "calibration"]),
-    (
-        "application",
-        [
-            *["run_folder", "logs", "record", "checkpoint", "optim", "training_state", "stopping", "weights", "meter"],
-            *["trainer", "build", "auto", "train"],
-            *[
-                "builder",
-                "network",
-                "inference",
-                "predict",
-                "pictures",
-                "belief_picture",
-                "recorded",
-                "curves",
-                "samples",
-                "plot",
-            ],
-            *["configured", "drawing", "plan_picture", "plan"],
-        ],
-    ),
-]
-LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
-FILES = sorted(path for path in (ROOT / "sidpar").rglob("*.py") if path != ROOT / "sidpar" / "__init__.py")
+SOURCE = ROOT / "sidpar"
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+PACKAGES = sorted(path.parent for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE)
+LEAVES = {"errors", "version", "seeding"}
+"""Files beside the packages that every file may import."""
+COMMANDS = {"train", "plan", "predict", "plot"}
+"""Files beside the packages that may import everything, and that no file imports."""
+MOST_FILES = 12
 
 
-def name_of(path: Path) -> str:
-    """sidpar/engines/sid.py belongs to `engines`, sidpar/stage.py to `stage`."""
-    first = path.relative_to(ROOT / "sidpar").parts[0]
-    return first.removesuffix(".py")
+def name_of(package: Path) -> str:
+    """sidpar/engines/backpropagation is `engines.backpropagation`."""
+    return ".".join(package.relative_to(SOURCE).parts)
+
+
+def docstring(package: Path) -> str:
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+    assert text is not None, f"{package} does not say what lives there"
+    return " ".join(text.split())
+
+
+def allowed(package: Path) -> set[str]:
+    """What a package says that it may import."""
+    found = re.search(r"May import: ([a-z_., ]+?)\. ", docstring(package))
+    assert found is not None, f"{package} does not say what it may import"
+    return set() if found[1] == "nothing" else set(found[1].split(", "))
+
+
+MAY = {name_of(package): allowed(package) for package in PACKAGES}
+PURE = {name_of(package) for package in PACKAGES if "Pure: no torch." in docstring(package)}
+KNOWS_RANKS = {name for name, may in MAY.items() if name == "distributed" or "distributed" in may}
 
 
 def imports(path: Path) -> list[str]:
@@ -71,17 +55,56 @@ def imports(path: Path) -> list[str]:
     return names
 
 
+def home(imported: str) -> str:
+    """The package, or the file beside the packages, that a dotted name of ours is in."""
+    parts = imported.split(".")[1:]
+    depth = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MAY), None)
+    return parts[0] if depth is None else ".".join(parts[:depth])
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_up_the_layers(path: Path) -> None:
-    level = LEVEL[name_of(path)]
+def test_a_file_imports_what_its_package_may(path: Path) -> None:
+    package = name_of(path.parent)
     for imported in imports(path):
-        package, *rest = imported.split(".")
-        if package == "sidpar":
-            assert LEVEL[rest[0]] <= level, f"{path.name} may not know {imported}"
-        if package == "torch":
-            assert LAYERS[level][0] != "pure", f"{path.name} is pure and may not import torch"
-        if imported.startswith("torch.distributed"):
-            assert LAYERS[level][0] not in ("pure", "network"), f"{path.name} may not know of ranks"
+        if imported.startswith("sidpar."):
+            target = home(imported)
+            assert target not in COMMANDS, f"{path.name} may not import a command, {imported}"
+            may = LEAVES if path.stem in LEAVES else LEAVES | {package} | MAY.get(package, set(MAY))
+            assert target in may, f"{path.relative_to(ROOT)} may not import {imported}"
+        if package in PURE:
+            assert imported.split(".")[0] != "torch", f"{path.name} is pure and may not import torch"
+            assert not imported.startswith("sidpar.seeding"), f"{path.name} is pure, and seeding is torch's"
+        if imported.startswith("torch.distributed") and package and package not in KNOWS_RANKS:
+            pytest.fail(f"{path.name} may not know of ranks")
+
+
+def test_packages_lie_in_one_order() -> None:
+    """What a package may import exists, and leads to no circle."""
+    for name, may in MAY.items():
+        assert may <= MAY.keys(), f"{name} may import {may - MAY.keys()}, which is not there"
+    list(TopologicalSorter(MAY).static_order())  # raises CycleError
+
+
+def test_pure_packages_rest_on_pure_ones() -> None:
+    for name in PURE:
+        assert MAY[name] <= PURE, f"{name} is pure and may not import {MAY[name] - PURE}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=name_of)
+def test_a_package_uses_what_it_may_import(package: Path) -> None:
+    """And says where to start reading, in a file that is there."""
+    used = {home(name) for path in package.glob("*.py") for name in imports(path) if name.startswith("sidpar.")}
+    assert MAY[name_of(package)] - used == set()
+    start = re.search(r"Start reading: (\w+\.py)", docstring(package))
+    assert start is not None
+    assert (package / start[1]).is_file()
+
+
+def test_folders_are_small() -> None:
+    for root in ("sidpar", "tests", "profiling"):
+        for folder in {path.parent for path in (ROOT / root).rglob("*.py")}:
+            files = [path.name for path in folder.glob("*.py") if path.read_text()]
+            assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files: {sorted(files)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -92,10 +115,10 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
 
 def test_cuda_has_one_seam() -> None:
     """Only what chooses and sets the device, and what hides it."""
-    users = {path.name for path in FILES if "torch.cuda" in path.read_text()}
-    assert users <= {"device.py", "backends.py", "runtime.py"}
+    users = {str(path.relative_to(SOURCE)) for path in FILES if "torch.cuda" in path.read_text()}
+    assert users <= {f"distributed/{name}.py" for name in ("device", "backends", "runtime")}
 
 
 def test_environment_is_read_in_one_place() -> None:
-    users = {path.name for path in FILES if re.search(r"os\.environ|getenv", path.read_text())}
-    assert users == {"environment.py"}
+    users = {str(path.relative_to(SOURCE)) for path in FILES if re.search(r"os\.environ|getenv", path.read_text())}
+    assert users == {"distributed/environment.py"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidpar.phases import COMPUTE
+from sidpar.schedules.phases import COMPUTE
 from tests.test_readme import README, RESULTS
 
 PROSE = " ".join(README.split())

@@ -2,7 +2,7 @@
 
 import torch
 
-from sidpar.device import preserved_generator, seed_generator
+from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.seeding import derive_seed, generator, mask_seed, seeded
 
 

@@ -1,1 +1,5 @@
-"""Datasets in memory or in files, vectorised augmentation, and batches that depend on the seed alone."""
+"""Datasets in memory or in files, augmentation, batches.
+
+May import: config.
+Start reading: loader.py.
+"""

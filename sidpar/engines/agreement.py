@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sidpar.engines import check_batch
-from sidpar.objective import Objective
-from sidpar.stage import Stage
+from sidpar.config.objective import Objective
+from sidpar.engines.base import check_batch
+from sidpar.stages.stage import Stage
 
 
 def agree_on_engine(stage: Stage, objective: Objective, **settings: Any) -> None:

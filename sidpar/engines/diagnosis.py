@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidpar.engines import StepResult
-from sidpar.stage import Stage
-from sidpar.theory import teacher_drift
+from sidpar.engines.base import StepResult
+from sidpar.rules.propositions import teacher_drift
+from sidpar.stages.stage import Stage
 
 Pass = Callable[[], StepResult]
 """A synchronous step, which leaves its gradients in the stage's parameters."""

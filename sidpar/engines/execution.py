@@ -9,20 +9,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sidpar.actions import Action, Do
-from sidpar.batching import BatchLayout
-from sidpar.buckets import GradientBuckets
-from sidpar.cascade import TensorTuple, detach, initial_state
-from sidpar.device import seed_generator
-from sidpar.engines import StepResult
-from sidpar.engines.replica_batch import ReplicaBatch
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.distributed.device import seed_generator
+from sidpar.engines.base import StepResult
+from sidpar.engines.batch import ReplicaBatch
+from sidpar.engines.pending import Underway
 from sidpar.engines.resources import Resources
-from sidpar.engines.underway import Underway
-from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
-from sidpar.losses import local_loss, target_of
+from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.transport import Transport
+from sidpar.rules.kl import local_loss, target_of
+from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.batching import BatchLayout
 from sidpar.seeding import mask_seed
-from sidpar.transport import Transport
+from sidpar.stages.versions import Version
 
 
 class Execution:

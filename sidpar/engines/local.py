@@ -5,16 +5,16 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from sidpar.cascade import TensorTuple, detach, initial_state
-from sidpar.clock import Clock
-from sidpar.device import preserved_generator, seed_generator
-from sidpar.engines import StepResult, Synchronous, check_batch, chosen, clip_each
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.config.objective import Objective
+from sidpar.distributed.device import preserved_generator, seed_generator
+from sidpar.engines.base import StepResult, Synchronous, check_batch, chosen, clip_each
 from sidpar.errors import UsageError
-from sidpar.losses import local_loss, target_of
-from sidpar.objective import Objective
+from sidpar.profiler.clock import Clock
+from sidpar.profiler.traffic import Traffic
+from sidpar.rules.kl import local_loss, target_of
 from sidpar.seeding import mask_seed
-from sidpar.stage import Stage
-from sidpar.traffic import Traffic
+from sidpar.stages.stage import Stage
 
 
 class LocalEngine(Synchronous):

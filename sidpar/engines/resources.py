@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from sidpar.buckets import GradientBuckets
-from sidpar.engines.stacks import Stacks
-from sidpar.objective import Objective
-from sidpar.rank_view import RankView
-from sidpar.stage import Stage
-from sidpar.transport import Transport
+from sidpar.config.objective import Objective
+from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.transport import Transport
+from sidpar.schedules.rank_view import RankView
+from sidpar.stages.stacks import Stacks
+from sidpar.stages.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,28 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from sidpar.actions import Action
-from sidpar.batching import BatchLayout, Share
-from sidpar.buckets import GradientBuckets
-from sidpar.choices import RefinerExecution, SynchronousName
-from sidpar.clock import Clock, span
-from sidpar.device import preserved_generator
-from sidpar.engines import StepResult, Synchronous, chosen, clip_each
+from sidpar.config.choices import RefinerExecution, SynchronousName
+from sidpar.config.objective import Objective
+from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
+from sidpar.engines.base import StepResult, Synchronous, chosen, clip_each
+from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
-from sidpar.engines.replica_batch import ReplicaBatch
 from sidpar.engines.resources import Resources
-from sidpar.engines.stacks import Stacks, agree_on_stacks
-from sidpar.engines.versions import Version
 from sidpar.errors import UsageError
-from sidpar.objective import Objective
-from sidpar.phases import PHASE
-from sidpar.placement import Placement
-from sidpar.rank_view import RankView
-from sidpar.schedule import SCHEDULES, inference
-from sidpar.stage import Stage
-from sidpar.traffic import Traffic
-from sidpar.transport import Pending, Transport
+from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.transport import Pending, Transport
+from sidpar.profiler.clock import Clock, span
+from sidpar.profiler.traffic import Traffic
+from sidpar.schedules.actions import Action
+from sidpar.schedules.batching import BatchLayout, Share
+from sidpar.schedules.phases import PHASE
+from sidpar.schedules.placement import Placement
+from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.synchronous import SCHEDULES, inference
+from sidpar.stages.stacks import Stacks, agree_on_stacks
+from sidpar.stages.stage import Stage
+from sidpar.stages.versions import Version
 
 
 class SIDEngine(Synchronous):
@@ -41,7 +41,7 @@ class SIDEngine(Synchronous):
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
-            computation (`stacked.py`). Pays where refiners are many and small, and one rank has several.
+            computation (`cascade/stacked.py`). Pays where refiners are many and small, and one rank has several.
         seed: of the random masks; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with

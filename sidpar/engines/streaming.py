@@ -7,22 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from sidpar.actions import Action, Do
-from sidpar.batching import BatchLayout
-from sidpar.choices import RefinerExecution
-from sidpar.device import preserved_generator
-from sidpar.engines import StepResult, Update
+from sidpar.config.choices import RefinerExecution
+from sidpar.config.objective import Objective
+from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_engine
+from sidpar.engines.base import StepResult, Update
 from sidpar.engines.diagnosis import diagnose
 from sidpar.engines.execution import Execution
 from sidpar.engines.sid import SIDEngine
-from sidpar.engines.versions import Version, Versions
 from sidpar.errors import UsageError
-from sidpar.objective import Objective
-from sidpar.rank_view import RankView
-from sidpar.schedule import SCHEDULES
-from sidpar.stage import Stage
-from sidpar.streaming import Turn, drain, stream, streaming
+from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.batching import BatchLayout
+from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.streaming import Turn, drain, stream, streaming
+from sidpar.schedules.synchronous import SCHEDULES
+from sidpar.stages.stage import Stage
+from sidpar.stages.versions import Version, Versions
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,15 +33,15 @@ class StreamingEngine(SIDEngine):
         for result in engine.train(batches, update): ...
 
     Refiners get the exact gradient of their own loss in every step. The extractor's gradient of a batch is taken at the
-    weights that made its features, and applied `staleness` steps late (DESIGN section 5; `streaming.py` says how). When
-    `train` ends, nothing is in flight: every gradient has been applied once, and all ranks' extractors are equal. That
-    is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
+    weights that made its features, and applied `staleness` steps late (DESIGN section 5; `schedules/streaming.py` says
+    how). When `train` ends, nothing is in flight: every gradient has been applied once, and all ranks' extractors are
+    equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
         microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
         weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
-            later, which makes late gradients less late (`versions.py`).
+            later, which makes late gradients less late (`stages/versions.py`).
         refiner_execution: as for `SIDEngine`.
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
             and two synchronous steps; 0 for none.

@@ -1,13 +1,17 @@
-"""The networks that ship with sidpar, by name."""
+"""The networks that come with sidpar, and the user's own.
+
+May import: config, cascade.
+Start reading: network.py.
+"""
 
 from collections.abc import Callable
 
 from torch import nn
 
-from sidpar.cascade import Cascade
+from sidpar.cascade.cascade import Cascade
 from sidpar.models.assembly import assemble
+from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.models.plain import Head, ResidualBlock, equal_cost
-from sidpar.models.refiner import ConcatRefiner
 from sidpar.models.simple_cnn import simple_cnn_extractor
 
 

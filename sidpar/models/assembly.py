@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from sidpar.cascade import Cascade
+from sidpar.cascade.cascade import Cascade
 from sidpar.seeding import seeded
 
 

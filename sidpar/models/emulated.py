@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidpar.cascade import Cascade
+from sidpar.cascade.cascade import Cascade
 from sidpar.models.assembly import assemble
 
 

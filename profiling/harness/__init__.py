@@ -1,0 +1,1 @@
+"""What the measuring programs share: contenders, what they train, how one is measured, and the conditions."""

@@ -1,0 +1,162 @@
+"""The methods that are compared: how each is built, what its law and its model predict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.workloads import Workload
+from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine
+from sidpar.engines.base import Engine
+from sidpar.planner.candidates import SIDCandidate
+from sidpar.planner.job import Job
+from sidpar.planner.search import FREE, choose_sid
+from sidpar.schedules.batching import BatchLayout
+from sidpar.schedules.cut import PIPELINES, Cut, make_cut
+from sidpar.schedules.placement import Copies, Placement
+from sidpar.simulation import cost_model
+from sidpar.simulation.cost_model import Prediction
+from sidpar.simulation.costs import Costs
+
+SINGLE = "one process"
+AUTO = "auto"
+"""In the key of what `parallel: auto` chooses, which has a row beside all others."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the report."""
+
+    method: str
+    schedule: str
+    extractor: str
+    microbatches: int = 1
+    network: str = "cascade"
+    threads: int = 1
+    stream: int = 1
+    """Steps that are measured as one, because they overlap."""
+    counts: tuple[int, ...] | None = None
+    """Refiners per rank, where a plan has chosen them."""
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        parts = [self.method, self.schedule, self.extractor, f"M={self.microbatches}"]
+        return " ".join([*parts, *[self.network] * (self.network != "cascade"), *[AUTO] * (self.counts is not None)])
+
+    @property
+    def single(self) -> bool:
+        """Whether one rank works and the others wait."""
+        return self.schedule.startswith(SINGLE)
+
+    def build(self, runtime: Runtime, workload: Workload, costs: Costs) -> Engine | None:
+        """The engine, or None on a rank that only waits. Raises UsageError for what cannot be."""
+        if self.single and runtime.rank > 0:
+            return None
+        here = Runtime(rank=0, world_size=1, device=runtime.device, backend="none") if self.single else runtime
+        cascade, objective = workload.networks[self.network](), Objective()
+        num_refiners, ranks, m = len(cascade.refiners), here.world_size, self.microbatches
+        if self.method == "sid":
+            extractor: Any = "replicated" if self.single else self.extractor
+            stage = Stage(cascade, here, extractor=extractor, counts=self.counts, compute=workload.compute)
+            if self.schedule == "streaming":
+                return StreamingEngine(stage, objective, microbatches=m)
+            schedule: Any = "fused" if self.single else self.schedule
+            return SIDEngine(stage, objective, schedule=schedule, microbatches=m)
+        if self.single or self.method == "ddp":
+            stage = Stage(cascade, here, placement=Copies(num_refiners, ranks), compute=workload.compute)
+            return BPEngine(
+                stage,
+                objective,
+                microbatches=m,
+                checkpointing="checkpointing" in self.schedule,
+                deep_supervision="deep supervision" in self.schedule,
+            )
+        stage = Stage(cascade, here, placement=self.cut(ranks, workload, costs), compute=workload.compute)
+        return PipelineEngine(stage, objective, schedule=self.schedule, microbatches=m)  # type: ignore[arg-type]
+
+    def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:
+        """The sections of a pipeline, balanced by the measured costs of a microbatch."""
+        layers, refiners = costs.loads(len(workload.x) / self.microbatches)
+        return make_cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
+
+    def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction | None:
+        """What the cost model makes of it; nothing, where the pieces were not measured with as many threads."""
+        if self.threads > 1:
+            return None
+        batch = len(workload.x)
+        if self.single or self.method == "ddp":
+            ranks = 1 if self.single else num_ranks
+            checkpointing = "checkpointing" in self.schedule
+            m = self.microbatches
+            return cost_model.predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
+        if isinstance(engine, SIDEngine):
+            layout, placement = BatchLayout(batch, self.microbatches, num_ranks), engine.stage.placement
+            assert isinstance(placement, Placement)
+            lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
+            return cost_model.predict_sid(lists, placement, costs, layout, self.stream)
+        assert isinstance(engine, PipelineEngine)
+        cut = self.cut(num_ranks, workload, costs)
+        return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
+
+    def law(self, num_ranks: int) -> float | None:
+        """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
+        if self.single:
+            return 1.0 if self.threads == 1 else None
+        return cost_model.law_speedup(self.method, self.schedule, num_ranks, self.microbatches, self.extractor)
+
+    def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
+        """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
+        if self.single or not isinstance(engine, SIDEngine) or not isinstance(engine.stage.placement, Placement):
+            return None
+        placement, batch = engine.stage.placement, len(workload.x)
+        groups = [placement.refiners(rank) for rank in range(placement.num_ranks)]
+        return cost_model.naive_seconds(costs, batch) / cost_model.paper_seconds(costs, batch, groups)
+
+
+def chosen_by_plan(costs: Costs, batch_size: int, num_ranks: int, stream: int) -> Contender:
+    """What `parallel: auto` chooses from these costs, free in everything."""
+    chosen = choose_sid(Job(costs, batch_size, num_ranks), FREE)
+    assert chosen is not None, "memory has no limit here"
+    candidate = chosen.candidate
+    assert isinstance(candidate, SIDCandidate)
+    return Contender(
+        "sid",
+        candidate.schedule,
+        candidate.placement.extractor,
+        candidate.microbatches,
+        stream=stream if candidate.staleness else 1,
+        counts=tuple(candidate.placement.counts),
+    )
+
+
+def contenders(
+    workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str], stream: int
+) -> Iterator[Contender]:
+    """All that are compared, whether they can run or not, but for the plan's choice."""
+    yield Contender("bp", "naive", "root")
+    for m in microbatches:
+        for schedule in PIPELINES:
+            if schedule != "naive":
+                yield Contender("bp", schedule, "cut", m)
+        for schedule in ("two_phase", "fused", "streaming"):
+            for extractor in extractors:
+                yield Contender("sid", schedule, extractor, m, stream=stream if schedule == "streaming" else 1)
+    yield Contender("ddp", "ddp", "whole")
+    yield Contender("bp", SINGLE, "whole")
+    yield Contender("bp", f"{SINGLE}, accumulation", "whole", max(microbatches))
+    yield Contender("bp", f"{SINGLE}, checkpointing", "whole")
+    yield Contender("bp", f"{SINGLE}, deep supervision", "whole")
+    yield Contender("sid", SINGLE, "whole")
+    if workload.name != "emulated" and num_ranks > 1 and not torch.cuda.is_available():
+        yield Contender("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+        yield Contender("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+    if "recomputing" in workload.networks:
+        for extractor in extractors:
+            yield Contender("sid", "streaming", extractor, min(microbatches), "recomputing", stream=stream)
+    if "plain" in workload.networks:
+        yield Contender("ddp", "ddp", "whole", network="plain")
+        yield Contender("bp", SINGLE, "whole", network="plain")
+        for m in [m for m in microbatches if m > 1]:
+            yield Contender("bp", "1f1b", "cut", m, network="plain")

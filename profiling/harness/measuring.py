@@ -1,0 +1,118 @@
+"""One method measured on this rank: its memory alone, then the time of its steps among all others."""
+
+import gc
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from itertools import repeat
+
+import torch
+
+from harness.contenders import Contender
+from harness.workloads import Workload
+from sidpar import Runtime
+from sidpar.config.groups import OptimConfig
+from sidpar.distributed.device import peak_memory, reset_peak_memory
+from sidpar.engines.base import Engine
+from sidpar.profiler.clock import Clock, Span
+from sidpar.profiler.memory import Memory, SavedTensors, bytes_of, measure_memory
+from sidpar.simulation.costs import Costs
+from sidpar.training.optim import Optimizers
+
+OPTIM = OptimConfig(name="sgd", lr=1e-3, schedule="constant")
+"""A small rate, since thousands of steps may see one batch."""
+
+
+@dataclass
+class Measured:
+    """What one rank saw of one contender."""
+
+    memory: dict[str, int | None] = field(default_factory=dict)
+    peak_memory: int = 0
+    traffic: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    """Of each window: a step, or a stream of several."""
+    begins: list[float] = field(default_factory=list)
+    """When each window began, on the clock of rank 0."""
+    spans: list[list[Span]] = field(default_factory=list)
+
+
+class Entry:
+    """A contender with its engine and optimizer on this rank; on a rank that only waits, without."""
+
+    def __init__(self, contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> None:
+        self.contender = contender
+        self.engine: Engine | None = contender.build(runtime, workload, costs)
+        self._workload = workload
+        self.gradients: dict[str, int] = {}
+        if self.engine is not None:
+            self.optimizers = Optimizers(self.engine.stage.parts(), OPTIM, steps_per_epoch=1)
+
+    def run(self, clock: Clock, steps: int) -> None:
+        """Steps with their updates."""
+        if self.engine is None:
+            return
+        self.engine.clock = clock
+        batches = repeat((self._workload.x, self._workload.y), steps)
+        for _ in self.engine.train(batches, self._update):
+            pass
+
+    def _update(self, parts: Collection[str]) -> None:
+        assert self.engine is not None
+        modules = self.engine.stage.parts()
+        for name in parts if not self.engine.versions else set(parts) - {"extractor"}:  # counted with its versions
+            self.gradients[name] = bytes_of(p.grad for p in modules[name].parameters() if p.grad is not None)
+        self.optimizers.update(parts)
+
+
+def memory_pass(contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> Measured:
+    """Each method alone in memory."""
+    measured = Measured()
+    entry = Entry(contender, runtime, workload, costs)
+    if entry.engine is not None:
+        memory, traffic = memory_of(entry, runtime, workload)
+        measured.memory, measured.traffic = asdict(memory), traffic
+        measured.peak_memory = peak_memory(runtime.device)
+    runtime.barrier()
+    return measured
+
+
+def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memory, dict[str, dict[str, float]]]:
+    """A step that is not counted, then one whose memory and traffic are."""
+    assert entry.engine is not None
+    gc.collect()
+    reset_peak_memory(runtime.device)
+    clock, steps = Clock(runtime.device), entry.contender.stream
+    entry.run(clock, 1)
+    engine = entry.engine
+    stage, traffic = engine.stage, engine.traffic
+    traffic.reset()
+    known = [*stage.parameters(), *stage.buffers(), *engine.versions, workload.x, workload.y]
+    with SavedTensors(known) as saved:
+        entry.run(clock, steps)
+    memory = measure_memory(
+        stage,
+        entry.optimizers.all,
+        saved,
+        runtime.device,
+        gradients=sum(entry.gradients.values()),
+        versions=2 * bytes_of(engine.versions),
+        communication_buffers=traffic.peak_buffers,
+    )
+    counts = traffic.sent.items()
+    per_step = {kind: {"messages": one.messages // steps, "bytes": one.bytes / steps} for kind, one in counts}
+    return memory, per_step
+
+
+def timed_window(entry: Entry, runtime: Runtime, offset: float, measured: Measured | None) -> None:
+    """One step of one contender on all ranks, or one stream; recorded unless it is for warming up."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(entry.contender.threads)
+    clock = Clock(runtime.device)
+    runtime.barrier()
+    clock.start()
+    entry.run(clock, entry.contender.stream)
+    seconds, spans = clock.read()
+    if measured is not None and entry.engine is not None:
+        measured.seconds.append(seconds)
+        measured.begins.append(clock.started + offset)
+        measured.spans.append(spans)

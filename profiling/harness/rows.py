@@ -1,0 +1,134 @@
+"""From what every rank measured to the rows of a report and their timelines."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.contenders import Contender
+from harness.measuring import Measured
+from harness.workloads import Workload
+from sidpar.schedules.phases import COMPUTE, PHASE
+from sidpar.simulation.cost_model import Prediction
+from sidpar.simulation.costs import Costs
+
+STEPS_SEEN = 4
+
+
+def rows(
+    everyone: dict[Contender, list[Measured]],
+    predictions: dict[Contender, tuple[Prediction | None, float | None]],
+    workload: Workload,
+    num_ranks: int,
+) -> list[dict[str, Any]]:
+    """The rows of the report."""
+    medians = {contender: statistics.median(step_seconds(contender, ranks)) for contender, ranks in everyone.items()}
+    naive = [seconds for c, seconds in medians.items() if c.schedule == "naive"]
+    backpropagation = [seconds for c, seconds in medians.items() if c.method != "sid"]
+    found = []
+    for contender, measured in everyone.items():
+        ranks = [m for m in measured if m.seconds]
+        p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(contender, measured), [0.1, 0.9]))
+        median = medians[contender]
+        prediction, paper = predictions[contender]
+        found.append(
+            {
+                "key": contender.key,
+                **{name: getattr(contender, name) for name in ("method", "schedule", "network", "extractor")},
+                "microbatches": contender.microbatches,
+                "world_size": 1 if contender.single else num_ranks,
+                "step_ms": {"median": 1000 * median, "p10": p10, "p90": p90},
+                "samples_per_second": len(workload.x) / median,
+                "speedup_vs_naive_bp": naive[0] / median if naive else None,
+                "speedup_vs_best_bp": min(backpropagation) / median if backpropagation else None,
+                "law_speedup": contender.law(num_ranks),
+                "paper_speedup": paper,
+                "model_step_ms": None if prediction is None else 1000 * prediction.seconds,
+                # DDP waits for other ranks inside its backward, where no clock of ours sees it.
+                "bubble_fraction": None if contender.method == "ddp" else statistics.median(bubbles(ranks)),
+                "model_bubble_fraction": None if prediction is None else prediction.bubble,
+                "saved_activation_bytes": [m.memory["saved_activations"] for m in ranks],
+                "model_saved_activation_bytes": None if prediction is None else prediction.saved_bytes,
+                "peak_memory_bytes": [m.peak_memory for m in ranks],
+                "bytes_sent": [sum(count["bytes"] for count in m.traffic.values()) for m in ranks],
+                "messages_sent": [sum(count["messages"] for count in m.traffic.values()) for m in ranks],
+                "memory": [m.memory for m in ranks],
+                "traffic": [m.traffic for m in ranks],
+                "phases_ms": [phases(contender, m) for m in ranks],
+            }
+        )
+    return found
+
+
+def step_seconds(contender: Contender, ranks: list[Measured]) -> list[float]:
+    """Of a step, for each window."""
+    return [seconds / contender.stream for seconds in window_seconds(ranks)]
+
+
+def window_seconds(ranks: list[Measured]) -> list[float]:
+    """Of each window, from the first rank's begin to the last rank's end."""
+    running = [m for m in ranks if m.seconds]
+    steps = range(len(running[0].seconds))
+    return [max(m.begins[k] + m.seconds[k] for m in running) - min(m.begins[k] for m in running) for k in steps]
+
+
+def bubbles(ranks: list[Measured]) -> list[float]:
+    """Of each window, the share in which a rank, on average, does not compute."""
+    steps = window_seconds(ranks)
+    return [
+        1 - sum(s[3] - s[2] for m in ranks for s in m.spans[k] if s[0] in COMPUTE) / (len(ranks) * steps[k])
+        for k in range(len(steps))
+    ]
+
+
+def phases(contender: Contender, measured: Measured) -> dict[str, float]:
+    """Median milliseconds per step of each phase."""
+    per_step: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(measured.spans))
+    for k, spans in enumerate(measured.spans):
+        for phase, _, start, end in spans:
+            per_step[phase][k] += 1000 * (end - start) / contender.stream
+    return {phase: statistics.median(values) for phase, values in per_step.items()}
+
+
+def timelines_of(contender: Contender, ranks: list[Measured], prediction: Prediction | None) -> dict[str, Any]:
+    """The measured step whose length is the median, on a clock common to all ranks, and the modelled one; of a stream,
+    its beginning, as many steps as can be seen."""
+    running = [m for m in ranks if m.seconds]
+    windows = window_seconds(running)
+    k = sorted(range(len(windows)), key=windows.__getitem__)[len(windows) // 2]
+    zero = min(m.begins[k] for m in running)
+    seen = windows[k] * min(1.0, STEPS_SEEN / contender.stream)
+    measured = [
+        [shifted(s, m.begins[k] - zero) for s in m.spans[k] if m.begins[k] + s[3] - zero <= seen] for m in running
+    ]
+    modelled = None
+    if prediction is not None and prediction.timeline is not None:
+        seen = prediction.seconds * min(contender.stream, STEPS_SEEN)
+        modelled = [
+            [shifted((PHASE[action.do], str(action), start, end), 0.0) for start, end, action in spans if end <= seen]
+            for spans in prediction.timeline.spans
+        ]
+    return {"measured": measured, "modelled": modelled}
+
+
+def shifted(span: Sequence[Any], seconds: float) -> list[Any]:
+    """A span on the common clock, to the microsecond: a clock tells no more, and the file is half as long."""
+    phase, label, start, end = span
+    return [phase, label, round(start + seconds, 6), round(end + seconds, 6)]
+
+
+def describe_link(link: dict[str, float]) -> dict[str, float | None]:
+    slope = link["seconds_per_byte"]
+    return {"latency_us": 1e6 * link["latency"], "gigabytes_per_s": 1e-9 / slope if slope else None}
+
+
+def describe_costs(costs: Costs, batch: int) -> dict[str, Any]:
+    forward, backward = costs.extractor(batch)
+    return {
+        "extractor forward": 1000 * forward,
+        "extractor backward": 1000 * backward,
+        "refiner forward": [1000 * piece.forward(batch) for piece in costs.refiners],
+        "refiner backward": [1000 * piece.backward(batch) for piece in costs.refiners],
+    }

@@ -1,0 +1,145 @@
+"""Measures what each piece of a cascade costs: to share the work evenly, and to predict steps from."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from sidpar.cascade.cascade import Cascade, TensorTuple, at_least_fp32, initial_state
+from sidpar.cascade.specs import layer_names, named_sequence
+from sidpar.config.compute import Compute
+from sidpar.distributed import device
+from sidpar.distributed.runtime import Runtime
+from sidpar.profiler.memory import SavedTensors, bytes_of
+from sidpar.simulation.costs import Costs, Curve, Piece
+from sidpar.stages.stage import Stage
+
+_REPEATS = 5
+
+
+def measure_costs(
+    cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = (), *, apart: bool = False
+) -> Costs:
+    """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
+
+    Medians of a few runs after one that is not counted, by CUDA events on a GPU, for batches of each size in `rows` (by
+    default x's own), cut from x. With `apart`, each layer of a Sequential extractor is a piece of its own. Works on a
+    copy of the cascade. Messages are not measured here (see `calibration/links.py`).
+    """
+    runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
+    stage = Stage(copy.deepcopy(cascade), runtime, compute=compute)
+    sizes = sorted(set(rows) or {len(x)})
+    layers = _layers(stage, apart)
+    measured = [_measure(stage, x[:size], layers) for size in sizes]
+    saved = _saved_bytes(stage, x, layers)
+    pieces = [
+        Piece(
+            Curve(tuple(sizes), tuple(runs[k].forward for runs in measured)),
+            Curve(tuple(sizes), tuple(runs[k].backward for runs in measured)),
+            saved[k][0],
+            saved_fixed=saved[k][1],
+            trained_bytes=bytes_of(p for p in module.parameters() if p.requires_grad),
+            held_bytes=bytes_of([*module.parameters(), *module.buffers()]),
+        )
+        for k, module in enumerate([*layers, *stage.refiners.values()])
+    ]
+    specs = stage.skeleton.specs(x)
+    return Costs(
+        layers=pieces[: len(layers)],
+        refiners=pieces[len(layers) :],
+        feature_bytes=bytes_of(spec.empty(1, torch.device("meta")) for spec in specs.features),
+        state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
+        layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][: len(layers)]],
+        input_bytes=bytes_of([x[:1]]),
+    )
+
+
+class _Run:
+    """One piece's times on inputs of one size, and its outputs, detached."""
+
+    def __init__(self, forward: Callable[[], TensorTuple], place: torch.device) -> None:
+        forwards, backwards = [], []
+        for _ in range(_REPEATS + 1):
+            device.synchronize(place)
+            start = device.mark(place)
+            outputs = forward()
+            middle = device.mark(place)
+            trained = [tensor for tensor in outputs if tensor.requires_grad]
+            if trained:
+                torch.autograd.backward(trained, [torch.ones_like(tensor) for tensor in trained])
+            end = device.mark(place)
+            device.synchronize(place)
+            forwards.append(device.seconds_between(start, middle))
+            backwards.append(device.seconds_between(middle, end))
+        self.forward, self.backward = median(forwards[1:]), median(backwards[1:])
+        self.output_bytes = bytes_of(outputs)
+        self.outputs = outputs
+
+
+def _layers(stage: Stage, apart: bool) -> list[nn.Module]:
+    """The pieces of the extractor."""
+    assert stage.extractor is not None
+    names = layer_names(stage.extractor) if apart else [""]
+    return [named_sequence(stage.extractor, [name]) if name else stage.extractor for name in names]
+
+
+def _measure(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[_Run]:
+    """The times of all pieces."""
+    runs: list[_Run] = []
+
+    def run(forward: Callable[[], TensorTuple]) -> TensorTuple:
+        runs.append(_Run(forward, x.device))
+        return runs[-1].outputs
+
+    _chain(stage, x, layers, run)
+    return runs
+
+
+def _saved_bytes(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[tuple[float, float]]:
+    """Of each piece, what autograd keeps per row, and besides. Found from few rows: the whole chain is in memory."""
+    few, more = min(2, len(x)), min(8, len(x))
+    found = [_kept(stage, x[:rows], layers) for rows in (few, more)]
+    if few == more:
+        return [(size / more, 0.0) for size in found[1]]
+    slopes = [(large - small) / (more - few) for small, large in zip(*found, strict=True)]
+    return [(slope, max(0.0, small - few * slope)) for slope, small in zip(slopes, found[0], strict=True)]
+
+
+def _kept(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[int]:
+    """What each piece adds to what autograd keeps for the whole chain: a tensor that two pieces save counts once, for
+    the first of them. The images count for nobody."""
+    alive: list[TensorTuple] = []
+    added: list[int] = []
+    with SavedTensors([*stage.parameters(), x]) as saved:
+
+        def run(forward: Callable[[], TensorTuple]) -> TensorTuple:
+            before = saved.now
+            alive.append(forward())
+            added.append(saved.now - before)
+            return alive[-1]
+
+        _chain(stage, x, layers, run)
+    return added
+
+
+def _chain(
+    stage: Stage,
+    x: Tensor,
+    layers: Sequence[nn.Module],
+    run: Callable[[Callable[[], TensorTuple]], TensorTuple],
+) -> None:
+    """Run the pieces in turn, each on what the one before returned, without its graph."""
+    tensors: TensorTuple = (x,)
+    for layer in layers:
+        tensors = _leaves(run(partial(stage.run_layers, layer, tensors[0], graph=True)))
+    features = _leaves(tuple(at_least_fp32(tensor) for tensor in tensors))
+    state = initial_state(features, stage.num_classes)
+    for i in stage.own_refiners:
+        state = _leaves(run(partial(stage.refine, i, features, state, graph=True)))
+
+
+def _leaves(tensors: TensorTuple) -> TensorTuple:
+    return tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors)

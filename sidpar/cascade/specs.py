@@ -1,0 +1,216 @@
+"""What crosses each seam of a cascade, found without computing and without a message.
+
+A copy of the cascade on torch's `meta` device, which has shapes but no data, is run once per kind of input. So both
+sides of every message know its shape and dtype beforehand, and a module that does not fit is refused at once.
+"""
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
+from sidpar.errors import UsageError
+
+_BATCH = 3  # an arbitrary batch size, to check that modules keep it as the first dimension
+
+
+class Spec(NamedTuple):
+    """A tensor's shape without the batch dimension, and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self, batch: int, device: torch.device) -> Tensor:
+        return torch.empty((batch, *self.shape), dtype=self.dtype, device=device)
+
+    def zeros(self, batch: int, device: torch.device) -> Tensor:
+        return torch.zeros((batch, *self.shape), dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
+class CascadeSpecs:
+    """`states[i]` is what refiner i receives, for i = 0..L (L: the cascade's output)."""
+
+    features: tuple[Spec, ...]
+    states: tuple[tuple[Spec, ...], ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for the comparison between ranks."""
+        return {"features": str(self.features)} | {f"state {i}": str(state) for i, state in enumerate(self.states)}
+
+
+class Skeleton:
+    """The cascade's shapes, kept on every rank although a rank holds only its share of the modules.
+
+    Raises UsageError for a cascade that cannot be copied or saved, or whose parameters have no shape yet.
+    """
+
+    def __init__(self, cascade: Cascade) -> None:
+        _check_tensors(cascade)
+        # Tensors named in the memo are not copied but replaced, so no second cascade is ever in memory.
+        memo: dict[int, object] = {id(b): b.to("meta") for b in cascade.buffers()}
+        memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in cascade.parameters()}
+        try:
+            self._cascade = copy.deepcopy(cascade, memo)
+        except Exception as error:
+            raise UsageError(
+                f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor buffer"
+            ) from error
+        self._cache: dict[Spec, CascadeSpecs] = {}
+        self.fingerprint = fingerprint(cascade)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole cascade's names, shapes and dtypes, as meta tensors."""
+        return dict(self._cascade.state_dict())
+
+    @property
+    def extractor_is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self._cascade.extractor.parameters())
+
+    def specs(self, x: Tensor) -> CascadeSpecs:
+        """The specs for inputs like x [B, ...]. Raises UsageError naming the module that does not fit."""
+        key = Spec(tuple(x.shape[1:]), x.dtype)
+        if key not in self._cache:
+            self._cache[key] = self._infer(key)
+        return self._cache[key]
+
+    @property
+    def refiners(self) -> nn.ModuleList:
+        """All refiners, on the meta device."""
+        return self._cascade.refiners
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The extractor's layers, if it is a plain Sequential; a name that stands for all of it, otherwise."""
+        return layer_names(self._cascade.extractor)
+
+    @torch.no_grad()
+    def layers(self, x: Tensor) -> list[Spec]:
+        """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
+        be taken apart."""
+        extractor = self._cascade.extractor
+        if self.layer_names == [""]:
+            raise UsageError(
+                f"extractor=cut needs an extractor that is an nn.Sequential, whose layers can lie on different ranks, "
+                f"but it is a {type(extractor).__name__}: use extractor=root"
+            )
+        self.specs(x)  # refuses inputs that do not fit, with the better message
+        activation: Any = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+        specs: list[Spec] = []
+        for name in self.layer_names:
+            activation = named_sequence(extractor, [name])(activation)
+            if not isinstance(activation, Tensor):
+                raise UsageError(
+                    f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only "
+                    "tensors travel between layers: use extractor=root"
+                )
+            specs += _specs((activation,))
+        return specs
+
+    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str]:
+        """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]."""
+        sample = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+        with torch.enable_grad():
+            beliefs = [state[0] for state in self._cascade.states(sample)][1:]
+        reached = _leaves([beliefs[i] for i in heads])
+        return [name for name, p in self._cascade.named_parameters() if p.requires_grad and id(p) not in reached]
+
+    @torch.no_grad()
+    def _infer(self, sample: Spec) -> CascadeSpecs:
+        cascade = self._cascade
+        shape = list(sample.shape)
+        try:
+            features = extract(cascade.extractor, sample.empty(_BATCH, torch.device("meta")))
+        except Exception as error:
+            raise UsageError(
+                f"the extractor does not take inputs of shape [B, *{shape}], tried on torch's meta device: {error}"
+            ) from error
+        _check_batch("the extractor", features)
+        state = initial_state(features, cascade.num_classes)
+        states = [_specs(state)]
+        for i, refiner in enumerate(cascade.refiners):
+            try:
+                state = refine(refiner, features, state)
+            except Exception as error:
+                raise UsageError(
+                    f"refiner {i} does not take features {_specs(features)} and state {states[-1]}: {error}"
+                ) from error
+            _check_batch(f"refiner {i}", state)
+            if _specs(state)[0].shape != states[0][0].shape:
+                raise UsageError(
+                    f"refiner {i} returns a belief of shape [B, *{list(_specs(state)[0].shape)}], but the cascade has "
+                    f"num_classes={cascade.num_classes}, so it must be [B, *{list(states[0][0].shape)}]"
+                )
+            states.append(_specs(state))
+        return CascadeSpecs(_specs(features), tuple(states))
+
+
+def layer_names(extractor: nn.Module) -> list[str]:
+    """The layers of a Sequential in order, one that occurs twice twice; [""] for a module with a forward of its own."""
+    plain = isinstance(extractor, nn.Sequential) and type(extractor).forward is nn.Sequential.forward
+    return list(extractor._modules) if plain else [""]
+
+
+def named_sequence(extractor: nn.Module, names: list[str]) -> nn.Sequential:
+    """Some layers of a Sequential as one, under the names they have there."""
+    return nn.Sequential(OrderedDict((name, extractor.get_submodule(name)) for name in names))
+
+
+def fingerprint(cascade: Cascade) -> str:
+    """A digest of the weights: ranks that start from different ones would train different networks."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in cascade.state_dict().items():
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 256)]  # enough to tell seeds apart, at any size
+        digest.update(f"{name} {list(tensor.shape)} {sample.double().tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _leaves(tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of the parameters from which autograd has recorded a way to any of these."""
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen, leaves = set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                leaves.add(id(node.variable))
+    return leaves
+
+
+def _check_tensors(cascade: Cascade) -> None:
+    """Raises UsageError unless parameters and buffers, which all have a shape, are all that there is to save."""
+    tensors = dict([*cascade.named_parameters(remove_duplicate=False), *cascade.named_buffers(remove_duplicate=False)])
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise UsageError(
+                f"{name} has no shape before the first batch (it belongs to a lazy layer, such as nn.LazyLinear): give "
+                "the layer its sizes, or run a batch through the cascade once it is built"
+            )
+    for name in cascade.state_dict():
+        if name not in tensors:
+            raise UsageError(
+                f"{name} is in the cascade's state_dict, but neither a parameter nor a buffer, and checkpoints hold "
+                "only these: keep it in a buffer, without get_extra_state or hooks on the state_dict"
+            )
+
+
+def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:
+    return tuple(Spec(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)
+
+
+def _check_batch(what: str, tensors: TensorTuple) -> None:
+    for tensor in tensors:
+        if tensor.dim() == 0 or tensor.shape[0] != _BATCH:
+            raise UsageError(
+                f"{what} turns a batch of {_BATCH} into a tensor of shape {list(tensor.shape)}: "
+                "the first dimension must stay the batch"
+            )

@@ -1,0 +1,57 @@
+"""What the local losses are: their weights, direction and targets (DESIGN section 3). No torch; see `rules/kl.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from sidpar.config.choices import KL, ExtractorUpdate
+from sidpar.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything that a local loss depends on besides the beliefs."""
+
+    alpha: float | Sequence[float] = 0.5
+    """Weight of the target against the teacher, for all refiners or one per refiner, each in (0, 1]."""
+    kl: KL = "forward"
+    """Direction of both KL terms: the authors' code (forward) or the paper (reverse)."""
+    label_smoothing: float = 0.0
+    """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; reverse needs s > 0."""
+    extractor_update: ExtractorUpdate = "all"
+    """Whose feature gradients train the extractor: all refiners', the final one's, or nobody's (frozen)."""
+
+    def __post_init__(self) -> None:
+        for alpha in [self.alpha] if isinstance(self.alpha, int | float) else self.alpha:
+            if not 0 < alpha <= 1:
+                raise UsageError(f"objective.alpha must lie in (0, 1], got {self.alpha}")
+        if self.kl not in get_args(KL):
+            raise UsageError(f"objective.kl must be one of {get_args(KL)}, got {self.kl!r}")
+        if self.extractor_update not in get_args(ExtractorUpdate):
+            raise UsageError(
+                f"objective.extractor_update must be one of {get_args(ExtractorUpdate)}, got {self.extractor_update!r}"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"objective.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.kl == "reverse" and self.label_smoothing == 0:
+            raise UsageError(
+                "objective.kl=reverse takes the logarithm of the target, which is -inf for a one-hot label: "
+                "set objective.label_smoothing > 0 (say 0.1), or use objective.kl=forward"
+            )
+
+    def alphas(self, num_refiners: int) -> list[float]:
+        """alpha of every refiner, in cascade order."""
+        if isinstance(self.alpha, int | float):
+            return [float(self.alpha)] * num_refiners
+        if len(self.alpha) != num_refiners:
+            raise UsageError(
+                f"objective.alpha lists {len(self.alpha)} numbers, but the cascade has {num_refiners} refiners: "
+                f"give {num_refiners}, or one number for all"
+            )
+        return [float(alpha) for alpha in self.alpha]
+
+    def trains_extractor_through(self, refiner: int, num_refiners: int) -> bool:
+        """Whether this refiner's loss (counted from 0) sends a gradient to the features."""
+        if self.extractor_update == "final":
+            return refiner == num_refiners - 1
+        return self.extractor_update == "all"

@@ -1,0 +1,293 @@
+"""The machine as one rank sees it: process group, device, store."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as read_rendezvous
+
+from sidpar.config.choices import Backend, DeviceKind
+from sidpar.config.validation import at_least
+from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
+from sidpar.distributed.device import synchronize
+from sidpar.distributed.environment import Launch, read_environment
+from sidpar.distributed.groups import Groups
+from sidpar.distributed.launcher import end_launcher_if_cut_off
+from sidpar.distributed.rendezvous import meet
+from sidpar.distributed.signals import Signals
+from sidpar.errors import UsageError
+from sidpar.version import __version__
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One rank's context, passed to whatever needs it. Use it as a context manager:
+
+        with Runtime.start() as runtime: ...
+
+    The process group is destroyed on a clean exit only: destroying it after an exception would close connections and
+    make *other* ranks fail first, with errors that hide the real one.
+
+    A world of R x K ranks holds R replicas of a cascade, each on K ranks. `rank` and `world_size` are of the whole
+    world; `cascade_rank` and `cascade_size` (K) are of this rank's cascade, which is number `replica` of R.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    backend: str
+    local_rank: int = 0
+    groups: Groups | None = None
+    store: Store | None = None
+    init_timeout: float = 300.0
+    step_timeout: float = 100.0
+    num_replicas: int = 1
+    """R."""
+    signals: Signals | None = None
+    launch: Launch = field(default_factory=Launch)
+    _sequence: "count[int]" = field(default_factory=count, repr=False)
+    _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
+
+    @classmethod
+    def single(cls, device: DeviceKind = "auto") -> Self:
+        """One process without a process group: the oracle, or inference."""
+        return cls(rank=0, world_size=1, device=choose_device(device, 0), backend="none")
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        backend: Backend = "auto",
+        device: DeviceKind = "auto",
+        init_timeout: float = 300.0,
+        step_timeout: float = 100.0,
+        replicas: int = 1,
+        rendezvous: tuple[Store, int, int] | None = None,
+    ) -> Self:
+        """Join the job that torchrun's environment describes; without one, a world of one process.
+
+        Args:
+            backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
+            init_timeout: seconds for all ranks to appear.
+            step_timeout: seconds that any one message may take.
+            replicas: R, which divides the number of ranks.
+            rendezvous: (store, rank, world size) instead of the environment's.
+        """
+        environment = read_environment()
+        if backend == "nccl" and choose_device(device, 0).type != "cuda":
+            raise UsageError("backend=nccl moves tensors between GPUs, but these ranks compute on the CPU: use gloo")
+        if rendezvous is None and environment.world_size == 1:
+            _check_replicas(replicas, 1)
+            return replace(cls.single(device), launch=environment.launch)._listening()
+        if rendezvous is None:
+            store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
+            local_rank = environment.local_rank
+        else:
+            store, rank, world_size = rendezvous
+            local_rank = rank
+        store = meet(store, rank, world_size, init_timeout)
+        chosen = choose_device(device, local_rank)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
+        alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
+        alone = replace(alone, launch=environment.launch)
+
+        # Before anything else: nodes with other software or other devices would wait for each other for ever.
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
+        settings = {"device": chosen.type, "backend": backend, "replicas": replicas}
+        alone.agree("versions, devices and replicas", versions | settings)
+        _check_replicas(replicas, world_size)
+        name = choose_backend(backend, alone.exchange("GPUs", gpu_identity(chosen)))
+        timeout = timedelta(seconds=step_timeout)
+        dist.init_process_group(
+            name,
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=chosen if name == "nccl" else None,
+        )
+        runtime = replace(alone, backend=name, num_replicas=replicas)
+        groups = Groups.make(replicas, runtime.wire_device.type, timeout, timedelta(seconds=init_timeout))
+        runtime = replace(runtime, groups=groups)
+        runtime.exchange("groups", "made")  # a rank that went on and failed would cut off one that still connects
+        return runtime._listening()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self.store is not None:
+            with suppress(RuntimeError):  # the store may be gone with its host: the error that passes says more
+                self.store.set(_FAILED, str(self.rank))
+            if isinstance(error, Exception) and (cut_off := end_launcher_if_cut_off(self.store, self.launch.hosts)):
+                error.add_note(f"rank {self.rank}: {cut_off}")
+        if kind is None and self.groups is not None:
+            dist.destroy_process_group()
+        if kind is None and self.signals is not None:
+            self.signals.rest()
+
+    def _listening(self) -> Self:
+        """The same, which answers signals."""
+        # Signals are heard in another thread, so on a connection of its own.
+        store = None if self.store is None else self.store.clone()
+        signals = Signals(self._moment, lambda: store is not None and store.check([_FAILED]))
+        signals.listen()
+        return replace(self, signals=signals)
+
+    def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
+        """Fail on every rank, with the same error, unless all ranks call this with the same values.
+
+        Goes through the store, so it works before the first message. Raises UsageError naming what differs.
+        """
+        everyone = self.exchange(what, dict(mine), timeout)
+        differences = [
+            f"{key}: " + ", ".join(f"rank {rank} has {values.get(key)!r}" for rank, values in enumerate(everyone))
+            for key in sorted(set().union(*everyone))
+            if any(values.get(key) != everyone[0].get(key) for values in everyone)
+        ]
+        if differences:
+            raise UsageError(f"the ranks disagree on the {what}; start them all alike. " + "; ".join(differences))
+
+    def exchange(self, what: str, mine: Any, timeout: float | None = None) -> list[Any]:
+        """Every rank's value (plain data), in rank order, through the store; all ranks call it in the same order.
+
+        Waits `timeout` seconds for each rank, by default the initial timeout: another rank may be reading a dataset.
+        """
+        plain = json.loads(json.dumps(mine))
+        if self.store is None:
+            return [plain]
+        key = f"{next(self._sequence)}/{what}"
+        self.store.set(f"{key}/{self.rank}", json.dumps(plain))
+        patience = self.init_timeout if timeout is None else timeout
+        values = []
+        for rank in range(self.world_size):
+            try:
+                self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
+            except RuntimeError as error:  # DistError, or what a file store raises
+                raise RuntimeError(
+                    f"rank {self.rank} waited up to {patience:g} s for rank {rank} to tell its {what}, in vain"
+                ) from error
+            values.append(json.loads(self.store.get(f"{key}/{rank}")))
+        return values
+
+    def raise_together(self, what: str, problem: str | None) -> None:
+        """Raises UsageError, the same on every rank, if one of them has a problem; all ranks call it."""
+        problems = [found for found in self.exchange(what, problem) if found is not None]
+        if problems:
+            raise UsageError(problems[0])
+
+    def from_root(self, what: str, mine: Any) -> Any:
+        """Rank 0's value on every rank."""
+        return self.exchange(what, mine if self.rank == 0 else None)[0]
+
+    def sum(self, what: str, table: torch.Tensor) -> torch.Tensor:
+        """The sum of a small table over all ranks, on every rank: metrics."""
+        return self.start_sum(what, table)()
+
+    def start_sum(self, what: str, table: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """The same without waiting for ranks that are behind; what is returned waits and gives the sum."""
+        total = table.to(self.wire_device, copy=True)
+        if self.groups is None:
+            return lambda: total
+        work = dist.all_reduce(total, group=self.groups.world, async_op=True)
+        assert work is not None
+
+        def finish() -> torch.Tensor:
+            with self.during(f"sum {what} over all ranks"):
+                work.wait()
+            return total
+
+        return finish
+
+    def start_request(self, asks: bool) -> Callable[[], bool]:
+        """Whether any rank asks, the same on every rank, which all call it; what is returned waits for them. Costs the
+        device nothing."""
+        if self.groups is None:
+            return lambda: asks
+        flag = torch.tensor([float(asks)])
+        work = dist.all_reduce(flag, group=self.groups.requests, async_op=True)
+        assert work is not None
+
+        def finish() -> bool:
+            with self.during("ask all ranks whether to stop"):
+                work.wait()
+            return bool(flag)
+
+        return finish
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here, and their devices are done: the edge of a timed window."""
+        synchronize(self.device)
+        if self.groups is not None:
+            with self.during("barrier"):
+                dist.all_reduce(torch.zeros(1, device=self.wire_device), group=self.groups.world)
+                synchronize(self.device)
+
+    @contextmanager
+    def during(self, action: object, step: int | None = None) -> Iterator[None]:
+        """Add this rank and what it was doing to any error that passes."""
+        self._doing[:] = [action, step]
+        try:
+            yield
+        except Exception as error:
+            error.add_note(self._moment("failed"))
+            raise
+
+    def _moment(self, verb: str) -> str:
+        """What this rank was doing. Actions speak of the ranks of one cascade, so its place there is told too."""
+        action, step = self._doing
+        place = f" (rank {self.cascade_rank} of replica {self.replica})" if self.num_replicas > 1 else ""
+        when = "" if step is None else f"step {step}, in "
+        return f"rank {self.rank}{place} {verb} in {when}the action: {action}"
+
+    def connect(self) -> None:
+        """Make all connections by a first message along each (`Groups.connect`). All ranks call it, once they agree on
+        everything that they can compare without a message."""
+        if self.groups is not None:
+            with self.during("first message to every neighbour"):
+                self.groups.connect(self.wire_device)
+
+    @property
+    def cascade_size(self) -> int:
+        """K."""
+        return self.world_size // self.num_replicas
+
+    @property
+    def cascade_rank(self) -> int:
+        """This rank's place in its cascade, 0..K-1."""
+        return self.rank % self.cascade_size
+
+    @property
+    def replica(self) -> int:
+        """The number of this rank's cascade, 0..R-1."""
+        return self.rank // self.cascade_size
+
+    @property
+    def wire_device(self) -> torch.device:
+        """Where messages must lie: gloo sends from host memory, also when the ranks compute on a GPU they share."""
+        return self.device if self.backend == "nccl" else torch.device("cpu")
+
+
+_FAILED = "failed"
+"""Key of the store under which a rank that fails leaves its number."""
+
+
+def _check_replicas(replicas: int, world_size: int) -> None:
+    at_least("replicas", replicas, 1)
+    if world_size % replicas:
+        raise UsageError(
+            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but the world has "
+            f"{world_size}: start a multiple of {replicas} ranks, or choose replicas that divide {world_size}"
+        )

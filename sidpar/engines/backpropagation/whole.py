@@ -1,0 +1,247 @@
+"""Backpropagation through the whole cascade: in one process, or data-parallel with DistributedDataParallel (DDP)."""
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from sidpar.cascade.cascade import TensorTuple, initial_state
+from sidpar.config.objective import Objective
+from sidpar.distributed.device import preserved_generator, seed_generator
+from sidpar.engines.agreement import agree_on_batch, agree_on_engine
+from sidpar.engines.base import StepResult, Synchronous
+from sidpar.errors import UsageError
+from sidpar.profiler.clock import Clock, span
+from sidpar.profiler.memory import bytes_of
+from sidpar.profiler.traffic import Traffic
+from sidpar.rules.kl import local_loss, target_of
+from sidpar.schedules.batching import BatchLayout
+from sidpar.schedules.placement import Copies
+from sidpar.seeding import mask_seed
+from sidpar.stages.stage import Stage
+
+
+class BPEngine(Synchronous):
+    """Trains by the loss of the last belief, whose gradient flows through all beliefs before it.
+
+    On K > 1 ranks, each computes 1/K of every batch with a copy of the whole cascade, and DDP sums the gradients over
+    ranks while the backward runs. Batch norm then sees 1/K of a microbatch, as always with DDP.
+
+    Args:
+        stage: placed as `Copies`.
+        objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
+        microbatches: M; the gradients of a batch are accumulated over M parts of it.
+        checkpointing: keep only what enters each refiner, and compute the rest again in the backward.
+        deep_supervision: train by the sum of the losses of all beliefs.
+        seed: of the random masks; the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        objective: Objective,
+        *,
+        microbatches: int = 1,
+        checkpointing: bool = False,
+        deep_supervision: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(stage.placement, Copies):
+            raise UsageError("BPEngine needs the whole cascade on every rank: Stage(..., placement=Copies(L, K))")
+        if microbatches < 1:
+            raise UsageError(f"microbatches must be at least 1, got {microbatches}")
+        self.stage = stage
+        self.objective = backpropagated(objective)
+        self.steps = 0
+        self.clock: Clock | None = None
+        self.traffic = Traffic()
+        self._microbatches = microbatches
+        self._checkpointing = checkpointing
+        self._heads = list(stage.own_refiners) if deep_supervision else [stage.placement.num_refiners - 1]
+        self._seed = seed
+        agree_on_engine(
+            stage,
+            objective,
+            microbatches=microbatches,
+            checkpointing=checkpointing,
+            deep_supervision=deep_supervision,
+            seed=seed,
+        )
+        self._layouts: dict[tuple[object, ...], BatchLayout] = {}
+        self._chain = _Chain(stage)
+        self._parallel: nn.Module = self._chain
+        trained, ranks = bytes_of(p for p in stage.parameters() if p.requires_grad), stage.runtime.world_size
+        self._sent = 2 * (ranks - 1) / ranks * trained
+        self._buckets = 0
+
+    def step(self, x: Tensor, y: Tensor) -> StepResult:
+        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        layout = self._admit(x, y)
+        self.stage.zero_grad()
+        seen: list[list[Tensor]] = []
+        labels = []
+        with preserved_generator(self.stage.runtime.device):
+            for m in range(len(layout.microbatches)):
+                rows = self._rows(layout, m)
+                last = m == len(layout.microbatches) - 1
+                with self._accumulation(last), self.stage.runtime.during(f"microbatch {m}", self.steps):
+                    log_beliefs = self._learn(m, *self._move(x, y, rows), y.numel())
+                seen.append([log_belief.detach()[: len(rows)] for log_belief in log_beliefs])
+                labels.append(y[rows.start : rows.stop])
+        if isinstance(self._parallel, DistributedDataParallel):
+            self.traffic.count("parameter gradients", self._sent, self._count_buckets())
+        self.steps += 1
+        return self._result(seen, torch.cat(labels), y)
+
+    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, of this rank's share."""
+        layout = self._admit(x, y, 1)
+        rows = self._rows(layout, 0)
+        with self.stage.inference_mode(), torch.no_grad():
+            # Through DDP, which first gives all ranks rank 0's running statistics, those that are saved.
+            seen = [log_belief[: len(rows)] for log_belief in self._parallel(self._move(x, y, rows)[0])]
+        return self._result([seen], y[rows.start : rows.stop], y)
+
+    def clip(self, limit: float, parts: Collection[str]) -> None:
+        """Scale all gradients down to the global norm `limit`; every rank has all of them."""
+        nn.utils.clip_grad_norm_(self.stage.parameters(), limit)
+
+    def _learn(self, m: int, x: Tensor, y: Tensor, weight: float, samples: int) -> list[Tensor]:
+        """Forward and backward of this rank's share of microbatch m."""
+        with span(self.clock, "forward", f"microbatch {m}"):
+            # Every rank's share has random masks of its own.
+            share = m * self.stage.runtime.world_size + self.stage.runtime.rank
+            self._chain.prepare(self._seed, self.steps, share, self._checkpointing)
+            log_beliefs: list[Tensor] = self._parallel(x)
+            target = target_of(self.objective, y, self.stage.num_classes, log_beliefs[0].dtype)
+            losses = [
+                local_loss(self.objective, 1.0, log_beliefs[i + 1], log_beliefs[i], target).sum() for i in self._heads
+            ]
+        with span(self.clock, "backward", f"microbatch {m}"):
+            # The mean over the global batch, of which DDP takes the mean over ranks once more.
+            loss = torch.stack(losses).sum() * (weight * self.stage.runtime.world_size / samples)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return log_beliefs
+
+    def _admit(self, x: Tensor, y: Tensor, microbatches: int | None = None) -> BatchLayout:
+        key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
+        if key not in self._layouts:
+            agree_on_batch(self.stage, x, y, self.steps)
+            if not self._layouts:
+                self._parallel = self._data_parallel(x)
+            world_size = self.stage.runtime.world_size
+            self._layouts[key] = BatchLayout(x.shape[0], microbatches or self._microbatches, world_size)
+        return self._layouts[key]
+
+    def _data_parallel(self, x: Tensor) -> nn.Module:
+        """The chain for inputs like x [B, ...], its gradients summed over ranks if there are several."""
+        runtime = self.stage.runtime
+        if runtime.groups is None:
+            return self._chain
+        # DDP waits for the gradients of all parameters, or looks for those without in every step, which takes time.
+        unused = self.stage.skeleton.without_gradient(x, self._heads)
+        if unused and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
+            raise UsageError(
+                f"{unused[0]} gets no gradient from the loss, which DDP with bp.checkpointing=true takes for one that "
+                "is late: set bp.checkpointing=false, use the parameter, or freeze it by requires_grad_(False)"
+            )
+        return DistributedDataParallel(
+            self._chain,
+            device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+            process_group=runtime.groups.world,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=bool(unused),
+        )
+
+    def _rows(self, layout: BatchLayout, m: int) -> range:
+        """The rows of the batch that are this rank's share of microbatch m."""
+        start, part = layout.microbatches[m].start, layout.parts[m][self.stage.runtime.rank]
+        return range(start + part.start, start + part.stop)
+
+    def _move(self, x: Tensor, y: Tensor, rows: range) -> tuple[Tensor, Tensor, float]:
+        """These rows on the device, and their weight. A rank without a share takes part with weight 0: DDP waits for
+        the gradients of every rank."""
+        taken = slice(rows.start, rows.stop) if rows else slice(0, 1)
+        device = self.stage.runtime.device
+        return x[taken].to(device), y[taken].to(device), 1.0 if rows else 0.0
+
+    def _accumulation(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients travel with the last microbatch only."""
+        if last or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        synchronisation: AbstractContextManager[None] = self._parallel.no_sync()
+        return synchronisation
+
+    def _count_buckets(self) -> int:
+        """Messages per step. DDP rebuilds its buckets once, after the first step, so the second one's number stays."""
+        if self.steps < 2:
+            logged: dict[str, Any] = self._parallel._get_ddp_logging_data()  # type: ignore[operator]
+            self._buckets = len(str(logged.get("bucket_sizes", "")).split(","))
+        return self._buckets
+
+    def _result(self, seen: list[list[Tensor]], y: Tensor, whole: Tensor) -> StepResult:
+        """`y` are the labels of this rank's share of `whole`."""
+        log_beliefs = {i: [microbatch[i] for microbatch in seen] for i in range(len(seen[0]))}
+        refiners = self.stage.own_refiners
+        y = y.to(self.stage.runtime.device)
+        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, whole.numel(), len(whole))
+
+
+class _Chain(nn.Module):
+    """Images [b, ...] to the log-beliefs 0..L, with one graph from end to end."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+        self.prepare(0, 0, 0, False)
+
+    def prepare(self, seed: int, step: int, m: int, checkpointing: bool) -> None:
+        """Say which microbatch the next forward is."""
+        self._mask = (seed, step, m)
+        self._checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        stage = self.stage
+        self._seed_masks("extractor")
+        features = stage.extract(x, graph=torch.is_grad_enabled())
+        state = initial_state(features, stage.num_classes)
+        if self._checkpointing and torch.is_grad_enabled():
+            state[0].requires_grad_()  # or nothing that enters refiner 0 might, and checkpointing would cut the graph
+        log_beliefs = [state[0]]
+        for i in stage.own_refiners:
+            self._seed_masks(f"refiners.{i}")
+            state = self._refine(i, features, state)
+            log_beliefs.append(state[0])
+        return log_beliefs
+
+    def _refine(self, i: int, features: TensorTuple, state: TensorTuple) -> TensorTuple:
+        def refine(*tensors: Tensor) -> TensorTuple:
+            seen, received = tensors[: len(features)], tensors[len(features) :]
+            return self.stage.refine(i, seen, received, graph=torch.is_grad_enabled())
+
+        if not (self._checkpointing and torch.is_grad_enabled()):
+            return refine(*features, *state)
+        # The reentrant form keeps what enters as saved tensors, and computes the rest again under whatever hooks are
+        # set on saved tensors: the memory counter sees all of it.
+        following: TensorTuple = checkpoint(refine, *features, *state, use_reentrant=True)
+        return following
+
+    def _seed_masks(self, part: str) -> None:
+        if self.stage.training:
+            seed, step, m = self._mask
+            seed_generator(self.stage.runtime.device, mask_seed(seed, part, step, m))
+
+
+def backpropagated(objective: Objective) -> Objective:
+    """What backpropagation trains by: the same divergence from the target, and nothing of the teachers."""
+    if objective.extractor_update != "all":
+        raise UsageError(
+            f"objective.extractor_update={objective.extractor_update} chooses among local losses, and backpropagation "
+            "has none: remove it"
+        )
+    return replace(objective, alpha=1.0)

@@ -1,0 +1,43 @@
+"""What a plan is for: what is to be trained, and on what. No torch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sidpar.config.choices import ExtractorUpdate, RefinerExecution
+from sidpar.schedules.batching import Share
+from sidpar.simulation.costs import Costs
+from sidpar.simulation.lower_bounds import Times
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, and on what."""
+
+    costs: Costs
+    batch_size: int
+    """B."""
+    num_ranks: int
+    """Of all replicas together."""
+    num_replicas: int = 1
+    """R; of SID alone."""
+    extractor_update: ExtractorUpdate = "all"
+    refiner_execution: RefinerExecution = "loop"
+    state_per_byte: float = 2.0
+    """The optimizer's state, in bytes per byte of trained parameters."""
+    device_memory: float | None = None
+    """Bytes that a rank may hold; None for no limit."""
+
+    @property
+    def cascade_size(self) -> int:
+        """K."""
+        return self.num_ranks // self.num_replicas
+
+    @cached_property
+    def times(self) -> Times:
+        """The costs with their sums over refiners, which bounds ask for many times."""
+        return Times(self.costs)
+
+    @cached_property
+    def share(self) -> Share:
+        """Of the first replica, which is the largest."""
+        return Share(self.batch_size, self.num_replicas, 0)

@@ -1,0 +1,112 @@
+"""A plan in words: what is expected of each way, and which is the fastest that fits. No torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+from sidpar.config.units import human, human_seconds
+from sidpar.planner.candidates import SIDCandidate
+from sidpar.planner.job import Job
+from sidpar.planner.search import Option, Plan
+from sidpar.simulation.rank_memory import Footprint
+
+FEW_RANKS = 32
+KINDS_OF_MEMORY = ("parameters", "gradients", "optimizer", "versions", "activations", "buffers")
+"""Of a `Footprint`, in the order of its fields."""
+
+
+def plan_text(conditions: Sequence[str], job: Job, configured: Option, plan: Plan) -> str:
+    """All of it, for a terminal."""
+    lines = [*conditions, "", f"As configured: {name_of(configured)}", *described(job, configured), ""]
+    if plan.chosen is None:
+        lines.append("No way of SID is known to fit.")
+    elif plan.chosen.candidate == configured.candidate:
+        lines.append("That is the plan's choice for SID, too.")
+    else:
+        lines += [f"The plan's choice for SID: {name_of(plan.chosen)}", *described(job, plan.chosen)]
+    lines += ["", *table(job, plan), ""]
+    lines += [f"left out: {row}: {reason}" for row, reason in plan.left_out.items()]
+    return "\n".join([*lines, verdict(plan)])
+
+
+def verdict(plan: Plan) -> str:
+    """Whether SID is the fastest, and if not, what is."""
+    other, chosen = plan.best_other, plan.chosen
+    if chosen is None and other is None:
+        return "Nothing is known to fit: use more ranks, a smaller batch, or devices with more memory."
+    if chosen is None or other is None:
+        fits = chosen or other
+        assert fits is not None
+        nothing = "SID" if chosen is None else "backpropagation"
+        return f"No way of {nothing} is known to fit; {name_of(fits)} is, with {time_of(fits)} a step."
+    times = f"{name_of(chosen)}, {time_of(chosen)} a step; {name_of(other)}, {time_of(other)}"
+    if other.seconds < chosen.seconds:
+        return f"SID is not the fastest: {times}; it takes {chosen.seconds / other.seconds:.2f} times as long."
+    if chosen.bubble is None:
+        return f"SID may be the fastest: {times}; too many actions to simulate, the first is a bound."
+    return f"SID is predicted to be the fastest: {times}."
+
+
+def name_of(option: Option) -> str:
+    """As people say it."""
+    candidate = option.candidate
+    if candidate.method == "ddp":
+        name = candidate.schedule.replace("ddp", "DDP")
+        return name if candidate.microbatches == 1 else f"{name} with M = {candidate.microbatches}"
+    parts = [candidate.method.upper(), candidate.schedule.replace("_", " ")]
+    if not candidate.schedule.startswith("one device"):
+        parts.append(f"({candidate.holding.extractor} extractor)")
+    return " ".join(parts) + f" with M = {candidate.microbatches}"
+
+
+def described(job: Job, option: Option) -> Iterator[str]:
+    """What runs where, what it holds and sends, and how long it takes."""
+    candidate = option.candidate
+    if isinstance(candidate, SIDCandidate):
+        yield f"  refiners per rank   {runs(candidate.placement.counts)}"
+    yield f"  step                {time_of(option)}" + (
+        "" if option.bubble is None else f", {percent(option.bubble)} bubble"
+    )
+    for message in candidate.messages(job):
+        yield f"  message             {message.kind}: {message.number} of {human(message.size)} a step"
+    yield f"  memory              {'rank':>5} " + " ".join(f"{name:>12}" for name in (*KINDS_OF_MEMORY, "all"))
+    ranks = sorted(option.footprints)
+    for rank in ranks if len(ranks) <= FEW_RANKS else [0, 1, ranks[-1]]:
+        yield f"                      {rank:>5} " + " ".join(
+            f"{cell:>12}" for cell in memory_row(option.footprints[rank])
+        )
+
+
+def memory_row(footprint: Footprint) -> list[str]:
+    return [human(size) for size in (*asdict(footprint).values(), footprint.total)]
+
+
+def table(job: Job, plan: Plan) -> Iterator[str]:
+    """One line for each way, the fastest first."""
+    yield f"{'way':<34} {'M':>5} {'step':>12} {'bubble':>7} {'memory':>12}  note"
+    for option in plan.options:
+        candidate, largest = option.candidate, option.largest
+        notes = ["chosen"] if option is plan.chosen else []
+        if option.bubble is None:
+            notes.append("at least: not simulated")
+        if not option.fits(job):
+            notes.append("does not fit" if largest is not None else "not known to fit")
+        yield (
+            f"{candidate.row:<34} {candidate.microbatches:>5} {time_of(option):>12} "
+            f"{'-' if option.bubble is None else percent(option.bubble):>7} "
+            f"{'-' if largest is None else human(largest.total):>12}  {', '.join(notes)}"
+        ).rstrip()
+
+
+def time_of(option: Option) -> str:
+    return ("" if option.bubble is not None else ">= ") + human_seconds(option.seconds)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def runs(counts: Sequence[int]) -> str:
+    """[2, 2, 2, 1] as `2 on 3 ranks, 1 on 1 rank`."""
+    lengths = [(count, len(list(group))) for count, group in groupby(counts)]
+    return ", ".join(f"{count} on {length} rank{'s' if length > 1 else ''}" for count, length in lengths)

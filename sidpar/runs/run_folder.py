@@ -1,0 +1,251 @@
+"""What a run leaves on disk. Rank 0 writes it."""
+
+import errno
+import fcntl
+import glob
+import json
+import math
+import os
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import yaml
+
+from sidpar.config.command_line import from_yaml, to_yaml
+from sidpar.config.schema import Config
+from sidpar.data.label_noise import MovedLabels
+from sidpar.distributed.environment import Launch
+from sidpar.distributed.runtime import Runtime
+from sidpar.errors import StorageError, UsageError
+
+SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
+REQUEUE = "REQUEUE"
+"""A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
+LAUNCH, LOCK, LABEL_NOISE = ".launch", ".lock", "label_noise.json"
+METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is recorded, and what is there already."""
+
+    path: Path
+    state: Literal["new", "begun", "complete"]
+
+
+def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
+    """The folder of the run that `config` describes, the same on every rank; nothing is written yet.
+
+    Raises UsageError on every rank if the folder holds anything else than this run.
+    """
+    name, state, problem = runtime.from_root("run folder", _find(config, runtime.launch) if runtime.rank == 0 else None)
+    if problem is not None:
+        raise UsageError(problem)
+    return RunFolder(Path(name), state)
+
+
+def read_config(folder: Path) -> Config:
+    """The settings of a run, finished or not. Raises UsageError."""
+    path = folder / CONFIG
+    try:
+        is_folder = folder.is_dir()
+        if is_folder and path.exists():
+            return from_yaml(path.read_text())
+    except (UsageError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not is_folder:
+        raise UsageError(f"there is no run folder {folder}")
+    raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
+
+
+class OpenFolder:
+    """A run folder in which this job trains, and no other. Its path is not the one that was found if another run that
+    began in the same second has taken that."""
+
+    def __init__(self, folder: RunFolder, config: Config, runtime: Runtime) -> None:
+        """Made by rank 0, with the configuration as it is now; all ranks call it. Raises UsageError on every rank if
+        that cannot be, if another job trains there, or if a rank does not see it."""
+        self._lock: TextIO | None = None
+        launchers = _launchers(runtime)
+        alone = folder.state == "new" and config.run.dir is None
+        made = self._make(folder.path, alone, to_yaml(config), launchers) if runtime.rank == 0 else None
+        path, problem = runtime.from_root("run folder as made", made)
+        if problem is not None:
+            raise UsageError(problem)
+        self.path = Path(path)
+        check_sight(self.path, runtime)
+
+    def close(self) -> None:
+        """Others may train there."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _make(self, path: Path, alone: bool, config: str, launchers: list[str]) -> tuple[str, str | None]:
+        try:
+            path = _make_alone(path) if alone else path
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / LOCK).open("w")
+            if _is_locked(self._lock):
+                taken = "is in use: another job trains there. Wait for its end, or choose another folder"
+                return str(path), f"run.dir={path} {taken}"
+            write_whole(path / CONFIG, config)
+            write_whole(path / LAUNCH, "\n".join(launchers))
+            (path / REQUEUE).unlink(missing_ok=True)
+        except (OSError, StorageError) as error:
+            return str(path), f"run.dir={path} cannot be written: {error}"
+        return str(path), None
+
+
+def _make_alone(stem: Path) -> Path:
+    """The first folder of this name that nobody else makes."""
+    for number in count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("there are more numbers")
+
+
+def _is_locked(file: TextIO) -> bool:
+    """Lock it; the lock goes with the process. Where the file system knows no locks, nobody is kept out."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def check_sight(path: Path, runtime: Runtime) -> None:
+    """Raises UsageError on every rank if one of them does not see the run folder."""
+    blind = [rank for rank, sees in enumerate(runtime.exchange("sight", (path / CONFIG).exists())) if not sees]
+    if blind:
+        raise UsageError(
+            f"run.dir={path} is not seen by rank {blind[0]}: choose a folder on storage that all nodes share"
+        )
+
+
+def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
+    """Name, state, problem."""
+    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
+    if path is None:
+        return f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}", "new", None
+    try:
+        state, problem = _state(path, config)
+    except OSError as error:
+        state, problem = "begun", f"run.dir={path} cannot be used ({error.strerror}): choose another folder"
+    return str(path), state, problem
+
+
+def _state(path: Path, config: Config) -> tuple[str, str | None]:
+    taken = [name for name in (CONFIG, METRICS, TENSORBOARD, SUMMARY, WEIGHTS, CHECKPOINTS) if (path / name).exists()]
+    if not taken:
+        return "new", None
+    try:
+        there = yaml.safe_load((path / CONFIG).read_text())
+        differences = config.differences(there)
+    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        holds = f"already holds a run ({', '.join(taken)}), but no {CONFIG} that can be read ({error!r})"
+        return "begun", f"run.dir={path} {holds}: choose another folder, or remove it"
+    if differences:
+        other = f"run.dir={path} holds a run with other settings ({'; '.join(differences)})"
+        return "begun", f"{other}: choose another folder, or start it with the settings of its {CONFIG}"
+    return "complete" if {SUMMARY, WEIGHTS} <= set(taken) else "begun", None
+
+
+def was_stopped(config: Config, launch: Launch) -> bool:
+    """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
+    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
+    try:
+        return path is not None and _names(path / REQUEUE, launch)
+    except OSError:  # a folder that cannot be used is refused by `find_run_folder`, with the other ranks
+        return False
+
+
+def ask_for_requeue(path: Path, runtime: Runtime) -> None:
+    """Leave the file that says so, with the launchers that must not go on by themselves. All ranks call it."""
+    launchers = _launchers(runtime)
+    if runtime.rank == 0:
+        write_whole(path / REQUEUE, "\n".join(["stopped on request: the same command goes on", *launchers]))
+
+
+def _earlier(name: str, launch: Launch) -> Path | None:
+    """The folder that this launch has made before torchrun started the ranks again."""
+    marks = Path("runs").glob(f"{glob.escape(name)}-*/{LAUNCH}")
+    return next((mark.parent for mark in marks if _names(mark, launch)), None)
+
+
+def _names(mark: Path, launch: Launch) -> bool:
+    return launch.launcher is not None and mark.exists() and launch.launcher in mark.read_text().splitlines()
+
+
+def _launchers(runtime: Runtime) -> list[str]:
+    """Of all ranks."""
+    return sorted({name for name in runtime.exchange("launcher", runtime.launch.launcher) if name is not None})
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there with all of its text, or as it was before. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(text)
+        publish(temporary, path)
+    except OSError as error:
+        raise StorageError(path, error) from error
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file or a folder its name, once it is on the disk: after a power cut, what has the name is whole."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:
+    """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
+    if runtime.rank == 0 and moved is not None:
+        write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a run that diverged shows null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Last of all files, and whole or not at all: its presence says that the run is complete."""
+    write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")
+
+
+def source_commit() -> str | None:
+    """The commit of sidpar's source tree, with `+` where it has uncommitted changes; None outside of a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+    changed = git("status", "--porcelain", "--", ".", ":!profiling/results")  # results say nothing of the program
+    return f"{commit}+" if commit and changed else commit or None

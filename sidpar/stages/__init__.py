@@ -1,0 +1,5 @@
+"""What one rank holds of a cascade, and how its modules are executed.
+
+May import: config, schedules, cascade, rules, distributed, messages.
+Start reading: stage.py.
+"""

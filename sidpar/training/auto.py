@@ -1,0 +1,54 @@
+"""`parallel.auto=true`: what a configuration leaves open is chosen by a plan, made on the ranks that will run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sidpar.calibration.links import measure_links
+from sidpar.cascade.cascade import Cascade
+from sidpar.config.schema import Config
+from sidpar.config.units import human
+from sidpar.distributed.device import usable_memory
+from sidpar.distributed.runtime import Runtime
+from sidpar.errors import UsageError
+from sidpar.planner.search import Freedom, choose_sid, job_of, record_of
+from sidpar.schedules.placement import place_by_count
+from sidpar.stages.stage import depends_on_the_batch
+from sidpar.training.build import measure_pieces
+from sidpar.training.configured import freedom_of
+
+
+def resolve(
+    config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration with everything chosen, and what is expected of it; the same on all ranks, which all call it.
+
+    `build` makes its network, `sample` are images [n, channels, H, W] for it. Settings that are given stay as they are.
+    Raises UsageError on every rank if nothing fits.
+    """
+    place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
+    costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
+    usable = min(runtime.exchange("memory", usable_memory(runtime.device)), key=lambda size: size or math.inf)
+    job = job_of(config, costs, runtime.world_size, usable)
+    chosen = choose_sid(job, feasible(freedom_of(config), build().extractor, sample, runtime))
+    # All ranks have the same costs and find the same; rank 0's choice counts all the same.
+    choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
+    if choice is None:
+        raise UsageError(
+            f"parallel.auto=true knows no way of SID that fits {human(usable)} on each of {runtime.world_size} ranks: "
+            "start more ranks, or set a smaller data.batch_size"
+        )
+    settings = {name: choice[name] for name in ("extractor", "microbatches", "placement")}
+    schedule = config.parallel.schedule or choice["schedule"]
+    return replace(config, parallel=replace(config.parallel, auto=False, schedule=schedule, **settings)), choice
+
+
+def feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
+    """Without the sharded placement, if an extractor that sees a part of the batch would compute something else."""
+    extractors = list(freedom.extractors)
+    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample):
+        extractors.remove("sharded")
+    return replace(freedom, extractors=extractors)

@@ -1,0 +1,138 @@
+"""Turns what each rank's refiners showed into one table for the whole cascade."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidpar.distributed import device
+from sidpar.distributed.runtime import Runtime
+from sidpar.engines.base import Engine, StepResult
+from sidpar.rules.propositions import MEASURES, error_bound, initial_divergence
+
+_NEVER = 2**40
+"""A step that no run reaches."""
+_LOSS = MEASURES.index("loss")
+DIVERGED = "diverged"
+
+
+class Meter:
+    """Sums `theory.MEASURES` over batches on each rank; `read` adds them over ranks, the only message it sends."""
+
+    def __init__(self, engine: Engine) -> None:
+        stage = engine.stage
+        self._runtime = stage.runtime
+        self._alphas = engine.objective.alphas(stage.placement.num_refiners)
+        self._rows = torch.tensor(list(stage.own_refiners), dtype=torch.int64, device=self._runtime.device)
+        self._initial = initial_divergence(engine.objective, stage.num_classes)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._table = torch.zeros(len(self._alphas), len(MEASURES), dtype=torch.float64, device=self._runtime.device)
+        self._samples = 0
+        self._first_bad = torch.full((len(self._alphas),), _NEVER, device=self._runtime.device)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since the last reading."""
+        return self._samples == 0
+
+    def add(self, result: StepResult, step: int = 0) -> None:
+        """One batch, the one of this step. Does not wait for the device."""
+        measures = result.measures()
+        self._table.index_add_(0, self._rows, measures)
+        self._samples += result.samples
+        bad = torch.where(measures[:, _LOSS].isfinite(), _NEVER, step)
+        self._first_bad[self._rows] = torch.minimum(self._first_bad[self._rows], bad)
+
+    def read(self) -> dict[str, Any]:
+        """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
+        the step, refiner and rank of the first loss that was no number, or is None.
+
+        `premise_failures` and `descent_failures` are shares of samples (Proposition 2); `epsilon` and `bound_slack`
+        belong to Proposition 4: KL[p_L, p_y] is `bound_slack` below its bound.
+        """
+        return self.start_reading()()
+
+    def start_reading(self) -> Callable[[], dict[str, Any]]:
+        """The same without waiting for ranks that are behind; what is returned waits and gives the means."""
+        total, samples = self._runtime.start_sum("metrics", self._table), self._samples
+        # Step and refiner in one number, so that the least is the first.
+        refiners = torch.arange(len(self._alphas), device=self._runtime.device)
+        first = start_per_rank(self._runtime, (self._first_bad * len(self._alphas) + refiners).min())
+        self._reset()
+        return lambda: self._means(total(), samples) | {DIVERGED: self._earliest(first())}
+
+    def _earliest(self, first: list[int]) -> dict[str, int] | None:
+        """Where and when a loss first was no number; None if all are."""
+        rank = first.index(min(first))
+        step, refiner = divmod(first[rank], len(self._alphas))
+        return None if step == _NEVER else {"step": step, "refiner": refiner, "rank": rank}
+
+    def _means(self, total: Tensor, samples: int) -> dict[str, Any]:
+        columns = dict(zip(MEASURES, (total / samples).T.tolist(), strict=True))
+        excess = columns.pop("excess")
+        columns["accuracy"] = columns.pop("correct")
+        columns["epsilon"] = [max(0.0, value) for value in excess]
+        bound = error_bound(self._initial, excess, self._alphas)
+        return {**columns, "bound_slack": bound - columns["kl"][-1]}
+
+
+class Stopwatch:
+    """Seconds and images of training alone; stopped during evaluations."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.seconds = 0.0
+        self.images = 0
+        self.peak_memory = 0
+        self._started: float | None = None
+        self._lap = (0.0, 0)
+
+    def resume(self, seconds: float, images: int) -> None:
+        """Go on counting from there."""
+        self.seconds, self.images = seconds, images
+        self._lap = (seconds, images)
+
+    def start(self) -> None:
+        device.reset_peak_memory(self._runtime.device)
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Bank the time since `start`; waits for the device."""
+        self._bank()
+        self._started = None
+        self.peak_memory = max(self.peak_memory, device.peak_memory(self._runtime.device))
+
+    def now(self) -> float:
+        """Seconds so far; does not wait for the device."""
+        return self.seconds if self._started is None else self.seconds + time.perf_counter() - self._started
+
+    def lap(self) -> float:
+        """Images per second since the last lap; waits for the device."""
+        self._bank()
+        seconds, images = self._lap
+        self._lap = (self.seconds, self.images)
+        return (self.images - images) / max(self.seconds - seconds, 1e-9)
+
+    def _bank(self) -> None:
+        device.synchronize(self._runtime.device)
+        now = time.perf_counter()
+        if self._started is not None:
+            self.seconds += now - self._started
+            self._started = now
+
+
+def per_rank(runtime: Runtime, value: int | Tensor) -> list[int]:
+    """Every rank's number, on every rank."""
+    return start_per_rank(runtime, value)()
+
+
+def start_per_rank(runtime: Runtime, value: int | Tensor) -> Callable[[], list[int]]:
+    """The same without waiting for ranks that are behind; what is returned waits and gives the numbers."""
+    table = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
+    table[runtime.rank] = value
+    total = runtime.start_sum("one number per rank", table)
+    return lambda: [int(number) for number in total()]

@@ -1,0 +1,124 @@
+"""The comparison from its command to its files, on two real ranks, short."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+
+from tests.engines.backpropagation.test_pipeline import SCHEDULES
+from tests.harness import torchrun
+
+KEYS = {
+    "key",
+    "method",
+    "schedule",
+    "extractor",
+    "microbatches",
+    "world_size",
+    "step_ms",
+    "samples_per_second",
+    "speedup_vs_naive_bp",
+    "speedup_vs_best_bp",
+    "law_speedup",
+    "model_step_ms",
+    "bubble_fraction",
+    "saved_activation_bytes",
+    "peak_memory_bytes",
+    "bytes_sent",
+}
+FLAGS = ["--batch", "16", "--microbatches", "1", "4", "--steps", "2", "--warmup", "0", "--time-scale", "0.05"]
+FLAGS += ["--stream", "3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Emulated refiners of 5 ms on two ranks: every method, at M = 1 and 4."""
+    out = tmp_path_factory.mktemp("speedup")
+    done = torchrun(2, "profiling/speedup.py", "--workload", "emulated", *FLAGS, "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    report = json.loads((folder / "report.json").read_text())
+    assert report["environment"]["backend"] == "gloo"
+    assert report["environment"]["steps"] == 2
+    return {row["key"]: row for row in report["rows"]}
+
+
+def test_every_method_has_a_row(rows: dict[str, dict[str, Any]], folder: Path) -> None:
+    expected = ["bp naive root M=1", "ddp ddp whole M=1", "bp one process whole M=1", "sid one process whole M=1"]
+    expected += [
+        f"sid {s} {e} M={m}"
+        for s in ("two_phase", "fused", "streaming")
+        for e in ("replicated", "sharded")
+        for m in (1, 4)
+    ]
+    expected += [f"bp {schedule} cut M=4" for schedule in SCHEDULES if schedule != "naive"]
+    assert set(expected) <= set(rows)
+    (auto,) = [row for row in rows.values() if row["key"].endswith(" auto")]
+    assert (auto["method"], auto["network"]) == ("sid", "cascade")
+    for row in rows.values():
+        assert set(row) >= KEYS
+        assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
+        assert row["model_step_ms"] > 0
+        assert len(row["saved_activation_bytes"]) == len(row["bytes_sent"]) == row["world_size"]
+    left_out = json.loads((folder / "report.json").read_text())["left_out"]
+    too_few = {entry["key"] for entry in left_out if "needs at least" in entry["reason"]}
+    assert too_few == {"bp 1f1b cut M=1", "bp dualpipe_v cut M=1"}
+    assert len(too_few) == len(left_out) or "zbv" not in SCHEDULES
+
+
+def test_traffic_by_hand(rows: dict[str, dict[str, Any]]) -> None:
+    """B = 16, features [B, 32], beliefs [B, 10], fp32, K = 2, four layers of 32 x 32 + 32 parameters."""
+    state, features, gradients = 16 * 10 * 4, 16 * 32 * 4, 4 * (32 * 32 + 32) * 4
+    first, last = rows["sid fused sharded M=4"]["traffic"]
+    collectives = {
+        "feature gather": {"messages": 1, "bytes": features / 2},
+        "feature gradient scatter": {"messages": 4, "bytes": features / 2},
+        "parameter gradients": {"messages": 1, "bytes": gradients},
+    }
+    assert first == collectives | {"state": {"messages": 4, "bytes": state}}
+    assert last == collectives
+    assert rows["sid streaming sharded M=4"]["traffic"] == [first, last], "a stream's step sends as much"
+    replicated = rows["sid fused replicated M=1"]["traffic"][0]
+    assert set(replicated) == {"state", "parameter gradients"}
+    activations = rows["bp naive root M=1"]["traffic"]
+    assert activations[0] == {"activation": {"messages": 2, "bytes": state + features}}
+    assert activations[1] == {"activation gradient": {"messages": 2, "bytes": state + features}}
+
+
+def test_saved_activations_are_what_the_schedules_promise(rows: dict[str, dict[str, Any]]) -> None:
+    """Of the last rank, which holds two refiners and no layer of the extractor in a pipeline: with M = 4, all four
+    microbatches at GPipe, as much as naive keeps of the whole batch, and one of K = 2 at 1F1B."""
+
+    def last(key: str) -> float:
+        return float(rows[key]["saved_activation_bytes"][-1])
+
+    assert last("bp gpipe cut M=4") == pytest.approx(last("bp gpipe cut M=1"))
+    assert last("bp 1f1b cut M=4") == pytest.approx(last("bp gpipe cut M=1") / 4)
+    assert last("sid fused sharded M=4") < last("sid fused sharded M=1")
+    extractor = 4 * (32 * 32 + 32) * 4
+    assert last("sid streaming replicated M=4") < last("sid fused replicated M=4"), "one microbatch of the extractor"
+    assert last("sid fused sharded M=4") < last("sid streaming sharded M=4") < 2 * last("sid fused sharded M=4")
+    assert [memory["versions"] for memory in rows["sid streaming sharded M=4"]["memory"]] == [4 * extractor] * 2, (
+        "two, and gradients"
+    )
+    assert [memory["versions"] for memory in rows["sid fused sharded M=4"]["memory"]] == [0, 0]
+    whole = rows["bp one process whole M=1"]["saved_activation_bytes"][0]
+    assert rows["bp one process, accumulation whole M=4"]["saved_activation_bytes"][0] == pytest.approx(whole / 4)
+    assert rows["bp one process, checkpointing whole M=1"]["saved_activation_bytes"][0] < whole
+
+
+def test_pictures_and_trace(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
+    for name in ("speedup.png", "memory.png", "timeline.png"):
+        picture = image.imread(folder / name)
+        assert len({tuple(pixel) for row in picture[::5] for pixel in row[::5]}) > 10, f"{name} is blank"
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert {event["tid"] for event in events if event["ph"] == "X"} == {0, 1}
+    timelines = json.loads((folder / "timelines.json").read_text())
+    assert set(timelines) == set(rows)
+    assert "| sid | fused | cascade | sharded | 2 | 4 |" in (folder / "report.md").read_text()

@@ -1,0 +1,51 @@
+"""Costs on their way between ranks and files."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sidpar import UsageError
+from sidpar.simulation.cost_records import from_plain, median_costs, to_plain
+from sidpar.simulation.costs import Costs, Curve, Link, Links, Piece
+
+COSTS = Costs(
+    layers=[Piece(Curve((2, 8), (0.1, 0.3)), Curve((2, 8), (0.2, 0.6)), 16.0, 64.0, 80.0)],
+    refiners=[Piece(Curve((4,), (0.5,)), Curve((4,), (1.0,)), 8.0, 32.0, 32.0)] * 2,
+    links=Links(message=Link(1e-5, 1e-9)),
+    feature_bytes=12.0,
+    state_bytes=[4.0, 4.0, 4.0],
+    layer_bytes=[12.0],
+    overhead=1e-4,
+)
+
+
+def test_by_way_of_json_nothing_is_lost() -> None:
+    assert from_plain(json.loads(json.dumps(to_plain(COSTS)))) == COSTS
+
+
+def test_the_median_over_ranks() -> None:
+    measured = [
+        replace(COSTS, refiners=[replace(p, forward=Curve((4,), (seconds,))) for p in COSTS.refiners])
+        for seconds in (0.9, 0.1, 0.4)
+    ]
+    found = median_costs(measured)
+    assert [piece.forward(4) for piece in found.refiners] == [0.4, 0.4]
+    assert found.layers == COSTS.layers
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": None}, "these are not costs as a plan writes them"),
+        ({"surprise": 1}, "these are not costs as a plan writes them"),
+        ({"links": {"message": {}, "pigeon": {}}}, "these are not costs as a plan writes them"),
+        ({"state_bytes": []}, "costs need bytes of a state for each refiner and one more"),
+        ({"refiners": [{"forward": {"rows": [], "seconds": []}}]}, "costs need rows > 0"),
+        ({"refiners": [{"forward": {"rows": [1], "seconds": [-1.0]}}]}, "seconds >= 0"),
+    ],
+)
+def test_messages(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_plain(to_plain(COSTS) | change)
