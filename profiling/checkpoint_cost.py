@@ -21,7 +21,7 @@ from harness.conditions import conditions
 from harness.workloads import Workload, add_details, make
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.engines.base import Engine
 from sidpar.runs.checkpoint import Checkpoints
 from sidpar.training.optim import Optimizers

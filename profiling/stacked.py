@@ -33,7 +33,7 @@ from sidpar import Objective, Runtime, models
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state, refine
 from sidpar.cascade.stacked import StackedRefiners
 from sidpar.distributed.device import mark, peak_memory, reset_peak_memory, seconds_between, synchronize
-from sidpar.profiler.memory import SavedTensors
+from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.rules.kl import local_loss, local_losses, target_of
 
 IMAGE, CLASSES = (3, 32, 32), 10

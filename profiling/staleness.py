@@ -35,7 +35,8 @@ from sidpar import Runtime, SIDEngine, StreamingEngine
 from sidpar.config.command_line import parse
 from sidpar.engines.base import Update
 from sidpar.schedules.actions import Do
-from sidpar.training.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
+from sidpar.training.build import build_cascade, build_engine, build_stage
+from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.meter import Meter
 from sidpar.training.optim import Optimizers
 

@@ -7,8 +7,8 @@ result = engine.step(x, y)  # gradients are in stage.parameters()
 """
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.compute import Compute
-from sidpar.config.objective import Objective
+from sidpar.config.groups.compute import Compute
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.backpropagation.whole import BPEngine

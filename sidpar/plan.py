@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser
 
 from sidpar.calibration.links import measure_links
 from sidpar.config.command_line import config_parser, errors_in_one_line, parse_with
+from sidpar.config.groups.validation import at_least
 from sidpar.config.schema import Config
 from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
-from sidpar.config.validation import at_least
 from sidpar.distributed.device import describe, usable_memory
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order
@@ -26,13 +26,13 @@ from sidpar.errors import UsageError
 from sidpar.planner.report import plan_text
 from sidpar.planner.search import Freedom, job_of, make_plan, record_of
 from sidpar.plots.plan import draw_plan
-from sidpar.runs.run_folder import write_whole
+from sidpar.runs.files import write_whole
 from sidpar.schedules.batching import Share
 from sidpar.schedules.placement import place_by_count
-from sidpar.simulation.cost_records import from_plain, to_plain
-from sidpar.simulation.costs import Costs, Links, ring_links
-from sidpar.training.build import build_cascade, build_loader, load_dataset, measure_pieces
+from sidpar.simulation.costs import Costs, Links, from_plain, ring_links, to_plain
+from sidpar.training.build import build_cascade, measure_pieces
 from sidpar.training.configured import configured
+from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 
 

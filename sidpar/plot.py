@@ -14,7 +14,7 @@ from sidpar.plots.curves import draw_curves, draw_depth, label_of
 from sidpar.plots.files import free_name, save_picture
 from sidpar.runs.load import load, load_preprocessing
 from sidpar.runs.reader import Recorded
-from sidpar.training.build import build_loader, load_dataset
+from sidpar.training.dataset import build_loader, load_dataset
 
 FOLDER = "plots"
 _CANDIDATES = 2000

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sidpar.config.command_line import errors_in_one_line
-from sidpar.config.validation import at_least
+from sidpar.config.groups.validation import at_least
 from sidpar.data.image_file import read_image
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError

@@ -1,45 +1,16 @@
 """`python -m sidpar.train`: from a configuration to a run folder. Start it with torchrun for more than one rank."""
 
-import logging
-import os
-import platform
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar.config.command_line import errors_in_one_line, parse
-from sidpar.config.schema import Config
-from sidpar.config.units import human_seconds
-from sidpar.distributed.device import describe
 from sidpar.distributed.environment import read_environment
 from sidpar.distributed.runtime import Runtime
-from sidpar.errors import RunError, UsageError
-from sidpar.runs.checkpoint import find_newest
-from sidpar.runs.logs import closing_logs, log_to_console, log_to_file
-from sidpar.runs.run_folder import (
-    WEIGHTS,
-    OpenFolder,
-    RunFolder,
-    ask_for_requeue,
-    check_sight,
-    find_run_folder,
-    source_commit,
-    was_stopped,
-    write_label_noise,
-    write_summary,
-)
-from sidpar.runs.weights import save_weights
-from sidpar.training.auto import resolve
-from sidpar.training.build import build_cascade, build_engine, build_loader, build_stage, load_dataset
-from sidpar.training.same_network import build_alike
+from sidpar.runs.launches import was_stopped
+from sidpar.runs.logs import closing_logs, log_to_console
+from sidpar.training.run import train
 from sidpar.training.stopping import REQUEUE_STATUS
-from sidpar.training.trainer import Outcome, Trainer
-from sidpar.training.training_state import check_fits
-
-_log = logging.getLogger("sidpar.train")
 
 
 @record
@@ -62,127 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             finished = train(config, runtime)
     if not finished:
         raise SystemExit(REQUEUE_STATUS)
-
-
-def train(config: Config, runtime: Runtime) -> bool:
-    """The run that `config` describes, from its beginning or from where it was interrupted; whether it is finished now.
-
-    A run that is complete already is left alone.
-    """
-    runtime.agree("configuration", config.flat())
-    folder = find_run_folder(config, runtime)
-    if folder.state == "complete":
-        _log.info(f"the run in {folder.path} is complete: nothing to do")
-        return True
-    run = None
-    try:
-        run = Run(config, runtime, folder)
-        return run.train()
-    except (UsageError, RunError) as error:
-        _log.error(f"{type(error).__name__}: {error}")
-        raise
-    except Exception:
-        _log.exception("the run ends here")
-        raise
-    finally:
-        if run is not None:
-            run.folder.close()
-
-
-class Run:
-    """Everything that one rank needs to train as `config` says.
-
-    Making it checks the settings against the data, the network and the other ranks (through the store, before any
-    message between ranks but those that `parallel: auto` measures), and creates the run folder last.
-    """
-
-    def __init__(self, config: Config, runtime: Runtime, folder: RunFolder) -> None:
-        assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
-        dataset = load_dataset(config, runtime)
-        build = partial(build_cascade, config, dataset)
-        cascade = build_alike(build, runtime)
-        loader = build_loader(config, dataset, runtime.device)
-        self.preprocessing = loader.preprocessing
-        self.choice: dict[str, Any] = {}
-        if config.parallel.auto:
-            config, self.choice = resolve(config, build, loader.sample, runtime)
-        self.config, self.runtime = config, runtime
-        self.stage = build_stage(config, cascade, loader, runtime)
-        self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
-        engine = build_engine(config, self.stage)
-        stored, skipped = find_newest(folder.path, runtime)
-        if stored is not None:
-            check_sight(folder.path, runtime)
-            check_fits(stored, self.stage, loader.traits)
-        self.folder = OpenFolder(folder, config, runtime)
-        write_label_noise(self.folder.path, dataset.moved, runtime)
-        problem = log_to_file(self.folder.path, runtime.rank, lambda: engine.steps)
-        runtime.raise_together("problem with the log", problem)
-        for reason in skipped:
-            _log.warning(f"a checkpoint is skipped: {reason}")
-        self.trainer = Trainer(engine, loader, config, self.folder.path, stored)
-
-    def train(self) -> bool:
-        """Train, and write the weights and the summary; False if the ranks have stopped on request."""
-        self._introduce()
-        outcome = self.trainer.fit()
-        if outcome is None:
-            ask_for_requeue(self.folder.path, self.runtime)
-            _log.info(f"stopped on request; the same command goes on. Run folder: {self.folder.path}")
-            return False
-        save_weights(self.stage, self.folder.path / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
-        if self.runtime.rank == 0:
-            write_summary(self.folder.path, self._summary(outcome))
-        _log.info(
-            f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
-            f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder.path}"
-        )
-        return True
-
-    def _introduce(self) -> None:
-        runtime = self.runtime
-        _log.debug(
-            f"rank {runtime.rank} of {runtime.world_size} is process {os.getpid()} on {platform.node()}, "
-            f"{runtime.device}, with refiners {list(self.stage.own_refiners)}"
-        )
-        if self.choice:
-            parallel, seconds = self.config.parallel, self.choice["predicted_step_seconds"]
-            _log.info(
-                f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
-                f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
-            )
-        replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
-        _log.info(
-            f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
-            f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
-            f"{describe(self.runtime.device)}"
-        )
-
-    def _refiners_per_rank(self) -> list[int]:
-        one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]
-        return one_replica * self.runtime.num_replicas
-
-    def _summary(self, outcome: Outcome) -> dict[str, Any]:
-        return {
-            "name": self.config.run.name,
-            "method": self.config.method,
-            "test_accuracy": outcome.test["accuracy"][-1],
-            "refiner_test_accuracy": outcome.test["accuracy"],
-            "steps": outcome.steps,
-            "resumed_at": outcome.resumed_at,
-            "epochs": self.config.optim.epochs,
-            "wall_seconds": outcome.seconds,
-            "images_per_second": outcome.images_per_second,
-            "world_size": self.runtime.world_size,
-            "replicas": self.runtime.num_replicas,
-            "refiners_per_rank": self._refiners_per_rank(),
-            "plan": self.choice or None,
-            "peak_memory_bytes": outcome.peak_memory,
-            "backend": self.runtime.backend,
-            "device": describe(self.runtime.device),
-            "torch": torch.__version__,
-            "commit": source_commit(),
-        }
 
 
 if __name__ == "__main__":

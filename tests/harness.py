@@ -24,7 +24,7 @@ import torch.distributed as dist
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.runs.run_folder import find_run_folder
-from sidpar.train import Run
+from sidpar.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sidpar.distributed.device import describe
-from sidpar.runs.run_folder import source_commit
+from sidpar.version import source_commit
 
 
 def conditions(device: torch.device) -> dict[str, Any]:

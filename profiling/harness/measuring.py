@@ -10,11 +10,12 @@ import torch
 from harness.contenders import Contender
 from harness.workloads import Workload
 from sidpar import Runtime
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.distributed.device import peak_memory, reset_peak_memory
 from sidpar.engines.base import Engine
 from sidpar.profiler.clock import Clock, Span
-from sidpar.profiler.memory import Memory, SavedTensors, bytes_of, measure_memory
+from sidpar.profiler.memory import Memory, bytes_of, measure_memory
+from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.simulation.costs import Costs
 from sidpar.training.optim import Optimizers
 

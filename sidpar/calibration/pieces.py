@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, at_least_fp32, initial_state
 from sidpar.cascade.specs import layer_names, named_sequence
-from sidpar.config.compute import Compute
+from sidpar.config.groups.compute import Compute
 from sidpar.distributed import device
 from sidpar.distributed.runtime import Runtime
-from sidpar.profiler.memory import SavedTensors, bytes_of
+from sidpar.profiler.memory import bytes_of
+from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.simulation.costs import Costs, Curve, Piece
 from sidpar.stages.stage import Stage
 

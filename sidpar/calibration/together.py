@@ -8,13 +8,12 @@ from torch import Tensor
 
 from sidpar.calibration.pieces import measure_costs
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.compute import Compute
-from sidpar.config.objective import Objective
+from sidpar.config.groups.compute import Compute
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.sid import SIDEngine
 from sidpar.profiler.clock import Clock
-from sidpar.simulation.cost_records import from_plain, median_costs, to_plain
-from sidpar.simulation.costs import Costs, Links
+from sidpar.simulation.costs import Costs, Links, from_plain, median_costs, to_plain
 from sidpar.stages.stage import Stage
 
 _STEPS = 4

@@ -9,20 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from sidpar.config.choices import CutExtractor, ExtractorPlacement, Method, PipelineName, ScheduleName
-from sidpar.config.compute import Compute
-from sidpar.config.groups import (
-    DEFAULT_MODEL,
-    BPConfig,
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-)
-from sidpar.config.objective import Objective
-from sidpar.config.validation import fill_in, without_effect
+from sidpar.config.groups.bp import BPConfig
+from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, Method, PipelineName, ScheduleName
+from sidpar.config.groups.compute import Compute
+from sidpar.config.groups.data import DataConfig
+from sidpar.config.groups.model import DEFAULT_MODEL, ModelConfig
+from sidpar.config.groups.objective import Objective
+from sidpar.config.groups.optim import OptimConfig
+from sidpar.config.groups.parallel import ParallelConfig
+from sidpar.config.groups.run import CheckpointConfig, RunConfig
+from sidpar.config.groups.validation import fill_in, without_effect
 from sidpar.errors import UsageError
 
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets as vision
 
-from sidpar.config.choices import DatasetName
+from sidpar.config.groups.choices import DatasetName
 from sidpar.data.augment import statistics
 from sidpar.data.decoding import read_images
 from sidpar.data.folders import list_image_folder, list_tiny_imagenet

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from sidpar.config.choices import Backend, DeviceKind
+from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.errors import UsageError
 
 

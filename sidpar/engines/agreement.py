@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.engines.base import check_batch
 from sidpar.stages.stage import Stage
 

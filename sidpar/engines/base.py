@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.specs import CascadeSpecs
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic

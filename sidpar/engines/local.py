@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.engines.base import StepResult, Synchronous, check_batch, chosen, clip_each
 from sidpar.errors import UsageError

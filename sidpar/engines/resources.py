@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.messages.buckets import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.schedules.rank_view import RankView

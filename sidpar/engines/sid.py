@@ -6,8 +6,8 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from sidpar.config.choices import RefinerExecution, SynchronousName
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import RefinerExecution, SynchronousName
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import StepResult, Synchronous, chosen, clip_each

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sidpar.config.choices import RefinerExecution
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import RefinerExecution
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_engine
 from sidpar.engines.base import StepResult, Update

@@ -12,7 +12,7 @@ import torch
 
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
-from sidpar.config.groups import BUILDER_KEYWORDS, ModelConfig
+from sidpar.config.groups.model import BUILDER_KEYWORDS, ModelConfig
 from sidpar.errors import UsageError
 from sidpar.seeding import seeded
 

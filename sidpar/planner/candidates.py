@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
-from sidpar.config.choices import PipelineName, ScheduleName
+from sidpar.config.groups.choices import PipelineName, ScheduleName
 from sidpar.planner.job import Job
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout

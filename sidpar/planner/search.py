@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, get_args
 
-from sidpar.config.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
+from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config.schema import Config
 from sidpar.errors import UsageError
 from sidpar.planner.candidates import Candidate, Order, PipelineCandidate, SIDCandidate, WholeCandidate

@@ -4,20 +4,15 @@ Nothing here waits for the device while a window is open. On a GPU a span is wha
 two events, so a `receive wait` there is the time for which computing stood still, not the message itself.
 """
 
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from sidpar.distributed.device import Mark, mark, seconds_between, synchronize
-from sidpar.distributed.runtime import Runtime
 from sidpar.schedules.phases import Phase
-
-_ROUND_TRIPS = 20
 
 
 class Span(NamedTuple):
@@ -74,35 +69,3 @@ class Clock:
 def span(clock: Clock | None, phase: Phase, label: object = "") -> AbstractContextManager[None]:
     """`clock.span`, where there is a clock."""
     return nullcontext() if clock is None else clock.span(phase, label)
-
-
-def clock_offset(runtime: Runtime) -> float:
-    """Seconds to add to this rank's `time.perf_counter` to get rank 0's. All ranks call it.
-
-    Processes of one host share that clock. For other hosts, of several round trips the fastest is taken, and its answer
-    to be from the middle, as NTP does.
-    """
-    if runtime.groups is None:
-        return 0.0
-    hosts = runtime.exchange("host", platform.node())
-    group = runtime.groups.world
-    token = torch.zeros(1, dtype=torch.float64, device=runtime.wire_device)
-    offset = 0.0
-    for rank in [rank for rank, host in enumerate(hosts) if host != hosts[0]]:
-        if runtime.rank == 0:
-            for _ in range(_ROUND_TRIPS):
-                dist.recv(token, group=group, group_src=rank)
-                synchronize(runtime.device)  # on NCCL a receive returns before the message is there
-                token.fill_(time.perf_counter())
-                dist.send(token, group=group, group_dst=rank)
-        elif runtime.rank == rank:
-            best = float("inf")
-            for _ in range(_ROUND_TRIPS):
-                sent = time.perf_counter()
-                dist.send(token, group=group, group_dst=0)
-                dist.recv(token, group=group, group_src=0)
-                theirs = token.item()
-                received = time.perf_counter()
-                if received - sent < best:
-                    best, offset = received - sent, theirs - (sent + received) / 2
-    return offset

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sidpar.config.choices import KL
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import KL
+from sidpar.config.groups.objective import Objective
 
 
 def kl_to(log_p: Tensor, q: Tensor, kl: KL) -> Tensor:

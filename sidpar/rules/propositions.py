@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sidpar.config.choices import KL
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import KL
+from sidpar.config.groups.objective import Objective
 from sidpar.rules.kl import column, kl_to, kl_to_log, target_of
 
 

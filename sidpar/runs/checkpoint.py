@@ -28,7 +28,8 @@ from torch.futures import Future
 
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
-from sidpar.runs.run_folder import CHECKPOINTS, publish, sync
+from sidpar.runs.files import publish, sync
+from sidpar.runs.run_folder import CHECKPOINTS
 
 PROGRESS, _METADATA, _CHECKSUM = "progress.json", ".metadata", ".crc32"
 _ALONE = "torch.distributed is disabled, unavailable or uninitialized"

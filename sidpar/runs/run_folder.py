@@ -2,11 +2,7 @@
 
 import errno
 import fcntl
-import glob
 import json
-import math
-import os
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,11 +18,11 @@ from sidpar.data.label_noise import MovedLabels
 from sidpar.distributed.environment import Launch
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import StorageError, UsageError
+from sidpar.runs.files import plain, write_whole
+from sidpar.runs.launches import LAUNCH, REQUEUE, earlier_folder, launchers_of
 
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"
-REQUEUE = "REQUEUE"
-"""A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
-LAUNCH, LOCK, LABEL_NOISE = ".launch", ".lock", "label_noise.json"
+LOCK, LABEL_NOISE = ".lock", "label_noise.json"
 METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 
 
@@ -71,7 +67,7 @@ class OpenFolder:
         """Made by rank 0, with the configuration as it is now; all ranks call it. Raises UsageError on every rank if
         that cannot be, if another job trains there, or if a rank does not see it."""
         self._lock: TextIO | None = None
-        launchers = _launchers(runtime)
+        launchers = launchers_of(runtime)
         alone = folder.state == "new" and config.run.dir is None
         made = self._make(folder.path, alone, to_yaml(config), launchers) if runtime.rank == 0 else None
         path, problem = runtime.from_root("run folder as made", made)
@@ -131,7 +127,7 @@ def check_sight(path: Path, runtime: Runtime) -> None:
 
 def _find(config: Config, launch: Launch) -> tuple[str, str, str | None]:
     """Name, state, problem."""
-    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
+    path = Path(config.run.dir) if config.run.dir else earlier_folder(config.run.name, launch)
     if path is None:
         return f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}", "new", None
     try:
@@ -157,95 +153,12 @@ def _state(path: Path, config: Config) -> tuple[str, str | None]:
     return "complete" if {SUMMARY, WEIGHTS} <= set(taken) else "begun", None
 
 
-def was_stopped(config: Config, launch: Launch) -> bool:
-    """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
-    path = Path(config.run.dir) if config.run.dir else _earlier(config.run.name, launch)
-    try:
-        return path is not None and _names(path / REQUEUE, launch)
-    except OSError:  # a folder that cannot be used is refused by `find_run_folder`, with the other ranks
-        return False
-
-
-def ask_for_requeue(path: Path, runtime: Runtime) -> None:
-    """Leave the file that says so, with the launchers that must not go on by themselves. All ranks call it."""
-    launchers = _launchers(runtime)
-    if runtime.rank == 0:
-        write_whole(path / REQUEUE, "\n".join(["stopped on request: the same command goes on", *launchers]))
-
-
-def _earlier(name: str, launch: Launch) -> Path | None:
-    """The folder that this launch has made before torchrun started the ranks again."""
-    marks = Path("runs").glob(f"{glob.escape(name)}-*/{LAUNCH}")
-    return next((mark.parent for mark in marks if _names(mark, launch)), None)
-
-
-def _names(mark: Path, launch: Launch) -> bool:
-    return launch.launcher is not None and mark.exists() and launch.launcher in mark.read_text().splitlines()
-
-
-def _launchers(runtime: Runtime) -> list[str]:
-    """Of all ranks."""
-    return sorted({name for name in runtime.exchange("launcher", runtime.launch.launcher) if name is not None})
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there with all of its text, or as it was before. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        temporary.write_text(text)
-        publish(temporary, path)
-    except OSError as error:
-        raise StorageError(path, error) from error
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a file or a folder its name, once it is on the disk: after a power cut, what has the name is whole."""
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:
     """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
     if runtime.rank == 0 and moved is not None:
         write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
 
 
-def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a run that diverged shows null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value
-
-
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Last of all files, and whole or not at all: its presence says that the run is complete."""
     write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")
-
-
-def source_commit() -> str | None:
-    """The commit of sidpar's source tree, with `+` where it has uncommitted changes; None outside of a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!profiling/results")  # results say nothing of the program
-    return f"{commit}+" if commit and changed else commit or None

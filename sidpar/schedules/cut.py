@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from sidpar.config.choices import CutExtractor, PipelineName
+from sidpar.config.groups.choices import CutExtractor, PipelineName
 from sidpar.errors import UsageError
 from sidpar.schedules.placement import consecutive, even_split, place_by_cost
 

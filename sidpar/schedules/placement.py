@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Protocol, get_args
 
-from sidpar.config.choices import ExtractorPlacement
+from sidpar.config.groups.choices import ExtractorPlacement
 from sidpar.errors import UsageError
 
 _PRECISION = 1e-9

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from sidpar.config.choices import ExtractorUpdate, RefinerExecution
+from sidpar.config.groups.choices import ExtractorUpdate, RefinerExecution
 from sidpar.schedules.placement import Placement
 
 

@@ -27,7 +27,7 @@ How each placement does it:
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sidpar.config.choices import ExtractorUpdate
+from sidpar.config.groups.choices import ExtractorUpdate
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView, rank_views

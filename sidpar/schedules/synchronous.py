@@ -29,7 +29,7 @@ The third schedule, `streaming`, runs over many batches and has a file of its ow
 
 from collections.abc import Callable, Iterator
 
-from sidpar.config.choices import ExtractorUpdate, SynchronousName
+from sidpar.config.groups.choices import ExtractorUpdate, SynchronousName
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView, rank_views

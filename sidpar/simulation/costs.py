@@ -1,10 +1,17 @@
-"""What predictions are made from: the cost of each piece of a cascade, and of each kind of message. No torch."""
+"""What predictions are made from: the cost of each piece of a cascade, and of each kind of message. No torch.
+
+Costs go from rank to rank and into files as plain data.
+"""
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import Any
 
 import numpy as np
+
+from sidpar.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -130,3 +137,53 @@ class Costs:
         """Forward and backward together, of each layer and of each refiner: what placements share out."""
         layers, refiners = ([p.forward(rows) + p.backward(rows) for p in ps] for ps in (self.layers, self.refiners))
         return layers, refiners
+
+
+def to_plain(costs: Costs) -> dict[str, Any]:
+    """Numbers in lists and dictionaries, as JSON has them."""
+    return asdict(costs)
+
+
+def from_plain(plain: Mapping[str, Any]) -> Costs:
+    """What `to_plain` gave, also by way of JSON. Raises UsageError for anything else."""
+    try:
+        pieces = {kind: [_piece(piece) for piece in plain[kind]] for kind in ("layers", "refiners")}
+        links = Links(**{name: Link(**link) for name, link in plain["links"].items()})
+        costs = Costs(**{**plain, **pieces, "links": links})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"these are not costs as a plan writes them ({error!r}): measure them again") from error
+    if (len(costs.state_bytes), len(costs.layer_bytes)) != (len(costs.refiners) + 1, len(costs.layers)):
+        raise UsageError("costs need bytes of a state for each refiner and one more, and of what each layer returns")
+    return costs
+
+
+def median_costs(measured: Sequence[Costs]) -> Costs:
+    """The median time of each piece over several measurements of one network."""
+    layers, refiners = (
+        [_median_piece(pieces) for pieces in zip(*(getattr(costs, kind) for costs in measured), strict=True)]
+        for kind in ("layers", "refiners")
+    )
+    return replace(measured[0], layers=layers, refiners=refiners)
+
+
+def _piece(plain: Mapping[str, Any]) -> Piece:
+    forward, backward = (_curve(plain[way]) for way in ("forward", "backward"))
+    return Piece(**{**plain, "forward": forward, "backward": backward})
+
+
+def _curve(plain: Mapping[str, Any]) -> Curve:
+    curve = Curve(tuple(plain["rows"]), tuple(plain["seconds"]))
+    if not curve.rows or not min(curve.rows) > 0 or not min(curve.seconds) >= 0:
+        raise UsageError(f"costs need rows > 0 and seconds >= 0, got {curve}")
+    return curve
+
+
+def _median_piece(pieces: Sequence[Piece]) -> Piece:
+    forward, backward = (
+        _median_curve(curves) for curves in zip(*((p.forward, p.backward) for p in pieces), strict=True)
+    )
+    return replace(pieces[0], forward=forward, backward=backward)
+
+
+def _median_curve(curves: Sequence[Curve]) -> Curve:
+    return Curve(curves[0].rows, tuple(median(each) for each in zip(*(curve.seconds for curve in curves), strict=True)))

@@ -10,7 +10,7 @@ from functools import cache, partial
 from itertools import accumulate
 from typing import Literal
 
-from sidpar.config.choices import PipelineName, ScheduleName
+from sidpar.config.groups.choices import PipelineName, ScheduleName
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.cut import PIPELINES, Cut

@@ -24,7 +24,7 @@ from itertools import pairwise
 
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.phases import WORK
-from sidpar.simulation.simulated import Message, Rank
+from sidpar.simulation.ranks_and_messages import Message, Rank
 from sidpar.simulation.timeline import Timeline
 
 GROUPS = {

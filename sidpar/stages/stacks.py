@@ -11,7 +11,7 @@ from sidpar.cascade.cascade import TensorTuple
 from sidpar.cascade.specs import Spec
 from sidpar.cascade.stackable import PROBE_ROWS, check_structure
 from sidpar.cascade.stacked import StackedRefiners
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.errors import UsageError
 from sidpar.rules.kl import local_losses

@@ -11,8 +11,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, as_tuple, extract, refine
 from sidpar.cascade.specs import CascadeSpecs, Skeleton, layer_names, named_sequence
-from sidpar.config.choices import ExtractorPlacement
-from sidpar.config.compute import Compute
+from sidpar.config.groups.choices import ExtractorPlacement
+from sidpar.config.groups.compute import Compute
 from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sidpar.config.compute import Compute
+from sidpar.config.groups.compute import Compute
 from sidpar.messages.buckets import GradientBuckets
 from sidpar.messages.transport import Pending
 

@@ -10,9 +10,9 @@ from sidpar.calibration.pieces import measure_costs
 from sidpar.calibration.together import calibrate, halvings
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
-from sidpar.config.choices import CutExtractor, ExtractorPlacement, PipelineName, SynchronousName
+from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, PipelineName, SynchronousName
 from sidpar.config.schema import Config
-from sidpar.data.datasets import Dataset, load
+from sidpar.data.datasets import Dataset
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
@@ -31,59 +31,9 @@ from sidpar.stages.stacks import agree_on_stacks
 from sidpar.stages.stage import Stage
 
 
-def load_dataset(config: Config, runtime: Runtime) -> Dataset:
-    """The dataset, the same on every rank; a download happens once per node, before the others read. What one rank
-    cannot read is an error of all."""
-    data = config.data
-    if data.download:
-        problem = None
-        if runtime.local_rank == 0:
-            try:
-                load(data.name, data.root, download=True)
-            except (UsageError, OSError) as error:
-                problem = f"{data.name} cannot be downloaded: {error}"
-        problems = [found for found in runtime.exchange("download", problem) if found is not None]
-        if problems:
-            raise UsageError(problems[0])
-    dataset, problem = _read_dataset(config)
-    problems = runtime.exchange("dataset", problem)
-    for rank, found in enumerate(problems):
-        if found is not None:
-            where = "" if problems.count(found) == len(problems) else f"rank {rank}: "
-            raise UsageError(f"{where}{found}")
-    assert dataset is not None
-    runtime.agree("dataset", dataset.traits())
-    return dataset
-
-
-def _read_dataset(config: Config) -> tuple[Dataset | None, str | None]:
-    """The dataset, or what is wrong with it."""
-    data = config.data
-    try:
-        dataset = load(data.name, data.root, image_size=data.image_size or 64, workers=data.workers or 0)
-        if data.label_noise > 0:
-            dataset = dataset.with_label_noise(data.label_noise, config.run.seed)
-        _ = dataset.statistics  # reads many of the files, if they are not in memory
-    except (UsageError, OSError) as error:
-        return None, str(error)
-    return dataset, None
-
-
 def build_cascade(config: Config, dataset: Dataset) -> Cascade:
     """The configured network for the images of a dataset."""
     return build_network(config, dataset.image_shape, dataset.num_classes)
-
-
-def build_loader(config: Config, dataset: Dataset, device: torch.device) -> Loader:
-    """The configured batches, on the device."""
-    return Loader(
-        dataset,
-        batch_size=config.data.batch_size,
-        eval_batch_size=config.data.eval_batch_size,
-        augment=config.data.augment,
-        seed=config.run.seed,
-        device=device,
-    )
 
 
 def build_stage(config: Config, cascade: Cascade, loader: Loader, runtime: Runtime) -> Stage:

@@ -1,6 +1,6 @@
 """What a configuration will run, as a candidate of a plan."""
 
-from sidpar.config.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
+from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.config.schema import Config
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.errors import UsageError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 
 
 class Optimizers:

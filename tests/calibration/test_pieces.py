@@ -4,7 +4,7 @@ import torch
 
 from sidpar.calibration.pieces import measure_costs
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.compute import Compute
+from sidpar.config.groups.compute import Compute
 from sidpar.models import ConcatRefiner
 from tests import networks
 

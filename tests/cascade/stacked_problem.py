@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, detach, extract, initial_state, refine
 from sidpar.cascade.stacked import StackedRefiners
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.rules.kl import local_loss, local_losses, target_of
 from tests import networks
 

@@ -14,7 +14,7 @@ from sidpar.cascade.cascade import Cascade, initial_state, refine
 from sidpar.cascade.stacked import StackedRefiners
 from sidpar.models import ConcatRefiner
 from sidpar.models.assembly import assemble
-from sidpar.profiler.memory import SavedTensors
+from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.rules.kl import local_losses
 from tests import networks
 from tests.cascade.stacked_problem import NETWORKS, OBJECTIVES, TOLERANCE, L, Problem, assert_equal

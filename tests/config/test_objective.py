@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.training.optim import Optimizers
 from tests import networks
 from tests.harness import RankError, run_ranks

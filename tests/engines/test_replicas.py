@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sidpar import BPEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.messages.transport import Pending, Transport
 from sidpar.runs.weights import gather_weights
 from sidpar.training.optim import Optimizers

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sidpar import Cascade, Runtime, UsageError
 from sidpar.config.command_line import parse
-from sidpar.config.groups import ModelConfig
+from sidpar.config.groups.model import ModelConfig
 from sidpar.models.user_network import build_own
 from sidpar.plan import main as plan
 from sidpar.training.same_network import build_alike

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
-from sidpar.profiler.clock import Clock, clock_offset, span
+from sidpar.profiler.clock import Clock, span
+from sidpar.profiler.clock_offset import clock_offset
 from sidpar.schedules.actions import Do
 from sidpar.schedules.phases import COMPUTE, PHASE
 from tests import networks
@@ -91,10 +92,10 @@ def test_ranks_of_one_host_share_a_clock() -> None:
 
 def offset_between_hosts(runtime: Runtime) -> float:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sidpar.profiler.clock.platform.node", lambda: f"host {runtime.rank}")
+        patch.setattr("sidpar.profiler.clock_offset.platform.node", lambda: f"host {runtime.rank}")
         if runtime.rank == 1:
             ahead = time.perf_counter
-            patch.setattr("sidpar.profiler.clock.time.perf_counter", lambda: ahead() + 100)
+            patch.setattr("sidpar.profiler.clock_offset.time.perf_counter", lambda: ahead() + 100)
         return clock_offset(runtime)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sidpar.distributed.device import peak_memory, reset_peak_memory
-from sidpar.profiler.memory import SavedTensors, bytes_of, measure_memory, resident
+from sidpar.profiler.memory import bytes_of, measure_memory, resident
+from sidpar.profiler.saved_activations import SavedTensors
 
 
 def mlp() -> nn.Sequential:

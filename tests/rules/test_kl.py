@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sidpar.cascade.cascade import refine
-from sidpar.config.choices import KL
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import KL
+from sidpar.config.groups.objective import Objective
 from sidpar.rules.kl import kl_to, kl_to_log, local_loss, target_of
 
 CASES = list(product(("forward", "reverse"), (0.2, 0.7, 1.0), (0.05, 0.3)))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sidpar.config.choices import KL
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import KL
+from sidpar.config.groups.objective import Objective
 from sidpar.rules.kl import kl_to, local_loss, target_of
 from sidpar.rules.propositions import (
     MEASURES,

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from sidpar.config.groups import OptimConfig, RunConfig
+from sidpar.config.groups.optim import OptimConfig
+from sidpar.config.groups.run import RunConfig
 from sidpar.config.schema import Config
 from sidpar.distributed.environment import Launch
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
-from sidpar.runs.run_folder import OpenFolder, ask_for_requeue, find_run_folder, read_config, was_stopped
+from sidpar.runs.launches import ask_for_requeue, was_stopped
+from sidpar.runs.run_folder import OpenFolder, find_run_folder, read_config
 
 ALONE = Runtime.single("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sidpar.calibration.pieces import measure_costs
-from sidpar.config.compute import Compute
+from sidpar.config.groups.compute import Compute
 from sidpar.models.emulated import emulated
 from sidpar.planner.candidates import Candidate, PipelineCandidate, SIDCandidate, WholeCandidate
 from sidpar.planner.job import Job

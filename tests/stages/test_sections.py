@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sidpar import BPEngine, Compute, Copies, Objective, PipelineEngine, Runtime, Stage, make_cut
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.training.optim import Optimizers
 from tests import networks
 from tests.engines.backpropagation.test_pipeline import NETWORKS, SCHEDULES

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sidpar.config.command_line import parse
 from sidpar.distributed.runtime import Runtime
-from sidpar.train import train
+from sidpar.training.run import train
 from tests.data.image_files import digits_folder
 from tests.harness import run_ranks
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidpar.config.groups import OptimConfig
+from sidpar.config.groups.optim import OptimConfig
 from sidpar.engines.base import clip_each
 from sidpar.training.optim import Optimizers, build_optimizer, learning_rate_factor
 

@@ -14,7 +14,7 @@ from sidpar.config.command_line import parse
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
 from sidpar.distributed.signals import Signals
-from sidpar.train import train
+from sidpar.training.run import train
 from tests.harness import run_ranks
 
 SMALL = ["--model.name", "wide_mlp", "--model.width", "16", "--model.num_refiners", "4", "--data.batch_size", "200"]

@@ -14,8 +14,8 @@ from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
 from sidpar.models import simple_cnn
-from sidpar.runs.run_folder import source_commit
-from sidpar.train import train as train_run
+from sidpar.training.run import train as train_run
+from sidpar.version import source_commit
 from tests.harness import run_ranks, torchrun
 
 CONFIG = ["--config", "configs/digits.yaml"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.distributed import pipelining
 
-from sidpar.config.choices import PipelineName
+from sidpar.config.groups.choices import PipelineName
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.cut import Cut
 

@@ -10,8 +10,8 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 
 from sidpar.cascade.cascade import TensorTuple, as_tuple
 from sidpar.cascade.specs import Spec
-from sidpar.config.choices import PipelineName
-from sidpar.config.objective import Objective
+from sidpar.config.groups.choices import PipelineName
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order

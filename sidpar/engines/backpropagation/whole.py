@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sidpar.cascade.cascade import TensorTuple, initial_state
-from sidpar.config.objective import Objective
+from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import StepResult, Synchronous

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from sidpar.config.choices import KL, ExtractorUpdate
+from sidpar.config.groups.choices import KL, ExtractorUpdate
 from sidpar.errors import UsageError
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from sidpar import UsageError
-from sidpar.simulation.cost_records import from_plain, median_costs, to_plain
-from sidpar.simulation.costs import Costs, Curve, Link, Links, Piece
+from sidpar.simulation.costs import Costs, Curve, Link, Links, Piece, from_plain, median_costs, to_plain
 
 COSTS = Costs(
     layers=[Piece(Curve((2, 8), (0.1, 0.3)), Curve((2, 8), (0.2, 0.6)), 16.0, 64.0, 80.0)],

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.choices import Autocast
+from sidpar.config.groups.choices import Autocast
 
 
 @dataclass(frozen=True)

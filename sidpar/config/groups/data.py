@@ -1,0 +1,53 @@
+"""The dataset, and how batches are made of it."""
+
+from dataclasses import dataclass
+
+from sidpar.config.groups.choices import DatasetName
+from sidpar.config.groups.validation import at_least, fill_in, without_effect
+from sidpar.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The dataset. `digits` is embedded; the others are read from folders under `root`, each in its usual layout."""
+
+    name: DatasetName = "digits"
+    """digits: embedded; fashion_mnist, cifar10, cifar100: torchvision's layouts; tiny_imagenet: the official layout,
+    all of its classes or some; image_folder: train/<class>/... and val/<class>/... with images of any size."""
+    root: str | None = None
+    """Folder with the dataset; by default data."""
+    download: bool = False
+    """Let torchvision download the dataset into `root`."""
+    batch_size: int = 128
+    """Global batch B, over all ranks."""
+    eval_batch_size: int = 512
+    """Global batch of evaluations."""
+    augment: bool = True
+    """The paper's random crops and flips (no flips for digits)."""
+    image_size: int | None = None
+    """image_folder: height and width that the square in the middle of each image is resized to; by default 64."""
+    workers: int | None = None
+    """image_folder: processes of each rank that decode training images ahead, and as many for test images; by
+    default 2; 0 for none."""
+    label_noise: float = 0.0
+    """Share of the training labels that are moved to another class, drawn by run.seed; label_noise.json in the run
+    folder tells which."""
+
+    def __post_init__(self) -> None:
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.eval_batch_size", self.eval_batch_size, 1)
+        if not 0 <= self.label_noise < 1:
+            raise UsageError(f"data.label_noise must lie in [0, 1), got {self.label_noise}")
+        if self.name == "digits":
+            without_effect("data", self, ["root", "download"], "data.name=digits is embedded")
+        else:
+            fill_in(self, root="data")
+        if self.name in ("tiny_imagenet", "image_folder"):
+            without_effect("data", self, ["download"], f"torchvision does not download data.name={self.name}")
+        if self.name == "image_folder":
+            fill_in(self, image_size=64, workers=2)
+            at_least("data.image_size", self.image_size, 1)
+            at_least("data.workers", self.workers, 0)
+        else:
+            reason = f"data.name={self.name} has images of one size and keeps them in memory"
+            without_effect("data", self, ["image_size", "workers"], reason)

@@ -1,0 +1,67 @@
+"""The network."""
+
+from dataclasses import dataclass
+
+from sidpar.config.groups.choices import ModelName
+from sidpar.config.groups.validation import at_least, fill_in, without_effect
+from sidpar.errors import UsageError
+
+DEFAULT_MODEL: ModelName = "simple_cnn"
+Option = bool | int | float | str | list[bool | int | float | str] | None
+"""A plain value, which needs nothing but YAML to be read back."""
+BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
+"""What every builder is given; `model.options` adds to them."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The cascade."""
+
+    name: ModelName | None = None
+    """simple_cnn (the default): the paper's; wide_mlp: refiners that are heavy; plain_cnn, plain_mlp: networks of the
+    same cost for backpropagation, residual blocks without beliefs in between."""
+    builder: str | None = None
+    """Instead of a name, a function of your own, package.module:function. It is called with image_shape, num_classes,
+    num_refiners, seed and model.options, all by keyword, and returns a sidpar.Cascade."""
+    options: dict[str, Option] | None = None
+    """builder: further keywords for it, numbers, texts, true or false, or lists of these; by default none."""
+    num_refiners: int = 8
+    """L; in plain networks, the number of blocks."""
+    width: int | None = None
+    """wide_mlp and plain_mlp: features and hidden units of each refiner; by default 1024."""
+    depth: int | None = None
+    """wide_mlp and plain_mlp: hidden layers of each refiner; by default 2."""
+
+    def __post_init__(self) -> None:
+        at_least("model.num_refiners", self.num_refiners, 1)
+        if self.builder is not None:
+            reason = f"model.builder={self.builder} makes the network"
+            without_effect("model", self, ["name", "width", "depth"], reason)
+            fill_in(self, options={})
+            self._check_builder()
+            return
+        without_effect("model", self, ["options"], "only model.builder reads it")
+        if self.name in ("wide_mlp", "plain_mlp"):
+            fill_in(self, width=1024, depth=2)
+            at_least("model.width", self.width, 1)
+            at_least("model.depth", self.depth, 1)
+        else:
+            without_effect(
+                "model", self, ["width", "depth"], f"model.name={self.name or DEFAULT_MODEL} has fixed sizes"
+            )
+
+    def _check_builder(self) -> None:
+        module, colon, function = str(self.builder).partition(":")
+        if not (colon and function.isidentifier() and all(name.isidentifier() for name in module.split("."))):
+            raise UsageError(
+                f"model.builder must be package.module:function, such as mynet:build, got {self.builder!r}"
+            )
+        for key, value in (self.options or {}).items():
+            if not isinstance(key, str) or not key.isidentifier():
+                raise UsageError(f"model.options are keywords of the builder, and {key!r} is none: rename it")
+            if key in BUILDER_KEYWORDS:
+                raise UsageError(f"model.options.{key}={value}: the builder is given {key} anyway; remove it")
+            if isinstance(value, str) and value.startswith("{"):  # jsonargparse takes a mapping for a text
+                raise UsageError(
+                    f"model.options.{key} must be a number, a text, true or false, or a list of these, got {value}"
+                )
