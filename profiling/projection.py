@@ -29,7 +29,7 @@ from sidpar.calibration.pieces import measure_costs
 from sidpar.calibration.together import halvings
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.planner.job import Job
-from sidpar.planner.search import Freedom, backpropagation, search, sid_candidates
+from sidpar.planner.search import Freedom, backpropagation, local_candidates, search
 from sidpar.schedules.placement import Placement, place_by_count
 from sidpar.simulation.cost_model import naive_seconds, paper_seconds
 from sidpar.simulation.costs import Costs, ring_links
@@ -102,7 +102,7 @@ def project(costs: Costs, batch: int, ranks: int, arguments: argparse.Namespace)
     job = Job(replace(costs, links=links), batch, ranks)
     naive, placement = naive_seconds(costs, batch), Placement(place_by_count(num_refiners, ranks))
     paper = naive / paper_seconds(costs, batch, [placement.refiners(rank) for rank in range(ranks)])
-    ways = [*sid_candidates(job, Freedom()), *backpropagation(job, torch_order, {})]
+    ways = [*local_candidates(job, Freedom()), *backpropagation(job, torch_order, {})]
     for option in search(job, [way for way in ways if way.holding.num_ranks == ranks]):
         yield {
             "ranks": ranks,

@@ -12,9 +12,9 @@ from sidpar.config.groups.objective import Objective
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.backpropagation.whole import BPEngine
-from sidpar.engines.base import StepResult
 from sidpar.engines.local import LocalEngine
-from sidpar.engines.sid import SIDEngine
+from sidpar.engines.parallel import ParallelEngine
+from sidpar.engines.result import StepResult
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.runs.load import load, load_preprocessing
@@ -23,6 +23,9 @@ from sidpar.schedules.placement import Copies
 from sidpar.stages.stage import Stage
 from sidpar.version import __version__
 
+SIDEngine = ParallelEngine
+"""The name that it had when SID was the only rule."""
+
 __all__ = [
     "BPEngine",
     "Cascade",
@@ -30,6 +33,7 @@ __all__ = [
     "Copies",
     "LocalEngine",
     "Objective",
+    "ParallelEngine",
     "PipelineEngine",
     "Runtime",
     "SIDEngine",

@@ -24,14 +24,14 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.errors import UsageError
 from sidpar.planner.report import plan_text
-from sidpar.planner.search import Freedom, job_of, make_plan, record_of
+from sidpar.planner.search import Freedom, make_plan, record_of
 from sidpar.plots.plan import draw_plan
 from sidpar.runs.files import write_whole
 from sidpar.schedules.batching import Share
 from sidpar.schedules.placement import place_by_count
 from sidpar.simulation.costs import Costs, Links, from_plain, ring_links, to_plain
 from sidpar.training.build import build_cascade, measure_pieces
-from sidpar.training.configured import configured
+from sidpar.training.configured import configured, job_of
 from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 

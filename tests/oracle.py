@@ -10,6 +10,7 @@ from torch import Tensor
 from sidpar import LocalEngine, Objective, Runtime, Stage
 from sidpar.cascade.cascade import Cascade
 from sidpar.engines.base import Engine
+from sidpar.rules.base import LocalRule
 
 TOLERANCE = 1e-10
 
@@ -23,7 +24,7 @@ class Reference(NamedTuple):
     buffers: dict[str, Tensor]
 
 
-def oracle(build: Callable[[], Cascade], objective: Objective, x: Tensor, y: Tensor) -> Reference:
+def oracle(build: Callable[[], Cascade], objective: Objective | LocalRule, x: Tensor, y: Tensor) -> Reference:
     stage = Stage(build(), Runtime.single("cpu"))
     engine = LocalEngine(stage, objective, seed=5)
     training = engine.step(x, y).measures()

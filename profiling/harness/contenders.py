@@ -9,9 +9,9 @@ import torch
 from harness.workloads import Workload
 from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine
 from sidpar.engines.base import Engine
-from sidpar.planner.candidates import SIDCandidate
+from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
-from sidpar.planner.search import FREE, choose_sid
+from sidpar.planner.search import FREE, choose_local
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.cut import PIPELINES, Cut, make_cut
 from sidpar.schedules.placement import Copies, Placement
@@ -101,10 +101,10 @@ class Contender:
         return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
 
     def law(self, num_ranks: int) -> float | None:
-        """The speed-up over naive BP for equal refiners (DESIGN section 5)."""
+        """The speed-up over naive BP for equal refiners."""
         if self.single:
             return 1.0 if self.threads == 1 else None
-        return cost_model.law_speedup(self.method, self.schedule, num_ranks, self.microbatches, self.extractor)
+        return cost_model.law_speedup(self.schedule, num_ranks, self.microbatches, self.extractor)
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
         """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
@@ -117,10 +117,10 @@ class Contender:
 
 def chosen_by_plan(costs: Costs, batch_size: int, num_ranks: int, stream: int) -> Contender:
     """What `parallel: auto` chooses from these costs, free in everything."""
-    chosen = choose_sid(Job(costs, batch_size, num_ranks), FREE)
+    chosen = choose_local(Job(costs, batch_size, num_ranks), FREE)
     assert chosen is not None, "memory has no limit here"
     candidate = chosen.candidate
-    assert isinstance(candidate, SIDCandidate)
+    assert isinstance(candidate, LocalCandidate)
     return Contender(
         "sid",
         candidate.schedule,

@@ -134,7 +134,7 @@ def law_rings(axes: Axes, rows: list[Row], colours: dict[tuple[str, str], str]) 
         colour = colours[method, schedule]
         axes.plot(microbatches, law, "o", mfc="none", mec=colour, ms=size, mew=1.2, ls="none", zorder=2)
     if sizes:
-        label = "law (DESIGN 5), colour of the schedule"
+        label = "law, colour of the schedule"
         yield Line2D([], [], ls="none", marker="o", mfc="none", mec="black", ms=9, label=label)
 
 

@@ -112,7 +112,7 @@ def choice(rows: Sequence[Row]) -> Iterator[str]:
 SPEED_NOTE = (
     "Sorted by time. *step*: median and 10th to 90th percentile; *vs naive BP*, *vs best BP*: measured speed-up over "
     "the pipeline without microbatches and over the fastest backpropagation of this table; *law*: the speed-up over "
-    "naive BP by the laws of DESIGN section 5 (two_phase and interleaved: derived alike), for equal refiners, without "
+    "naive BP by the laws (two_phase and interleaved: derived alike), for equal refiners, without "
     "extractor and messages; *model*: the cost model's step, and its share of the measured one; *bubble*: share of a "
     "step in which ranks do not compute, measured / modelled; *paper*: the projection of its appendix B.3, T_BP / "
     "(T_teacher + T_extractor + max over processors), communication ignored."

@@ -11,7 +11,7 @@ from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.compute import Compute
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.runtime import Runtime
-from sidpar.engines.sid import SIDEngine
+from sidpar.engines.parallel import ParallelEngine
 from sidpar.profiler.clock import Clock
 from sidpar.simulation.costs import Costs, Links, from_plain, median_costs, to_plain
 from sidpar.stages.stage import Stage
@@ -53,7 +53,7 @@ def _overhead(
     alone = Runtime(rank=0, world_size=1, device=runtime.device, backend="none")
     parts = max(1, min(4, len(x) // rows))
     stage = Stage(build(), alone, extractor="replicated", compute=compute)
-    engine = SIDEngine(stage, Objective(), microbatches=parts)
+    engine = ParallelEngine(stage, Objective(), microbatches=parts)
     seconds = []
     for _ in range(_STEPS):
         clock = Clock(runtime.device)

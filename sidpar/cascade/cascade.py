@@ -1,4 +1,4 @@
-"""The network: one extractor and L refiners, plain modules that know nothing of ranks (DESIGN sections 2 and 3).
+"""The network: one extractor and L refiners, plain modules that know nothing of ranks.
 
 Shapes: images x [B, ...]; features f [B, D] or [B, T, D]; log-belief log p_i [B, C] or [B, T, C].
 A *state* is what a refiner hands to the next: a tuple (log-belief, hidden activations ...).

@@ -1,64 +1,19 @@
 """Engines execute steps. All have the interface of `Engine`, and the trainer asks no more of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.specs import CascadeSpecs
-from sidpar.config.groups.objective import Objective
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
-from sidpar.rules.propositions import MEASURES, measure
+from sidpar.rules.base import LocalRule
 from sidpar.stages.stage import Stage
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for.
-
-    `log_beliefs[i]` holds the microbatches [b, C] (or [b, T, C]) of the log-belief that refiner i receives, its
-    teacher, and `log_beliefs[i + 1]` of the one that it returns, for every i of `refiners`. `y` are their labels: of
-    the whole batch, or of this rank's share of it, while `samples` counts the whole batch.
-    """
-
-    objective: Objective
-    alphas: Sequence[float]
-    refiners: Sequence[int]
-    log_beliefs: Mapping[int, Sequence[Tensor]]
-    y: Tensor
-    samples: int
-    batch_size: int
-    """B."""
-    diagnosis: dict[str, Any] | None = None
-    """What the engine has found out about itself at this step, where it was asked to (`StreamingEngine`)."""
-
-    def measures(self) -> Tensor:
-        """`theory.MEASURES` of this rank's refiners, summed over its share of the batch: [n, 6], float64."""
-        if not self.refiners:
-            return torch.zeros(0, len(MEASURES), dtype=torch.float64, device=self.y.device)
-        whole = {i: torch.cat(list(microbatches)) for i, microbatches in self.log_beliefs.items()}
-        teachers = torch.stack([whole[i] for i in self.refiners])
-        beliefs = torch.stack([whole[i + 1] for i in self.refiners])
-        return measure(self.objective, self.alphas, teachers, beliefs, self.y)
-
-    @property
-    def loss(self) -> Tensor:
-        """Mean local loss of each of this rank's refiners, [n], over this rank's share of the batch."""
-        return self._mean("loss")
-
-    @property
-    def accuracy(self) -> Tensor:
-        """Share of correct predictions of each of this rank's refiners, [n], over this rank's share of the batch."""
-        return self._mean("correct")
-
-    def _mean(self, column: str) -> Tensor:
-        return self.measures()[:, MEASURES.index(column)] / max(1, self.y.numel())
-
 
 Update = Callable[[Collection[str]], None]
 """Applies the gradients of the parts with these names, which are complete: clips them, steps an optimizer. No other
@@ -69,7 +24,8 @@ class Engine(Protocol):
     """Executes steps over a stage."""
 
     stage: Stage
-    objective: Objective
+    rule: LocalRule
+    """What the refiners learn from; of backpropagation, what they are measured by."""
     steps: int
     """Steps done so far: random masks depend on it, so a resumed run sets it."""
     clock: Clock | None

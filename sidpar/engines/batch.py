@@ -1,12 +1,13 @@
-"""A replica's share of a global batch, as tensors."""
+"""A replica's share of a global batch, as tensors, as it enters the cascade."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from sidpar.rules.base import LocalRule, Rows
 from sidpar.schedules.batching import BatchLayout, Share
 
 
@@ -18,6 +19,10 @@ class ReplicaBatch:
     """[b, ...]"""
     y: Tensor
     """[b] or [b, T]"""
+    rows: Rows
+    """Which rows these are, for the rule's random numbers."""
+    copies: int
+    """How many rows the rule makes of each one."""
     counted: int
     """How many of the rows count: all, or none."""
     samples: int
@@ -26,10 +31,29 @@ class ReplicaBatch:
     """B."""
 
     @classmethod
-    def take(cls, x: Tensor, y: Tensor, share: Share, device: torch.device) -> Self:
-        """The share of a global batch x [B, ...], y [B] or [B, T]."""
-        rows = slice(share.taken.start, share.taken.stop)
-        return cls(x[rows].to(device), y[rows].to(device), len(share.counted), y.numel(), len(y))
+    def take(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        share: Share,
+        device: torch.device,
+        rule: LocalRule,
+        *,
+        seed: int,
+        step: int,
+        training: bool,
+    ) -> Self:
+        """The share of a global batch x [B, ...], y [B] or [B, T], and what the rule makes of it."""
+        first, last, total = share.taken.start, share.taken.stop, len(y)
+        rows = Rows(seed, step, share.taken, total)
+        entered, labels = rule.enter(x[first:last].to(device), y[first:last].to(device), rows, training=training)
+        copies = len(entered) // len(share.taken)
+        rows = Rows(seed, step, range(first * copies, last * copies), total * copies)
+        return cls(entered, labels, rows, copies, len(share.counted) * copies, y.numel(), total)
+
+    def part(self, rows: slice) -> Rows:
+        """Which rows of the global batch some of these are."""
+        return replace(self.rows, numbers=self.rows.numbers[rows])
 
     def shard(self, layout: BatchLayout, rank: int) -> Tensor:
         """The inputs that one rank of the cascade extracts, in the order of `layout.shards`."""

@@ -9,16 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.cascade.cascade import TensorTuple, detach
 from sidpar.distributed.device import seed_generator
-from sidpar.engines.base import StepResult
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.pending import Underway
 from sidpar.engines.resources import Resources
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.buckets import GradientBuckets
 from sidpar.messages.transport import Transport
-from sidpar.rules.kl import local_loss, target_of
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout
 from sidpar.seeding import mask_seed
@@ -31,6 +30,7 @@ class Execution:
     Args:
         open_version: gives the extractor for this batch, once its features or gradients are first needed.
         update: carries out `UPDATE_…`, for the schedules that say when to update.
+        training: whether refiners learn; otherwise the schedule is that of inference.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Execution:
         step: int,
         open_version: Callable[[int], Version],
         update: Callable[[Do], None] | None = None,
+        *,
+        training: bool = True,
     ) -> None:
         self._resources = resources
         self._stage = resources.stage
@@ -51,13 +53,16 @@ class Execution:
         self._batch, self._layout, self._step = batch, layout, step
         self._open_version, self._update = open_version, update
         self._rows = [slice(rows.start, rows.stop) for rows in layout.microbatches]
+        self._rule, self._training = resources.rule, training
+        self._chained = resources.rule.passes_states or not training  # inference always is a chain
         # Keys are m; None is the whole batch (or this rank's shard of it).
         self._extracted: dict[int | None, TensorTuple] = {}  # the extractor's output, with its graph
         self._shard: TensorTuple = ()  # the same without a graph, to be gathered
         self._features: dict[int, TensorTuple] = {}  # leaves, so that feature gradients collect in .grad
         self._feature_gradients: dict[int | None, TensorTuple] = {}
         self._states: dict[tuple[int, int], TensorTuple] = {}
-        self._log_beliefs: dict[tuple[int, int], Tensor] = {}
+        self._received: dict[tuple[int, int], Tensor] = {}  # what the rule keeps of each refiner's states
+        self._returned: dict[tuple[int, int], Tensor] = {}
         self._targets: dict[int, Tensor] = {}
         self._losses: dict[tuple[int, int], Tensor] = {}
         self._pending = Underway()
@@ -83,7 +88,7 @@ class Execution:
                 specs = self._specs.states[self._view.refiners.start]
                 self._pending.start(action, self._transport.receive_state(specs, self._size(m), _known(action.peer)))
             case Do.AWAIT_STATE:
-                self._keep_state(self._view.refiners.start, _known(m), self._pending.finish(Do.POST_STATE, m))
+                self._states[self._view.refiners.start, _known(m)] = self._pending.finish(Do.POST_STATE, m)
             case Do.FORWARD:
                 self._forward(_known(i), _known(m), graph=action.graph)
             case Do.SEND_STATE:
@@ -133,15 +138,14 @@ class Execution:
         self._pending.check_finished()
 
     def result(self) -> StepResult:
-        """The beliefs of this rank's refiners and of their teacher."""
+        """What this rank's refiners received and returned."""
         refiners, batch = self._view.refiners, self._batch
-        log_beliefs = {
-            i: [self._log_beliefs[i, m][: batch.counted] for m in range(len(self._rows))]
-            for i in range(refiners.start, refiners.stop + 1)
-        }
-        objective, alphas = self._resources.objective, self._resources.alphas[refiners.start : refiners.stop]
+        received, returned = (
+            {i: [kept[i, m][: batch.counted] for m in range(len(self._rows))] for i in refiners}
+            for kept in (self._received, self._returned)
+        )
         y = batch.y[: batch.counted]
-        return StepResult(objective, alphas, refiners, log_beliefs, y, batch.samples, batch.batch_size)
+        return StepResult(self._rule, refiners, received, returned, y, batch.samples, batch.batch_size)
 
     # Features
 
@@ -177,55 +181,63 @@ class Execution:
     # Refiners
 
     def _forward(self, i: int, m: int, *, graph: bool) -> None:
-        if i == 0:  # receives its state from nobody
-            self._keep_state(i, m, initial_state(self._features[m], self._stage.num_classes))
-        features, state = self._features[m], self._states[i, m]
-        objective, num_refiners = self._resources.objective, self._view.placement.num_refiners
-        if not objective.trains_extractor_through(i, num_refiners):
+        features, state = self._features[m], self._state_of(i, m)
+        if not self._rule.trains_extractor_through(i, self._view.placement.num_refiners):
             features = detach(features)
         self._seed(f"refiners.{i}", m)
         following = self._stage.refine(i, features, state, graph=graph)
         if graph:
-            target = self._target(m, following[0].dtype)
-            loss = local_loss(objective, self._resources.alphas[i], following[0], state[0], target)
-            self._losses[i, m] = loss.sum() * self._batch.weight
-        self._keep_state(i + 1, m, detach(following))
-        if not self._stage.training:
+            loss = self._rule.loss(i, features, state, following, self._target(m))
+            self._losses[i, m] = loss.sum() * self._batch.weight if self._rule.sums_over_rows else loss
+        self._keep(i, m, state, detach(following))
+        if not self._training:
             del self._states[i, m]  # nobody trains on it later
 
-    def _target(self, m: int, dtype: torch.dtype) -> Tensor:
-        """p_y of microbatch m, the same for all refiners."""
+    def _state_of(self, i: int, m: int) -> TensorTuple:
+        """What refiner i receives: from the one before, or made here."""
+        if not self._chained:
+            count, part = self._view.placement.num_refiners, self._batch.part(self._rows[m])
+            return self._rule.made_state(i, count, detach(self._features[m]), self._target(m), part)
+        if i == 0 and (i, m) not in self._states:
+            self._states[i, m] = self._rule.first_state(detach(self._features[m]), self._stage.num_classes)
+        return self._states[i, m]
+
+    def _keep(self, i: int, m: int, state: TensorTuple, following: TensorTuple) -> None:
+        """Of a pass through refiner i, what is measured, and what the next one receives; unless the teacher chain of
+        `two_phase` has done so already."""
+        if (i, m) in self._returned:
+            return
+        self._received[i, m], self._returned[i, m] = self._rule.kept(state), self._rule.kept(following)
+        last = i + 1 == self._view.placement.num_refiners
+        if self._chained and not last:
+            self._states[i + 1, m] = following
+
+    def _target(self, m: int) -> Tensor:
+        """What the rule teaches about microbatch m, the same for all refiners."""
         if m not in self._targets:
-            y = self._batch.y[self._rows[m]]
-            self._targets[m] = target_of(self._resources.objective, y, self._stage.num_classes, dtype)
+            y, belief = self._batch.y[self._rows[m]], self._specs.states[-1][0]
+            self._targets[m] = self._rule.target(y, self._stage.num_classes, belief.dtype)
         return self._targets[m]
 
     def _backward(self, i: int, m: int) -> None:
         loss = self._losses.pop((i, m))
         if loss.requires_grad:  # not for a refiner without parameters on features that are not trained
             loss.backward()  # type: ignore[no-untyped-call]
-        del self._states[i, m]
+        self._states.pop((i, m), None)
 
     def _learn(self, m: int) -> None:
         """Forward and backward of all this rank's refiners, whose states the teacher chain has cached."""
         assert self._resources.stacks is not None, "only `stacked` schedules learn at once"
-        states = {i: self._states.pop((i, m)) for i in self._view.refiners}
-        target = self._target(m, states[self._view.refiners.start][0].dtype)
-        losses = self._resources.stacks.losses(self._resources.alphas, self._features[m], states, target)
-        loss = losses * self._batch.weight
+        states = {i: self._state_of(i, m) for i in self._view.refiners}
+        losses, returned = self._resources.stacks.losses(self._features[m], states, self._target(m))
+        loss = losses * self._batch.weight if self._rule.sums_over_rows else losses
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         if self._resources.refiner_buckets is not None:
             self._resources.refiner_buckets.complete()  # which no hook has told: gradients come from stacked ones
-
-    def _keep_state(self, i: int, m: int, state: TensorTuple) -> None:
-        """State i, unless the teacher chain of `two_phase` has already cached it."""
-        if (i, m) in self._log_beliefs:
-            return
-        self._log_beliefs[i, m] = state[0]
-        last = i == self._view.placement.num_refiners
-        if not last:
-            self._states[i, m] = state
+        for i in self._view.refiners:
+            self._keep(i, m, states[i], returned[i])
+            self._states.pop((i, m), None)
 
     # Gradients of the features and of the extractor
 

@@ -1,92 +1,126 @@
-"""SID in one process, written for reading: the oracle that every other engine is tested against."""
+"""Local learning in one process, written for reading: the oracle that every other engine is tested against."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.cascade.cascade import TensorTuple, detach
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
-from sidpar.engines.base import StepResult, Synchronous, check_batch, chosen, clip_each
+from sidpar.engines.base import Synchronous, check_batch, chosen, clip_each
+from sidpar.engines.batch import ReplicaBatch
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock
 from sidpar.profiler.traffic import Traffic
-from sidpar.rules.kl import local_loss, target_of
+from sidpar.rules import rule_of
+from sidpar.rules.base import LocalRule
+from sidpar.schedules.batching import Share
 from sidpar.seeding import mask_seed
 from sidpar.stages.stage import Stage
 
 
 class LocalEngine(Synchronous):
     """Features once, every refiner's forward and local loss, one backward of the sum: no gradient crosses refiners,
-    because each receives a detached state."""
+    because each receives a detached state.
 
-    def __init__(self, stage: Stage, objective: Objective, *, seed: int = 0) -> None:
+    Args:
+        objective: the settings of a rule, or a rule.
+        seed: of the random masks, and of the rule's random numbers.
+    """
+
+    def __init__(self, stage: Stage, objective: Objective | LocalRule, *, seed: int = 0) -> None:
         if stage.runtime.world_size != 1:
             raise UsageError(
                 f"the local engine is one process, but the world has {stage.runtime.world_size} ranks: "
                 "start one, or use method=sid"
             )
         self.stage = stage
-        self.objective = objective
+        self.rule = rule_of(objective)
         self.steps = 0
         self.clock: Clock | None = None
         self.traffic = Traffic()
-        self._alphas = objective.alphas(len(stage.own_refiners))
+        self._num_refiners = len(stage.own_refiners)
+        self.rule.check(self._num_refiners)
         self._seed = seed
-        self._trains_extractor = objective.extractor_update != "frozen" and stage.skeleton.extractor_is_trainable
+        self._trains_extractor = self.rule.trains_extractor and stage.skeleton.extractor_is_trainable
         if not self._trains_extractor:
             stage.freeze_extractor()
         self._admitted: set[object] = set()
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T]: gradients into `stage.parameters()`."""
-        x, y = self._admit(x, y)
+        batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
-        with preserved_generator(x.device):
-            states, loss = self._forward(x, y)
+        with preserved_generator(batch.x.device):
+            seen, loss = self._forward(batch)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         self.steps += 1
-        return self._result(states, y)
+        return self._result(seen, batch)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T]: beliefs in inference mode."""
-        x, y = self._admit(x, y)
+        batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
-            features = self.stage.extract(x, graph=False)
-            states = [initial_state(features, self.stage.num_classes)]
+            features = self.stage.extract(batch.x, graph=False)
+            state = self.rule.first_state(features, self.stage.num_classes)
             for i in self.stage.own_refiners:
-                states.append(self.stage.refine(i, features, states[-1], graph=False))
-        return self._result(states, y)
+                following = self.stage.refine(i, features, state, graph=False)
+                seen.keep(self.rule, i, state, following)
+                state = following
+        return self._result(seen, batch)
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
         """Scale down the gradients of each of these parts to norm `limit` on its own."""
         clip_each(chosen(self.stage, parts), limit)
 
-    def _forward(self, x: Tensor, y: Tensor) -> tuple[list[TensorTuple], Tensor]:
-        """All states, and the sum of the local losses."""
-        seed_generator(x.device, mask_seed(self._seed, "extractor", self.steps, 0))
-        features = self.stage.extract(x, graph=self._trains_extractor)
-        states = [initial_state(features, self.stage.num_classes)]
-        target = target_of(self.objective, y, self.stage.num_classes, states[0][0].dtype)
+    def _forward(self, batch: ReplicaBatch) -> tuple["_Seen", Tensor]:
+        """What each refiner received and returned, and the sum of the local losses."""
+        rule, device, seen = self.rule, batch.x.device, _Seen({}, {})
+        seed_generator(device, mask_seed(self._seed, "extractor", self.steps, 0))
+        features = self.stage.extract(batch.x, graph=self._trains_extractor)
+        state = rule.first_state(detach(features), self.stage.num_classes)
+        target = rule.target(batch.y, self.stage.num_classes, state[0].dtype)
         losses = []
-        for i, alpha in zip(self.stage.own_refiners, self._alphas, strict=True):
-            seed_generator(x.device, mask_seed(self._seed, f"refiners.{i}", self.steps, 0))
-            trains_extractor = self.objective.trains_extractor_through(i, len(self._alphas))
-            seen = features if trains_extractor else detach(features)
-            state = self.stage.refine(i, seen, states[-1], graph=True)
-            losses.append(local_loss(self.objective, alpha, state[0], states[-1][0], target).mean())
-            states.append(detach(state))
-        return states, torch.stack(losses).sum()
+        for i in self.stage.own_refiners:
+            if not rule.passes_states:
+                state = rule.made_state(i, self._num_refiners, detach(features), target, batch.rows)
+            seed_generator(device, mask_seed(self._seed, f"refiners.{i}", self.steps, 0))
+            trains_extractor = rule.trains_extractor_through(i, self._num_refiners)
+            read = features if trains_extractor else detach(features)
+            following = self.stage.refine(i, read, state, graph=True)
+            loss = rule.loss(i, read, state, following, target)
+            losses.append(loss.sum() / batch.samples if rule.sums_over_rows else loss)
+            seen.keep(rule, i, state, following)
+            state = detach(following)
+        return seen, torch.stack(losses).sum()
 
-    def _admit(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _admit(self, x: Tensor, y: Tensor, *, training: bool) -> ReplicaBatch:
+        """The batch as it enters, checked if its shape is new."""
         shapes = (x.shape, x.dtype, y.shape)
         if shapes not in self._admitted:
-            check_batch(x, y, self.stage.check(x), self.stage.num_classes)
+            specs = self.stage.check(x)
+            self.rule.check_states(specs)
+            check_batch(x, y, specs, self.stage.num_classes)
             self._admitted.add(shapes)
-        return x.to(self.stage.runtime.device), y.to(self.stage.runtime.device)
+        whole, device = Share(len(y), 1, 0), self.stage.runtime.device
+        return ReplicaBatch.take(x, y, whole, device, self.rule, seed=self._seed, step=self.steps, training=training)
 
-    def _result(self, states: list[TensorTuple], y: Tensor) -> StepResult:
-        log_beliefs = {i: [state[0]] for i, state in enumerate(states)}
-        return StepResult(self.objective, self._alphas, self.stage.own_refiners, log_beliefs, y, y.numel(), len(y))
+    def _result(self, seen: "_Seen", batch: ReplicaBatch) -> StepResult:
+        return StepResult(
+            self.rule, self.stage.own_refiners, seen.received, seen.returned, batch.y, batch.samples, batch.batch_size
+        )
+
+
+class _Seen(NamedTuple):
+    """What the rule keeps of each refiner's states, as one microbatch."""
+
+    received: dict[int, list[Tensor]]
+    returned: dict[int, list[Tensor]]
+
+    def keep(self, rule: LocalRule, i: int, state: TensorTuple, following: TensorTuple) -> None:
+        self.received[i] = [rule.kept(detach(state))]
+        self.returned[i] = [rule.kept(detach(following))]

@@ -1,10 +1,10 @@
-"""What an engine of SID keeps from batch to batch."""
+"""What an engine of local learning keeps from batch to batch."""
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.objective import Objective
 from sidpar.messages.buckets import GradientBuckets
 from sidpar.messages.transport import Transport
+from sidpar.rules.base import LocalRule
 from sidpar.schedules.rank_view import RankView
 from sidpar.stages.stacks import Stacks
 from sidpar.stages.stage import Stage
@@ -15,8 +15,7 @@ class Resources:
     """What the executions of all batches share."""
 
     stage: Stage
-    objective: Objective
-    alphas: list[float]
+    rule: LocalRule
     view: RankView
     transport: Transport | None
     """None in a world of one."""

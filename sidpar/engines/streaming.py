@@ -1,4 +1,4 @@
-"""SID without a flush: consecutive batches overlap, and updates of the extractor are a stated number of steps late."""
+"""Local learning without a flush: consecutive batches overlap, and the extractor's updates are some steps late."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,11 +11,13 @@ from sidpar.config.groups.choices import RefinerExecution
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_engine
-from sidpar.engines.base import StepResult, Update
+from sidpar.engines.base import Update
 from sidpar.engines.diagnosis import diagnose
 from sidpar.engines.execution import Execution
-from sidpar.engines.sid import SIDEngine
+from sidpar.engines.parallel import ParallelEngine
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
+from sidpar.rules.base import LocalRule
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.rank_view import RankView
@@ -27,13 +29,13 @@ from sidpar.stages.versions import Version, Versions
 Batch = tuple[Tensor, Tensor]
 
 
-class StreamingEngine(SIDEngine):
+class StreamingEngine(ParallelEngine):
     """Trains a stream of batches: a rank begins the next one as soon as its own work on this one is done.
 
         for result in engine.train(batches, update): ...
 
     Refiners get the exact gradient of their own loss in every step. The extractor's gradient of a batch is taken at the
-    weights that made its features, and applied `staleness` steps late (DESIGN section 5; `schedules/streaming.py` says
+    weights that made its features, and applied `staleness` steps late (`schedules/streaming.py` says
     how). When `train` ends, nothing is in flight: every gradient has been applied once, and all ranks' extractors are
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
@@ -42,7 +44,7 @@ class StreamingEngine(SIDEngine):
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
         weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
             later, which makes late gradients less late (`stages/versions.py`).
-        refiner_execution: as for `SIDEngine`.
+        refiner_execution: as for `ParallelEngine`.
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
             and two synchronous steps; 0 for none.
         seed: of the random masks; the same on all ranks.
@@ -51,7 +53,7 @@ class StreamingEngine(SIDEngine):
     def __init__(
         self,
         stage: Stage,
-        objective: Objective,
+        objective: Objective | LocalRule,
         *,
         microbatches: int = 1,
         staleness: int = 1,
@@ -61,11 +63,11 @@ class StreamingEngine(SIDEngine):
         seed: int = 0,
     ) -> None:
         if staleness < 1:
-            raise UsageError(f"staleness must be at least 1, got {staleness}; without it, use SIDEngine")
+            raise UsageError(f"staleness must be at least 1, got {staleness}; without it, use ParallelEngine")
         super().__init__(stage, objective, microbatches=microbatches, refiner_execution=refiner_execution, seed=seed)
         agree_on_engine(
             stage,
-            objective,
+            self.rule,
             staleness=staleness,
             weight_prediction=weight_prediction,
             diagnose_every=diagnose_every,
@@ -136,7 +138,7 @@ class StreamingEngine(SIDEngine):
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
         """One turn; after the last one, the drain."""
         self._check_trainable()
-        layout, now = self._admit(*batch, self._microbatches), self.steps
+        layout, now = self._admit(*batch, self._microbatches, training=True), self.steps
         if turn.before == 0:
             self.stage.zero_grad()
             self._begin(now, batch, layout, update)
@@ -162,7 +164,7 @@ class StreamingEngine(SIDEngine):
 
     def _begin(self, step: int, batch: Batch, layout: BatchLayout, update: Update) -> None:
         """What the actions for the batch of `step` will work on."""
-        own, carry_out = self._take_share(*batch), partial(self._update, update, step)
+        own, carry_out = self._take_share(*batch, step, training=True), partial(self._update, update, step)
         self._executions[step] = Execution(self._resources, own, layout, step, self._open_version, carry_out)
 
     def _update(self, update: Update, step: int, do: Do) -> None:
@@ -204,7 +206,7 @@ class StreamingEngine(SIDEngine):
     def _diagnose(self, batch: Batch) -> dict[str, Any]:
         """Proposition 5 on a batch: with the weights of now, and with those that the stream would have used."""
         extractors, old_weights = self._extractors, self._old_weights
-        layout = self._admit(*batch, self._microbatches)
+        layout = self._admit(*batch, self._microbatches, training=True)
 
         def step(open_version: Callable[[int], Version]) -> StepResult:
             self.stage.zero_grad()

@@ -13,6 +13,7 @@ import torch
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
 from sidpar.config.groups.model import BUILDER_KEYWORDS, ModelConfig
+from sidpar.config.groups.validation import check_options
 from sidpar.errors import UsageError
 from sidpar.seeding import seeded
 
@@ -29,7 +30,7 @@ def build_own(model: ModelConfig, image_shape: tuple[int, int, int], num_classes
         **dict(zip(BUILDER_KEYWORDS, (image_shape, num_classes, model.num_refiners, seed), strict=True)),
         **(model.options or {}),
     }
-    _check_call(name, build, arguments, list(model.options or {}))
+    _check_call(name, build, arguments, model.options or {})
     with seeded(seed, "builder"), _whose(f"in model.builder={name}, called with {arguments}"):
         cascade = build(**arguments)
     _check_cascade(name, cascade, model.num_refiners, image_shape, num_classes)
@@ -64,19 +65,12 @@ def _find(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # checked
 
 
-def _check_call(name: str, build: Callable[..., Any], arguments: dict[str, Any], options: list[str]) -> None:
+def _check_call(name: str, build: Callable[..., Any], arguments: dict[str, Any], options: dict[str, Any]) -> None:
     try:
         signature = inspect.signature(build)
     except ValueError:  # of a function that is not written in Python: the call itself will tell
         return
-    taken = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
-    unknown = [] if takes_all else [option for option in options if option not in taken]
-    if unknown:
-        own = [parameter for parameter in taken if parameter not in BUILDER_KEYWORDS]
-        raise UsageError(
-            f"model.options.{unknown[0]}: model.builder={name} takes no {unknown[0]}; its options are {own}"
-        )
+    check_options("model.options", options, f"model.builder={name}", build, BUILDER_KEYWORDS)
     try:
         signature.bind(**arguments)
     except TypeError as error:

@@ -49,6 +49,8 @@ class Candidate(ABC):
     """M."""
     staleness = 0
     """S, of streams."""
+    learns_locally = False
+    """Whether refiners learn by losses of their own."""
 
     @property
     @abstractmethod
@@ -87,7 +89,7 @@ class Candidate(ABC):
                 self._extractor(job.costs, rank),
                 [job.costs.refiners[i] for i in self.holding.refiners(rank)],
                 state_per_byte=job.state_per_byte,
-                trains_extractor=self.method != "sid" or job.extractor_update != "frozen",
+                trains_extractor=job.trains_extractor or not self.learns_locally,
                 versions=self.staleness + 1 if self.staleness else 0,
                 saved_activations=saved,
                 communication_buffers=buffers,
@@ -103,14 +105,16 @@ class Candidate(ABC):
 
 
 @dataclass(frozen=True)
-class SIDCandidate(Candidate):
-    """SID on ranks."""
+class LocalCandidate(Candidate):
+    """Local learning on ranks, SID for one."""
 
     schedule: ScheduleName
     placement: Placement
     microbatches: int
     staleness: int = 0
-    method = "sid"
+    method: str = "sid"
+    """The name of the local rule."""
+    learns_locally = True
 
     @property
     def holding(self) -> Placement:
@@ -136,7 +140,7 @@ class SIDCandidate(Candidate):
         prices = SIDPrices(self.placement, job.costs, layout)
         m, rows, ranks = len(layout.microbatches), len(layout.microbatches[0]), range(self.placement.num_ranks)
         found = []
-        if len(ranks) > 1:
+        if len(ranks) > 1 and view.passes_states:
             size = max(prices.message_bytes(Do.SEND_STATE, rows, rank) for rank in ranks[:-1])
             found.append(Message("state", m, size))
         if view.shares_features:
@@ -166,7 +170,14 @@ class SIDCandidate(Candidate):
 
     def _views(self, job: Job) -> list[RankView]:
         m = job.share.microbatches(self.microbatches)
-        return rank_views(self.placement, m, job.extractor_update, job.num_replicas, job.refiner_execution)
+        return rank_views(
+            self.placement,
+            m,
+            trains_extractor=job.trains_extractor,
+            replicas=job.num_replicas,
+            refiner_execution=job.refiner_execution,
+            passes_states=job.passes_states,
+        )
 
     def _layout(self, job: Job) -> BatchLayout:
         m = job.share.microbatches(self.microbatches)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from sidpar.config.groups.choices import ExtractorUpdate, RefinerExecution
+from sidpar.config.groups.choices import RefinerExecution
 from sidpar.schedules.batching import Share
 from sidpar.simulation.costs import Costs
 from sidpar.simulation.lower_bounds import Times
@@ -19,8 +19,13 @@ class Job:
     num_ranks: int
     """Of all replicas together."""
     num_replicas: int = 1
-    """R; of SID alone."""
-    extractor_update: ExtractorUpdate = "all"
+    """R; of local learning alone."""
+    rule: str = "sid"
+    """The name of the local rule, and what of it decides about times:"""
+    trains_extractor: bool = True
+    """Whether local learning does; backpropagation always does."""
+    passes_states: bool = True
+    """Whether local learning passes states from refiner to refiner."""
     refiner_execution: RefinerExecution = "loop"
     state_per_byte: float = 2.0
     """The optimizer's state, in bytes per byte of trained parameters."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from itertools import groupby
 
 from sidpar.config.units import human, human_seconds
-from sidpar.planner.candidates import SIDCandidate
+from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.planner.search import Option, Plan
 from sidpar.simulation.rank_memory import Footprint
@@ -19,32 +19,32 @@ def plan_text(conditions: Sequence[str], job: Job, configured: Option, plan: Pla
     """All of it, for a terminal."""
     lines = [*conditions, "", f"As configured: {name_of(configured)}", *described(job, configured), ""]
     if plan.chosen is None:
-        lines.append("No way of SID is known to fit.")
+        lines.append(f"No way of {spoken(plan.rule)} is known to fit.")
     elif plan.chosen.candidate == configured.candidate:
-        lines.append("That is the plan's choice for SID, too.")
+        lines.append(f"That is the plan's choice for {spoken(plan.rule)}, too.")
     else:
-        lines += [f"The plan's choice for SID: {name_of(plan.chosen)}", *described(job, plan.chosen)]
+        lines += [f"The plan's choice for {spoken(plan.rule)}: {name_of(plan.chosen)}", *described(job, plan.chosen)]
     lines += ["", *table(job, plan), ""]
     lines += [f"left out: {row}: {reason}" for row, reason in plan.left_out.items()]
     return "\n".join([*lines, verdict(plan)])
 
 
 def verdict(plan: Plan) -> str:
-    """Whether SID is the fastest, and if not, what is."""
-    other, chosen = plan.best_other, plan.chosen
+    """Whether local learning is the fastest, and if not, what is."""
+    other, chosen, rule = plan.best_other, plan.chosen, spoken(plan.rule)
     if chosen is None and other is None:
         return "Nothing is known to fit: use more ranks, a smaller batch, or devices with more memory."
     if chosen is None or other is None:
         fits = chosen or other
         assert fits is not None
-        nothing = "SID" if chosen is None else "backpropagation"
+        nothing = rule if chosen is None else "backpropagation"
         return f"No way of {nothing} is known to fit; {name_of(fits)} is, with {time_of(fits)} a step."
     times = f"{name_of(chosen)}, {time_of(chosen)} a step; {name_of(other)}, {time_of(other)}"
     if other.seconds < chosen.seconds:
-        return f"SID is not the fastest: {times}; it takes {chosen.seconds / other.seconds:.2f} times as long."
+        return f"{rule} is not the fastest: {times}; it takes {chosen.seconds / other.seconds:.2f} times as long."
     if chosen.bubble is None:
-        return f"SID may be the fastest: {times}; too many actions to simulate, the first is a bound."
-    return f"SID is predicted to be the fastest: {times}."
+        return f"{rule} may be the fastest: {times}; too many actions to simulate, the first is a bound."
+    return f"{rule} is predicted to be the fastest: {times}."
 
 
 def name_of(option: Option) -> str:
@@ -53,16 +53,21 @@ def name_of(option: Option) -> str:
     if candidate.method == "ddp":
         name = candidate.schedule.replace("ddp", "DDP")
         return name if candidate.microbatches == 1 else f"{name} with M = {candidate.microbatches}"
-    parts = [candidate.method.upper(), candidate.schedule.replace("_", " ")]
+    parts = [spoken(candidate.method), candidate.schedule.replace("_", " ")]
     if not candidate.schedule.startswith("one device"):
         parts.append(f"({candidate.holding.extractor} extractor)")
     return " ".join(parts) + f" with M = {candidate.microbatches}"
 
 
+def spoken(method: str) -> str:
+    """Short names are abbreviations: SID, BP."""
+    return method.upper() if len(method) <= 3 else method.replace("_", " ")
+
+
 def described(job: Job, option: Option) -> Iterator[str]:
     """What runs where, what it holds and sends, and how long it takes."""
     candidate = option.candidate
-    if isinstance(candidate, SIDCandidate):
+    if isinstance(candidate, LocalCandidate):
         yield f"  refiners per rank   {runs(candidate.placement.counts)}"
     yield f"  step                {time_of(option)}" + (
         "" if option.bubble is None else f", {percent(option.bubble)} bubble"

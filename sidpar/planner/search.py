@@ -4,9 +4,9 @@ Candidates that differ in the number of microbatches M alone make a row; a plan 
 
 Every candidate has a bound, found at once (`simulation/lower_bounds.py`). Within a row, candidates are simulated in the
 order of their bounds until no bound is left below the best time: nothing is lost by that. What would take long to
-simulate, more than `CHEAP` actions, is simulated only while it might still be the best of SID, or of backpropagation,
-and never if it has more than `MOST` actions. Otherwise the bound stands for the time, and the plan says so. So a plan
-takes seconds, also for thousands of ranks.
+simulate, more than `CHEAP` actions, is simulated only while it might still be the best of local learning, or of
+backpropagation, and never if it has more than `MOST` actions. Otherwise the bound stands for the time, and the plan
+says so. So a plan takes seconds, also for thousands of ranks.
 """
 
 import math
@@ -17,13 +17,11 @@ from functools import cached_property
 from typing import Any, get_args
 
 from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
-from sidpar.config.schema import Config
 from sidpar.errors import UsageError
-from sidpar.planner.candidates import Candidate, Order, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.planner.candidates import Candidate, LocalCandidate, Order, PipelineCandidate, WholeCandidate
 from sidpar.planner.job import Job
 from sidpar.schedules.cut import PIPELINES, check_microbatches, make_cut
 from sidpar.schedules.placement import Copies, Placement, place_as_given, place_by_cost, place_by_count
-from sidpar.simulation.costs import Costs
 from sidpar.simulation.rank_memory import Footprint
 
 CHEAP = 50_000
@@ -76,7 +74,7 @@ def record_of(option: Option) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Freedom:
-    """What a plan may choose for SID."""
+    """What a plan may choose for local learning."""
 
     schedules: Sequence[ScheduleName] = get_args(ScheduleName)
     extractors: Sequence[ExtractorPlacement] = get_args(ExtractorPlacement)
@@ -96,29 +94,15 @@ FREE = Freedom(schedules=("fused", "streaming"))
 class Plan:
     """The best of each row, the fastest first, and the choice."""
 
+    rule: str
+    """The local rule's name."""
     options: list[Option]
     left_out: dict[str, str]
     """Rows without a candidate, and why."""
     chosen: Option | None
-    """Of SID; None where nothing fits."""
+    """Of local learning; None where nothing fits."""
     best_other: Option | None
     """Of backpropagation; the fastest that fits and whose time is not a bound."""
-
-
-def job_of(config: Config, costs: Costs, num_ranks: int, device_memory: float | None) -> Job:
-    """What a configuration trains, on so many ranks in all."""
-    optim = config.optim
-    momentum = 1.0 if optim.momentum else 0.0
-    return Job(
-        costs,
-        config.data.batch_size,
-        num_ranks,
-        config.parallel.replicas,
-        config.objective.extractor_update if costs.extractor_parameter_bytes else "frozen",
-        config.parallel.refiner_execution or "loop",
-        momentum if optim.name == "sgd" else 2.0,
-        device_memory,
-    )
 
 
 def make_plan(job: Job, freedom: Freedom = Freedom(), order: Order | None = None) -> Plan:
@@ -126,22 +110,23 @@ def make_plan(job: Job, freedom: Freedom = Freedom(), order: Order | None = None
     left_out: dict[str, str] = {}
     candidates = [*_possible(job, freedom, left_out), *backpropagation(job, order, left_out)]
     options = search(job, candidates)
-    others = [o for o in options if o.candidate.method != "sid" and o.bubble is not None and o.fits(job)]
-    return Plan(options, left_out, choose(job, options), min(others, key=lambda o: o.seconds, default=None))
+    others = [o for o in options if not o.candidate.learns_locally and o.bubble is not None and o.fits(job)]
+    best_other = min(others, key=lambda o: o.seconds, default=None)
+    return Plan(job.rule, options, left_out, choose(job, options), best_other)
 
 
 def _possible(job: Job, freedom: Freedom, left_out: dict[str, str]) -> list[Candidate]:
-    """The ways of SID; none, with the reason noted, for more ranks than refiners."""
+    """The ways of local learning; none, with the reason noted, for more ranks than refiners."""
     try:
-        return list(sid_candidates(job, freedom))
+        return list(local_candidates(job, freedom))
     except UsageError as error:
-        left_out["sid"] = str(error)
+        left_out[job.rule] = str(error)
         return []
 
 
 def choose(job: Job, options: Iterable[Option]) -> Option | None:
-    """The fastest option of SID that fits; a stream only if it is worth it."""
-    fitting = [option for option in options if option.candidate.method == "sid" and option.fits(job)]
+    """The fastest option of local learning that fits; a stream only if it is worth it."""
+    fitting = [option for option in options if option.candidate.learns_locally and option.fits(job)]
     streams, others = ([o for o in fitting if bool(o.candidate.staleness) == streams] for streams in (True, False))
     stream, other = (min(group, key=lambda o: o.seconds, default=None) for group in (streams, others))
     if stream is None or other is None:
@@ -149,9 +134,9 @@ def choose(job: Job, options: Iterable[Option]) -> Option | None:
     return stream if other.seconds > WORTH * stream.seconds else other
 
 
-def choose_sid(job: Job, freedom: Freedom) -> Option | None:
-    """The way of SID that a plan chooses with this freedom; None if none fits."""
-    return choose(job, search(job, sid_candidates(job, freedom)))
+def choose_local(job: Job, freedom: Freedom) -> Option | None:
+    """The way of local learning that a plan chooses with this freedom; None if none fits."""
+    return choose(job, search(job, local_candidates(job, freedom)))
 
 
 def search(job: Job, candidates: Iterable[Candidate]) -> list[Option]:
@@ -159,14 +144,14 @@ def search(job: Job, candidates: Iterable[Candidate]) -> list[Option]:
     rows: dict[str, list[tuple[float, Candidate]]] = defaultdict(list)
     for candidate in candidates:
         rows[candidate.row].append((candidate.bound(job), candidate))
-    best: dict[bool, float] = {True: math.inf, False: math.inf}  # of SID, and of backpropagation
+    best: dict[bool, float] = {True: math.inf, False: math.inf}  # of local learning, and of backpropagation
     options = []
     for row in sorted(rows.values(), key=lambda row: min(bound for bound, _ in row)):
-        sid = isinstance(row[0][1], SIDCandidate)
-        option = _best_of(job, row, best[sid])
+        local = row[0][1].learns_locally
+        option = _best_of(job, row, best[local])
         options.append(option)
         if option.fits(job) and option.bubble is not None:
-            best[sid] = min(best[sid], option.seconds)
+            best[local] = min(best[local], option.seconds)
     return sorted(options, key=lambda option: option.seconds)
 
 
@@ -203,8 +188,8 @@ def evaluate(job: Job, candidate: Candidate, bound: float, *, simulate: bool) ->
     return Option(candidate, bound, None, candidate.footprints(job, peaks))
 
 
-def sid_candidates(job: Job, freedom: Freedom) -> Iterator[Candidate]:
-    """SID by each schedule that may be chosen, with each placement of the extractor, at several M."""
+def local_candidates(job: Job, freedom: Freedom) -> Iterator[Candidate]:
+    """Each schedule that may be chosen, with each placement of the extractor, at several M."""
     hidden = 2 * -(-(job.cascade_size + 4) // 3)  # the next power of two from (K+4)/3 on
     most = min(max(LEAST_MICROBATCHES, hidden), max(1, len(job.share.taken) // 2))
     for extractor in freedom.extractors:
@@ -212,7 +197,8 @@ def sid_candidates(job: Job, freedom: Freedom) -> Iterator[Candidate]:
             loads = job.costs.loads(len(job.share.taken) / m)
             placement = Placement(place(loads, extractor, job.cascade_size, freedom.placement), extractor)
             for schedule in freedom.schedules:
-                yield SIDCandidate(schedule, placement, m, freedom.staleness if schedule == "streaming" else 0)
+                staleness = freedom.staleness if schedule == "streaming" else 0
+                yield LocalCandidate(schedule, placement, m, staleness, job.rule)
 
 
 def place(

@@ -65,7 +65,7 @@ def _timeline(axes: Axes, job: Job, option: Option, lanes: int) -> None:
 def _times(axes: Axes, job: Job, plan: Plan) -> None:
     """Hatched where it is a bound, pale where it does not fit."""
     for place, option in enumerate(plan.options):
-        colour = "#3f7fc4" if option.candidate.method == "sid" else "#999999"
+        colour = "#3f7fc4" if option.candidate.learns_locally else "#999999"
         bound = "//" if option.bubble is None else None
         axes.barh(place, 1000 * option.seconds, color=colour, alpha=_alpha(job, option), hatch=bound, edgecolor="white")
     _name(axes, plan)

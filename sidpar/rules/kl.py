@@ -1,4 +1,4 @@
-"""The local loss of a refiner, in log space (DESIGN section 3).
+"""Divergences between beliefs in log space, and the local loss of SID made of them.
 
     l_i = alpha_i * KL[p_i, p_y] + (1 - alpha_i) * KL[p_i, sg(p_{i-1})],   averaged over the global batch
 

@@ -1,4 +1,4 @@
-"""Which rank holds which refiners, and where the extractor is (DESIGN section 4). Pure arithmetic, no torch.
+"""Which rank holds which refiners, and where the extractor is. Pure arithmetic, no torch.
 
 Refiners are numbered i = 0..L-1 here, as in the parameter names (`refiners.0.…`); refiner i turns the
 belief p_i into p_{i+1}.

@@ -1,23 +1,24 @@
-"""What the schedules of SID are functions of. No torch."""
+"""What the schedules of local learning are functions of. No torch."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from sidpar.config.groups.choices import ExtractorUpdate, RefinerExecution
+from sidpar.config.groups.choices import RefinerExecution
 from sidpar.schedules.placement import Placement
 
 
 @dataclass(frozen=True)
 class RankView:
-    """The placement seen from one rank of a cascade, M, what the objective trains, the number of replicas R, and how a
-    rank's refiners are executed."""
+    """The placement seen from one rank of a cascade, M, the number of replicas R, how a rank's refiners are executed,
+    and what the rule declares: whether it trains the extractor, and whether training passes states between refiners."""
 
     placement: Placement
     rank: int
     microbatches: int
-    extractor_update: ExtractorUpdate = "all"
+    trains_extractor: bool = True
     replicas: int = 1
     refiner_execution: RefinerExecution = "loop"
+    passes_states: bool = True
 
     @cached_property
     def refiners(self) -> range:
@@ -25,11 +26,23 @@ class RankView:
 
     @cached_property
     def previous(self) -> int | None:
-        return self.rank - 1 if self.rank > 0 else None
+        """The rank whose states this one waits for."""
+        return self.rank - 1 if self.passes_states and self.rank > 0 else None
 
     @cached_property
     def next(self) -> int | None:
-        return self.rank + 1 if self.rank + 1 < self.placement.num_ranks else None
+        """The rank that waits for this one's states."""
+        return self.rank + 1 if self.passes_states and self.rank + 1 < self.placement.num_ranks else None
+
+    @cached_property
+    def hops_before(self) -> int:
+        """How often the first state must be handed on until it is here."""
+        return self.rank if self.passes_states else 0
+
+    @cached_property
+    def hops_behind(self) -> int:
+        """How often a state of this rank must be handed on until the last rank has its own."""
+        return self.placement.num_ranks - 1 - self.rank if self.passes_states else 0
 
     @cached_property
     def shares_features(self) -> bool:
@@ -37,15 +50,11 @@ class RankView:
         return self.placement.num_ranks > 1 and self.placement.extractor != "replicated"
 
     @cached_property
-    def trains_extractor(self) -> bool:
-        return self.extractor_update != "frozen"
-
-    @cached_property
     def runs_extractor_backward(self) -> bool:
         """Whether this rank's extractor forward needs a graph.
 
-        With `final`, ranks of a replicated extractor whose refiners send it no gradient still run its backward, on
-        zeros: the last rank takes as long anyway, and all replicas see the same passes (batch norm counts them).
+        Where only the last refiner's loss trains it, the other ranks of a replicated extractor still run its backward,
+        on zeros: the last rank takes as long anyway, and all see the same passes (batch norm counts them).
         """
         return self.trains_extractor and self.placement.holds_extractor(self.rank)
 
@@ -64,10 +73,14 @@ class RankView:
 def rank_views(
     placement: Placement,
     microbatches: int,
-    extractor_update: ExtractorUpdate = "all",
+    *,
+    trains_extractor: bool = True,
     replicas: int = 1,
     refiner_execution: RefinerExecution = "loop",
+    passes_states: bool = True,
 ) -> list[RankView]:
     """The views of all ranks of a cascade."""
-    ranks = range(placement.num_ranks)
-    return [RankView(placement, rank, microbatches, extractor_update, replicas, refiner_execution) for rank in ranks]
+    return [
+        RankView(placement, rank, microbatches, trains_extractor, replicas, refiner_execution, passes_states)
+        for rank in range(placement.num_ranks)
+    ]

@@ -1,4 +1,4 @@
-"""The schedule without a flush: consecutive batches overlap (DESIGN section 5). Pure data, as `synchronous.py`.
+"""The schedule without a flush: consecutive batches overlap. Pure data, as `synchronous.py`.
 
 `streaming`, K = 3, two batches of M = 2, one refiner per rank (2 and 3 are the second batch's microbatches):
 
@@ -26,8 +26,8 @@ How each placement does it:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sidpar.config.groups.choices import ExtractorUpdate
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView, rank_views
@@ -129,11 +129,10 @@ def all_streams(
     microbatches: int,
     staleness: int,
     steps: int,
-    extractor_update: ExtractorUpdate = "all",
-    replicas: int = 1,
+    **declared: Any,
 ) -> list[list[Action]]:
-    """The lists of all ranks of a cascade for a whole stream."""
-    views = rank_views(placement, microbatches, extractor_update, replicas)
+    """The lists of all ranks of a cascade for a whole stream; `declared` as for `rank_views`."""
+    views = rank_views(placement, microbatches, **declared)
     return [list(stream(view, staleness, steps)) for view in views]
 
 
@@ -168,8 +167,7 @@ def extractor_slots(view: RankView) -> tuple[int, int]:
     forward for the next one. In between, the parameter gradients travel behind one microbatch's work."""
     if view.placement.extractor != "sharded":
         return -1, -1
-    hops_behind = view.placement.num_ranks - 1 - view.rank
-    backward_after = -(-hops_behind // HOPS_PER_MICROBATCH)
+    backward_after = -(-view.hops_behind // HOPS_PER_MICROBATCH)
     return min(backward_after, view.microbatches), min(backward_after + 1, view.microbatches)
 
 

@@ -1,4 +1,4 @@
-"""What each rank does in one step, and in which order: pure data (DESIGN section 5).
+"""What each rank does in one step, and in which order: pure data.
 
 A schedule maps (placement, rank, M microbatches) to a list of `Action`s. The engine executes that list, the cost
 model times it, the profiler draws it and the tests check it; nothing else knows the order.
@@ -16,6 +16,12 @@ Letters: i refiner, r rank, K ranks, m microbatch, M microbatches. `fused`, K = 
     rank 1      T0 T1 F0 B0 B0 F1 B1 B1
     rank 2         T0 T1 F0 B0 B0 F1 B1 B1
 
+A rule that passes no states needs no chain, and no rank waits for another one but for features:
+
+    rank 0   F0 B0 B0 F1 B1 B1
+    rank 1   F0 B0 B0 F1 B1 B1
+    rank 2   F0 B0 B0 F1 B1 B1
+
 Rules that hold for every schedule, because a message that waits for the wrong thing is a deadlock on NCCL:
 
 1. On each rank, the messages to one peer, and the collectives of one group (features, feature gradients, parameter
@@ -28,8 +34,10 @@ The third schedule, `streaming`, runs over many batches and has a file of its ow
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
-from sidpar.config.groups.choices import ExtractorUpdate, SynchronousName
+from sidpar.config.groups.choices import SynchronousName
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView, rank_views
@@ -55,7 +63,11 @@ def fused(view: RankView) -> Iterator[Action]:
 
 def two_phase(view: RankView) -> Iterator[Action]:
     """The paper's Algorithm 1, a gradient-free chain that caches the teacher beliefs, then its Algorithm 2: features
-    recomputed with a graph, and every refiner's forward and backward, one refiner's activations at a time."""
+    recomputed with a graph, and every refiner's forward and backward, one refiner's activations at a time. Without a
+    chain there are no teachers to cache: then it is `fused`."""
+    if not view.passes_states:
+        yield from fused(view)
+        return
     yield from _chain(view)
     whole_batch = view.placement.extractor == "sharded"
     if view.runs_extractor_backward and whole_batch:
@@ -63,13 +75,7 @@ def two_phase(view: RankView) -> Iterator[Action]:
     for m in range(view.microbatches):
         if view.runs_extractor_backward and not whole_batch:
             yield Action(Do.EXTRACT, m, graph=True)
-        yield from release_refiners(view, m)
-        if view.refiner_execution == "stacked":
-            yield Action(Do.LEARN, m)
-        else:
-            for i in view.refiners:
-                yield Action(Do.FORWARD, m, i, graph=True)
-                yield Action(Do.BACKWARD, m, i)
+        yield from _learn_one_by_one(view, m)
         yield from return_feature_gradient(view, m, lag=0)
     yield from _finish_extractor(view, lag=0)
     yield from await_refiners(view)
@@ -77,7 +83,8 @@ def two_phase(view: RankView) -> Iterator[Action]:
 
 
 def inference(view: RankView) -> Iterator[Action]:
-    """The plain chain of forwards: evaluation through the placed cascade."""
+    """The plain chain of forwards: evaluation through the placed cascade, whatever the rule that trained it."""
+    view = replace(view, passes_states=True)
     yield from _chain(view)
     yield from _close(view)
 
@@ -92,11 +99,10 @@ def all_ranks(
     schedule: Callable[[RankView], Iterator[Action]],
     placement: Placement,
     microbatches: int,
-    extractor_update: ExtractorUpdate = "all",
-    replicas: int = 1,
+    **declared: Any,
 ) -> list[list[Action]]:
-    """The lists of all ranks of a cascade, one of several replicas."""
-    return [list(schedule(view)) for view in rank_views(placement, microbatches, extractor_update, replicas)]
+    """The lists of all ranks of a cascade, one of several replicas; `declared` as for `rank_views`."""
+    return [list(schedule(view)) for view in rank_views(placement, microbatches, **declared)]
 
 
 def _chain(view: RankView) -> Iterator[Action]:
@@ -148,13 +154,13 @@ def _lookahead(view: RankView) -> int:
     """How many microbatches a replicated extractor is ahead of the refiners: rank r waits r hops for its first
     teacher belief, and extracts r microbatches more meanwhile. With `_lag`, this hides the chain's hops behind the
     extractor's work, at the price of K microbatches of extractor activations on each rank."""
-    return 1 + view.rank
+    return 1 + view.hops_before
 
 
 def _lag(view: RankView) -> int:
     """How many microbatches a replicated extractor's backward is behind the refiners': rank r has K-1-r hops behind
     it that the last belief must still take, and does that many extractor backwards meanwhile."""
-    return view.placement.num_ranks - 1 - view.rank
+    return view.hops_behind
 
 
 def extract_ahead(view: RankView, m: int, *, graph: bool, lookahead: int) -> Iterator[Action]:
@@ -176,7 +182,11 @@ def receive(view: RankView, m: int) -> Iterator[Action]:
 
 def learn(view: RankView, m: int) -> Iterator[Action]:
     """One microbatch through this rank's refiners, its belief sent before the backward starts. Stacked, the forwards
-    that make the beliefs record no graph, and all refiners then learn in one batched computation."""
+    that make the beliefs record no graph, and all refiners then learn in one batched computation. Where no states are
+    passed, one refiner's activations are alive at a time."""
+    if not view.passes_states:
+        yield from _learn_one_by_one(view, m)
+        return
     stacked = view.refiner_execution == "stacked"
     for i in view.refiners:
         yield Action(Do.FORWARD, m, i, graph=not stacked)
@@ -187,6 +197,17 @@ def learn(view: RankView, m: int) -> Iterator[Action]:
     else:
         for i in view.refiners:
             yield Action(Do.BACKWARD, m, i)
+
+
+def _learn_one_by_one(view: RankView, m: int) -> Iterator[Action]:
+    """Forward and backward of each refiner, whose state is there, or of all at once."""
+    yield from release_refiners(view, m)
+    if view.refiner_execution == "stacked":
+        yield Action(Do.LEARN, m)
+        return
+    for i in view.refiners:
+        yield Action(Do.FORWARD, m, i, graph=True)
+        yield Action(Do.BACKWARD, m, i)
 
 
 def send(view: RankView, m: int) -> Iterator[Action]:

@@ -1,7 +1,7 @@
 """What a step should take, and why: schedules timed from the cost of each piece and of each message. No torch.
 
 The lists of actions are those that the engines execute; `simulator.py` runs them, here with measured or given costs.
-The paper's own projection (appendix B.3) and the laws of DESIGN section 5 stand beside it.
+The paper's own projection (appendix B.3) and the laws stand beside it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -117,15 +117,12 @@ def paper_seconds(costs: Costs, batch_size: int, groups: Sequence[Sequence[int]]
     return teacher + extractor + max(sum(costs.refiners[i].backward(batch_size) for i in group) for group in groups)
 
 
-def law_speedup(
-    method: str, schedule: str, num_ranks: int, microbatches: int, extractor: str = "replicated"
-) -> float | None:
-    """The speed-up over naive backpropagation by the laws of DESIGN section 5: equal refiners whose backward takes
-    twice their forward, extractor and messages left out. None where there is no law."""
+def law_speedup(schedule: str, num_ranks: int, microbatches: int, extractor: str = "replicated") -> float | None:
+    """The speed-up of a schedule over naive backpropagation, for equal refiners whose backward takes twice their
+    forward, extractor and messages left out. None where there is no law."""
     k, m = num_ranks, microbatches
-    if method == "ddp":
-        return float(k)
     steps = {
+        "ddp": 1.0,
         "naive": float(k),
         "gpipe": 1 + (k - 1) / m,
         "1f1b": 1 + (k - 1) / m,

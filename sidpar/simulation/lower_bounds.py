@@ -1,4 +1,4 @@
-"""Times that no step can undercut, found without simulating it: the laws of DESIGN section 5 with real costs. No torch.
+"""Times that no step can undercut, found without simulating it: the laws, with real costs. No torch.
 
 A rank cannot begin before the first belief has come down the chain, then has all of its own work to do, and what the
 extractor's gradient still needs comes behind that. Where ranks are alike a step takes just that long, so a plan for
@@ -56,9 +56,20 @@ class _SIDBound:
         self._sizes = [len(rows) for rows in layout.microbatches]
         self._ranks, self._last = range(len(views)), len(layout.microbatches) - 1
         self._large = self._sizes.count(self._sizes[0])
+        self._chained = self._view.passes_states
         self._learning = [self._every(partial(self._learn, r)) for r in self._ranks]
-        hops = (self._forward(r, 0) + self._of(Do.SEND_STATE, r, 0) for r in self._ranks[:-1])
-        self._begins = list(accumulate([self._features(), *hops]))
+        self._begins = self._find_begins()
+
+    def _find_begins(self) -> list[float]:
+        """When each rank can begin to refine."""
+        features = self._features()
+        if self._chained:
+            hops = (self._forward(r, 0) + self._of(Do.SEND_STATE, r, 0) for r in self._ranks[:-1])
+            return list(accumulate([features, *hops]))
+        if self._extractor == "root":  # which extracts and sends one microbatch after the other, before it refines
+            first = self._of(Do.EXTRACT, 0, 0) + self._of(Do.START_BROADCAST, 0, 0)
+            return [features, *(first for _ in self._ranks[1:])]
+        return [features for _ in self._ranks]
 
     def seconds(self, staleness: int) -> float:
         view, streams = self._view, self._schedule == "streaming"
@@ -66,7 +77,7 @@ class _SIDBound:
         ends = max(begin + learning for begin, learning in zip(self._begins, self._learning, strict=True))
         if not streams:
             return max(busiest, ends + self._tail())
-        sends = [self._every(partial(self._of, Do.SEND_STATE, r)) for r in self._ranks[:-1]]
+        sends = [self._every(partial(self._of, Do.SEND_STATE, r)) for r in self._ranks[:-1] if self._chained]
         # Features know all updates but the last S, and an update waits for the last rank.
         updates = (ends + self._tail()) / (staleness + 1) if view.trains_extractor else 0.0
         return max(busiest, updates, *sends, self._slots())
@@ -85,9 +96,13 @@ class _SIDBound:
         """All forwards and backwards of one rank's refiners, teacher passes included."""
         forward, refiners = self._forward(r, m), self._views[r].refiners
         if self._view.refiner_execution == "stacked":
-            return forward + self._of(Do.LEARN, r, m)
+            return self._of(Do.LEARN, r, m) + (forward if self._chained else 0.0)
         backward = self._times.refiners("backward", self._sizes[m], refiners)
-        return forward + backward + (forward if self._schedule == "two_phase" else 0.0)
+        return forward + backward + (forward if self._has_two_phases else 0.0)
+
+    @property
+    def _has_two_phases(self) -> bool:
+        return self._schedule == "two_phase" and self._chained
 
     def _extract(self, do: Do, r: int) -> float:
         """Of the whole batch, as much of it as is this rank's."""
@@ -99,7 +114,7 @@ class _SIDBound:
         """All of a rank's work for the extractor."""
         if not self._view.trains_extractor:
             return self._extract(Do.EXTRACT, r)
-        forwards = 2 if self._schedule == "two_phase" else 1
+        forwards = 2 if self._has_two_phases else 1
         return forwards * self._extract(Do.EXTRACT, r) + self._extract(Do.EXTRACTOR_BACKWARD, r)
 
     def _features(self) -> float:

@@ -7,14 +7,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple
+from sidpar.cascade.cascade import TensorTuple, detach
 from sidpar.cascade.specs import Spec
 from sidpar.cascade.stackable import PROBE_ROWS, check_structure
 from sidpar.cascade.stacked import StackedRefiners
-from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.errors import UsageError
-from sidpar.rules.kl import local_losses
+from sidpar.rules.base import LocalRule
 from sidpar.stages.stage import Stage
 
 
@@ -26,43 +25,39 @@ class Stacks:
     this rank's cannot run at once.
     """
 
-    def __init__(self, stage: Stage, objective: Objective) -> None:
+    def __init__(self, stage: Stage, rule: LocalRule) -> None:
         self._stage = stage
-        self._objective = objective
+        self._rule = rule
         self._stacks: list[tuple[range, StackedRefiners]] = []
         for rank in range(stage.placement.num_ranks):
             own = stage.placement.refiners(rank)
             check_structure([stage.skeleton.refiners[i] for i in own], own[0])
 
     def losses(
-        self,
-        alphas: Sequence[float],
-        features: TensorTuple,
-        states: Mapping[int, TensorTuple],
-        target: Tensor,
-    ) -> Tensor:
-        """The sum of all refiners' local losses over the samples of a microbatch, with its graph.
+        self, features: TensorTuple, states: Mapping[int, TensorTuple], target: Tensor
+    ) -> tuple[Tensor, dict[int, TensorTuple]]:
+        """The sum of all refiners' local losses over the samples of a microbatch, with its graph, and what each refiner
+        returns, without.
 
         Args:
-            alphas: of the whole cascade.
             features: [b, ...].
             states: what each refiner receives, by its number, [b, ...].
-            target: p_y [b, C] or [b, T, C].
+            target: what the rule teaches, [b, C] or [b, T, C].
         """
         if not self._stacks:
             self._stacks = [(run, self._stack(run)) for run in _runs(states)]
-        total = []
+        total, returned = [], dict[int, TensorTuple]()
         for run, stack in self._stacks:
+            received = [states[i] for i in run]
             with self._stage.autocast(), torch.enable_grad():
-                following = stack.forward(features, [states[i] for i in run])
-            teachers = torch.stack([states[i][0] for i in run])
-            own = alphas[run.start : run.stop]
-            total.append(local_losses(self._objective, own, following[0], teachers, target).sum())
-        return torch.stack(total).sum()
+                following = stack.forward(features, received)
+            total.append(self._rule.losses(run, features, received, following, target).sum())
+            returned |= dict(zip(run, zip(*detach(following), strict=True), strict=True))
+        return torch.stack(total).sum(), returned
 
     def _stack(self, run: range) -> StackedRefiners:
         num_refiners = self._stage.placement.num_refiners
-        sends = [self._objective.trains_extractor_through(i, num_refiners) for i in run]
+        sends = [self._rule.trains_extractor_through(i, num_refiners) for i in run]
         refiners = [self._stage.refiners[str(i)] for i in run]
         compiled = self._stage.compute.compile
         return StackedRefiners(refiners, first=run.start, feature_gradients=sends, compile=compiled)

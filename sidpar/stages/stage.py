@@ -26,7 +26,8 @@ class Stage(nn.Module):
 
     Args:
         cascade: the whole network, the same on every rank; its modules are taken, not copied.
-        extractor: where features are computed (DESIGN section 4).
+        extractor: where features are computed: of the whole batch on every rank (`replicated`) or on the first one
+            (`root`), or on each of its share of the batch (`sharded`). The gradients are the same.
         counts: refiners per rank; by default as even as possible.
         placement: instead of these two, for engines of backpropagation: `Copies` of the whole cascade, or a `Cut`.
     """

@@ -14,11 +14,11 @@ from sidpar.config.units import human
 from sidpar.distributed.device import usable_memory
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
-from sidpar.planner.search import Freedom, choose_sid, job_of, record_of
+from sidpar.planner.search import Freedom, choose_local, record_of
 from sidpar.schedules.placement import place_by_count
 from sidpar.stages.stage import depends_on_the_batch
 from sidpar.training.build import measure_pieces
-from sidpar.training.configured import freedom_of
+from sidpar.training.configured import freedom_of, job_of
 
 
 def resolve(
@@ -33,7 +33,7 @@ def resolve(
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
     usable = min(runtime.exchange("memory", usable_memory(runtime.device)), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)
-    chosen = choose_sid(job, feasible(freedom_of(config), build().extractor, sample, runtime))
+    chosen = choose_local(job, feasible(freedom_of(config), build().extractor, sample, runtime))
     # All ranks have the same costs and find the same; rank 0's choice counts all the same.
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:

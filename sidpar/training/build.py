@@ -19,7 +19,7 @@ from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.backpropagation.whole import BPEngine
 from sidpar.engines.base import Engine
 from sidpar.engines.local import LocalEngine
-from sidpar.engines.sid import SIDEngine
+from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.models.network import build_network
@@ -72,7 +72,7 @@ def build_engine(config: Config, stage: Stage) -> Engine:
             return StreamingEngine(stage, config.objective, seed=seed, **settings)
         name = config.parallel.schedule
         schedule: SynchronousName = "fused" if name == "streaming" else name  # type: ignore[assignment]  # checked by Config
-        return SIDEngine(stage, config.objective, schedule=schedule, seed=seed, **settings)
+        return ParallelEngine(stage, config.objective, schedule=schedule, seed=seed, **settings)
     if config.method == "bp" and world_size > 1:
         check_pipeline(config, world_size)
         pipeline: PipelineName = config.parallel.schedule  # type: ignore[assignment]  # checked by Config

@@ -9,30 +9,31 @@ from torch import Tensor
 
 from sidpar.distributed import device
 from sidpar.distributed.runtime import Runtime
-from sidpar.engines.base import Engine, StepResult
-from sidpar.rules.propositions import MEASURES, error_bound, initial_divergence
+from sidpar.engines.base import Engine
+from sidpar.engines.result import StepResult
 
 _NEVER = 2**40
 """A step that no run reaches."""
-_LOSS = MEASURES.index("loss")
 DIVERGED = "diverged"
 
 
 class Meter:
-    """Sums `theory.MEASURES` over batches on each rank; `read` adds them over ranks, the only message it sends."""
+    """Sums the rule's measures over batches on each rank; `read` adds them over ranks, the only message it sends."""
 
     def __init__(self, engine: Engine) -> None:
         stage = engine.stage
         self._runtime = stage.runtime
-        self._alphas = engine.objective.alphas(stage.placement.num_refiners)
+        self._rule = engine.rule
+        self._loss = self._rule.measures.index("loss")
+        self._num_refiners, self._num_classes = stage.placement.num_refiners, stage.num_classes
         self._rows = torch.tensor(list(stage.own_refiners), dtype=torch.int64, device=self._runtime.device)
-        self._initial = initial_divergence(engine.objective, stage.num_classes)
         self._reset()
 
     def _reset(self) -> None:
-        self._table = torch.zeros(len(self._alphas), len(MEASURES), dtype=torch.float64, device=self._runtime.device)
+        size = self._num_refiners, len(self._rule.measures)
+        self._table = torch.zeros(size, dtype=torch.float64, device=self._runtime.device)
         self._samples = 0
-        self._first_bad = torch.full((len(self._alphas),), _NEVER, device=self._runtime.device)
+        self._first_bad = torch.full((self._num_refiners,), _NEVER, device=self._runtime.device)
 
     @property
     def is_empty(self) -> bool:
@@ -44,15 +45,12 @@ class Meter:
         measures = result.measures()
         self._table.index_add_(0, self._rows, measures)
         self._samples += result.samples
-        bad = torch.where(measures[:, _LOSS].isfinite(), _NEVER, step)
+        bad = torch.where(measures[:, self._loss].isfinite(), _NEVER, step)
         self._first_bad[self._rows] = torch.minimum(self._first_bad[self._rows], bad)
 
     def read(self) -> dict[str, Any]:
         """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
         the step, refiner and rank of the first loss that was no number, or is None.
-
-        `premise_failures` and `descent_failures` are shares of samples (Proposition 2); `epsilon` and `bound_slack`
-        belong to Proposition 4: KL[p_L, p_y] is `bound_slack` below its bound.
         """
         return self.start_reading()()
 
@@ -60,24 +58,20 @@ class Meter:
         """The same without waiting for ranks that are behind; what is returned waits and gives the means."""
         total, samples = self._runtime.start_sum("metrics", self._table), self._samples
         # Step and refiner in one number, so that the least is the first.
-        refiners = torch.arange(len(self._alphas), device=self._runtime.device)
-        first = start_per_rank(self._runtime, (self._first_bad * len(self._alphas) + refiners).min())
+        refiners = torch.arange(self._num_refiners, device=self._runtime.device)
+        first = start_per_rank(self._runtime, (self._first_bad * self._num_refiners + refiners).min())
         self._reset()
         return lambda: self._means(total(), samples) | {DIVERGED: self._earliest(first())}
 
     def _earliest(self, first: list[int]) -> dict[str, int] | None:
         """Where and when a loss first was no number; None if all are."""
         rank = first.index(min(first))
-        step, refiner = divmod(first[rank], len(self._alphas))
+        step, refiner = divmod(first[rank], self._num_refiners)
         return None if step == _NEVER else {"step": step, "refiner": refiner, "rank": rank}
 
     def _means(self, total: Tensor, samples: int) -> dict[str, Any]:
-        columns = dict(zip(MEASURES, (total / samples).T.tolist(), strict=True))
-        excess = columns.pop("excess")
-        columns["accuracy"] = columns.pop("correct")
-        columns["epsilon"] = [max(0.0, value) for value in excess]
-        bound = error_bound(self._initial, excess, self._alphas)
-        return {**columns, "bound_slack": bound - columns["kl"][-1]}
+        columns = dict(zip(self._rule.measures, (total / samples).T.tolist(), strict=True))
+        return self._rule.row(columns, self._num_classes)
 
 
 class Stopwatch:

@@ -12,47 +12,114 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidpar import Compute, Objective, Runtime, SIDEngine, Stage
+from sidpar import Compute, Objective, ParallelEngine, Runtime, Stage
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.optim import OptimConfig
+from sidpar.rules import RULES, rule_of
 from sidpar.training.optim import Optimizers
 from tests import networks
+from tests.engines.own_rules import Contrast, Spread
 from tests.harness import RankError, run_ranks
 from tests.oracle import check, gradients, oracle
 
 EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
+UPDATES = ("all", "final", "frozen")
 
 
 def objectives(num_refiners: int, ranks: int) -> Iterator[Objective]:
-    """Both directions, a list of alphas (on few ranks one for all as well), all updates of the extractor."""
-    several = [0.2 + 0.7 * i / num_refiners for i in range(num_refiners)]
-    for alpha, update in product((0.3, several) if ranks <= 2 else (several,), ("all", "final", "frozen")):
+    """SID: both directions, a list of alphas (on few ranks one for all as well), all updates of the extractor."""
+    for alpha, update in product((0.3, several(num_refiners)) if ranks <= 2 else (several(num_refiners),), UPDATES):
         yield Objective(alpha, "forward", 0.0, update)  # type: ignore[arg-type]
         yield Objective(alpha, "reverse", 0.1, update)  # type: ignore[arg-type]
 
 
+def several(num_refiners: int) -> list[float]:
+    return [0.2 + 0.7 * i / num_refiners for i in range(num_refiners)]
+
+
+def cases(ranks: int) -> Iterator[tuple[int, int, Objective]]:
+    """Refiners, batch and objective: each rule with every shape, and SID with every objective at one shape."""
+    for num_refiners, size, rule in product((ranks, 2 * ranks + 1), (2, 7, 12), RULES):
+        alpha = several(num_refiners) if rule == "sid" else 0.5
+        yield num_refiners, size, Objective(alpha, label_smoothing=0.1, rule=rule)
+    for objective in objectives(2 * ranks + 1, ranks):
+        yield 2 * ranks + 1, 7, objective
+
+
 def grid(runtime: Runtime) -> int:
-    """All cases of the plain network on this world; the number of cases."""
-    ranks, cases = runtime.world_size, 0
-    for num_refiners, size in product((ranks, 2 * ranks + 1), (2, 7, 12)):
+    """All cases of the plain network on this world; their number."""
+    done = 0
+    for num_refiners, size, objective in cases(runtime.world_size):
         x, y = networks.batch(size)
-        for objective in objectives(num_refiners, ranks):
-            reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
-            for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
-                stage = Stage(networks.plain(num_refiners), runtime, extractor=extractor)  # type: ignore[arg-type]
-                engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
-                case = f"L={num_refiners} B={size} M={microbatches} {extractor} {schedule} {objective}"
-                once = schedule == "fused" and microbatches == 1  # an evaluation depends on neither
-                check(case, stage, engine, reference, x, y, evaluate=once)
-                cases += 1
-    return cases
+        reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
+        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+            stage = Stage(networks.plain(num_refiners), runtime, extractor=extractor)  # type: ignore[arg-type]
+            engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=microbatches, seed=5)  # type: ignore[arg-type]
+            case = f"L={num_refiners} B={size} M={microbatches} {extractor} {schedule} {objective}"
+            once = schedule == "fused" and microbatches == 1  # an evaluation depends on neither
+            check(case, stage, engine, reference, x, y, evaluate=once)
+            done += 1
+    return done
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_gradients_equal_the_oracle(ranks: int) -> None:
     """Localises errors in schedule, transport and reduction: same modules, same maths, only the placement differs."""
-    assert run_ranks(grid, ranks, timeout=400) == [2 * 3 * (12 if ranks <= 2 else 6) * 3 * 2 * 2] * ranks
+    expected = (2 * 3 * len(RULES) + (12 if ranks <= 2 else 6)) * 3 * 2 * 2
+    assert run_ranks(grid, ranks, timeout=400) == [expected] * ranks
+
+
+def own_rules(runtime: Runtime) -> None:
+    """Rows that become several, kept activations, losses that read features; and a loss that is no sum over rows."""
+    x, y = networks.batch(7)
+    for rule, build, microbatches in (
+        (Contrast(Objective()), networks.with_float_state, (1, 3)),
+        (Spread(Objective()), networks.plain, (1,)),
+    ):
+        reference = oracle(lambda b=build: b(5), rule, x, y)  # type: ignore[misc]
+        for extractor, schedule, m in product(EXTRACTORS, SCHEDULES, microbatches):
+            stage = Stage(build(5), runtime, extractor=extractor)  # type: ignore[arg-type]
+            engine = ParallelEngine(stage, rule, schedule=schedule, microbatches=m, seed=5)  # type: ignore[arg-type]
+            check(f"{rule.name} {extractor} {schedule} M={m}", stage, engine, reference, x, y)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_rules_of_ones_own(ranks: int) -> None:
+    run_ranks(own_rules, ranks)
+
+
+def replicated_rules(runtime: Runtime) -> None:
+    """Random numbers and entered rows are those of the rows, whichever replica has them."""
+    x, y = networks.batch(7)
+    rules = [rule_of(Objective(rule=rule, label_smoothing=0.1)) for rule in RULES]
+    for rule, build in [
+        *((rule, networks.plain) for rule in rules),
+        (Contrast(Objective()), networks.with_float_state),
+    ]:
+        reference = oracle(lambda b=build: b(3), rule, x, y)  # type: ignore[misc]
+        for extractor, schedule in product(EXTRACTORS, SCHEDULES):
+            stage = Stage(build(3), runtime, extractor=extractor)  # type: ignore[arg-type]
+            engine = ParallelEngine(stage, rule, schedule=schedule, microbatches=2, seed=5)  # type: ignore[arg-type]
+            check(f"{rule.name} {extractor} {schedule}", stage, engine, reference, x, y)
+
+
+def test_rules_on_replicas() -> None:
+    run_ranks(replicated_rules, 4, replicas=2)
+
+
+@pytest.mark.parametrize(("replicas", "microbatches", "name"), [(1, 2, "microbatches=2"), (2, 1, "replicas=2")])
+def test_a_loss_that_is_no_sum_refuses_parts_of_a_batch(replicas: int, microbatches: int, name: str) -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(spread_in_parts, 2, microbatches, replicas=replicas)
+    for rank in (0, 1):
+        assert (
+            f"{name} cuts a batch into parts, but the loss of objective.rule=spread is no" in caught.value.errors[rank]
+        )
+
+
+def spread_in_parts(runtime: Runtime, microbatches: int) -> None:
+    ParallelEngine(Stage(networks.plain(4), runtime), Spread(Objective()), microbatches=microbatches)
 
 
 def structures(runtime: Runtime) -> None:
@@ -68,7 +135,7 @@ def structures(runtime: Runtime) -> None:
         reference = oracle(lambda b=build: b(sum(counts)), objective, x, y)  # type: ignore[misc]
         for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
             stage = Stage(build(sum(counts)), runtime, extractor=extractor, counts=counts)  # type: ignore[arg-type]
-            engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+            engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
             check(f"{name} {extractor} {schedule} M={microbatches} {update}", stage, engine, reference, x, y)
 
 
@@ -87,13 +154,22 @@ def stacked(runtime: Runtime) -> None:
     for (name, build, tokens), update, kl in product(builds, ("all", "final", "frozen"), ("forward", "reverse")):
         x, y = networks.batch(7, tokens)
         objective = Objective([0.2, 0.4, 0.6, 0.8, 0.9], kl, 0.1, update)  # type: ignore[arg-type]
-        reference = oracle(lambda b=build: b(5), objective, x, y)  # type: ignore[misc]
-        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
-            stage = Stage(build(5), runtime, extractor=extractor)  # type: ignore[arg-type]
-            settings: Any = {"schedule": schedule, "microbatches": microbatches}
-            engine = SIDEngine(stage, objective, refiner_execution="stacked", **settings)
-            case = f"{name} {extractor} {schedule} M={microbatches} {update} {kl}"
-            check(case, stage, engine, reference, x, y, evaluate=False)
+        stacked_like_the_oracle(runtime, name, build, objective, x, y)
+    for rule in RULES:
+        x, y = networks.batch(7)
+        stacked_like_the_oracle(runtime, rule, networks.plain, Objective(rule=rule, label_smoothing=0.1), x, y)
+
+
+def stacked_like_the_oracle(
+    runtime: Runtime, name: str, build: Callable[[int], Cascade], objective: Objective, x: Tensor, y: Tensor
+) -> None:
+    reference = oracle(lambda: build(5), objective, x, y)
+    for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+        stage = Stage(build(5), runtime, extractor=extractor)  # type: ignore[arg-type]
+        settings: Any = {"schedule": schedule, "microbatches": microbatches, "seed": 5}
+        engine = ParallelEngine(stage, objective, refiner_execution="stacked", **settings)
+        case = f"{name} {extractor} {schedule} M={microbatches} {objective}"
+        check(case, stage, engine, reference, x, y, evaluate=False)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -104,7 +180,7 @@ def test_stacked_refiners_get_the_same_gradients(ranks: int) -> None:
 def unequal(runtime: Runtime) -> None:
     cascade = networks.plain(4)
     cascade.refiners[3] = networks.plain(1).refiners[0].layers[0]  # type: ignore[assignment, index, union-attr]
-    SIDEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked")
+    ParallelEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked")
 
 
 def test_unequal_refiners_of_any_rank_are_refused_on_every_rank() -> None:
@@ -119,7 +195,7 @@ def partly_noisy(runtime: Runtime) -> None:
     cascade = networks.plain(4)
     for i, refiner in enumerate(networks.noisy(2).refiners, 2):
         cascade.refiners[i] = refiner
-    SIDEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked").step(*networks.batch(8))
+    ParallelEngine(Stage(cascade, runtime), Objective(), refiner_execution="stacked").step(*networks.batch(8))
 
 
 def test_refiners_that_one_rank_cannot_stack_are_refused_on_every_rank() -> None:
@@ -138,7 +214,7 @@ def randomness(runtime: Runtime) -> None:
         reference = oracle(lambda: networks.noisy(5), objective, x, y)
         for extractor, schedule in product(("replicated", "root"), SCHEDULES):
             stage = Stage(networks.noisy(5), runtime, extractor=extractor)  # type: ignore[arg-type]
-            engine = SIDEngine(stage, objective, schedule=schedule, seed=5)  # type: ignore[arg-type]
+            engine = ParallelEngine(stage, objective, schedule=schedule, seed=5)  # type: ignore[arg-type]
             check(f"{extractor} {schedule} {update}", stage, engine, reference, x, y)
 
 
@@ -150,7 +226,7 @@ def test_random_masks_and_statistics_do_not_depend_on_ranks(ranks: int) -> None:
 def masked_gradients(runtime: Runtime) -> dict[str, Tensor]:
     """Two steps with dropout in the refiners, behind a sharded extractor, M = 3."""
     stage = Stage(networks.with_dropout(5), runtime, extractor="sharded")
-    engine = SIDEngine(stage, Objective(), microbatches=3, seed=2)
+    engine = ParallelEngine(stage, Objective(), microbatches=3, seed=2)
     for _ in range(2):
         engine.step(*networks.batch(8))
     return gradients(stage)
@@ -168,7 +244,7 @@ def test_masks_do_not_depend_on_ranks_with_microbatches_either() -> None:
 def trained_extractor(runtime: Runtime, extractor: str) -> dict[str, Tensor]:
     """After five steps of Adam with weight decay and clipping."""
     stage = Stage(networks.plain(4).float(), runtime, extractor=extractor)  # type: ignore[arg-type]
-    engine = SIDEngine(stage, Objective(), microbatches=2)
+    engine = ParallelEngine(stage, Objective(), microbatches=2)
     config = OptimConfig(epochs=1, lr=0.01, weight_decay=0.1, schedule="constant")
     optimizers = Optimizers(stage.parts(), config, steps_per_epoch=5)
     for size in (8, 7, 8, 5, 8):
@@ -200,7 +276,7 @@ def bucketed_and_channels_last(runtime: Runtime) -> None:
             extractor=extractor,  # type: ignore[arg-type]
             compute=Compute(channels_last=channels_last),
         )
-        engine = SIDEngine(stage, Objective(), microbatches=2)
+        engine = ParallelEngine(stage, Objective(), microbatches=2)
         for _ in range(3):
             check(f"{extractor} channels_last={channels_last}", stage, engine, reference, from_nchw, y)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidpar import LocalEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine, UsageError
 from sidpar.cascade.cascade import Cascade
+from sidpar.rules import RULES
 from sidpar.schedules.batching import Share
 from tests import networks
 from tests.harness import RankError, run_ranks
@@ -92,21 +93,26 @@ def compare(case: str, stage: Stage, expected: dict[str, Tensor]) -> None:
 
 def definition(runtime: Runtime) -> int:
     """Every placement of the extractor, S, M, length of the stream, and a ragged batch in the middle and at the end."""
-    cases = 0
-    for sizes, staleness in product(((6,), (6, 6), (6, 6, 6, 6, 6), (6, 6, 6, 5, 5, 2)), (1, 2, 4)):
-        build, objective = (lambda: networks.plain(5)), Objective(0.4)
+    cases, ragged = 0, (6, 6, 6, 5, 5, 2)
+    setups = [*product(((6,), (6, 6), (6, 6, 6, 6, 6), ragged), (1, 2, 4), [Objective(0.4)])]
+    setups += [(ragged, 1 + k, Objective(rule=rule)) for k, rule in enumerate(RULES) if rule != "sid"]
+    for sizes, staleness, objective in setups:
+
+        def build() -> Cascade:
+            return networks.plain(5)
+
         expected = late(build, objective, sizes, staleness)
         for extractor, m in product(EXTRACTORS, (1, 3)):
             stage = Stage(build(), runtime, extractor=extractor)  # type: ignore[arg-type]
             streamed(stage, objective, sizes, microbatches=m, staleness=staleness)
-            compare(f"{sizes} S={staleness} M={m} {extractor}", stage, expected)
+            compare(f"{sizes} S={staleness} M={m} {extractor} {objective}", stage, expected)
             cases += 1
     return cases
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_the_weights_are_those_of_the_definition(ranks: int) -> None:
-    assert run_ranks(definition, ranks) == [4 * 3 * 3 * 2] * ranks
+    assert run_ranks(definition, ranks) == [(4 * 3 + len(RULES) - 1) * 3 * 2] * ranks
 
 
 def predicted(runtime: Runtime) -> None:

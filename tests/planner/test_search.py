@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sidpar import UsageError
 from sidpar.config.command_line import parse
 from sidpar.planner import search as planning
-from sidpar.planner.candidates import SIDCandidate
+from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.planner.report import plan_text, verdict
 from sidpar.planner.search import (
@@ -20,13 +20,13 @@ from sidpar.planner.search import (
     backpropagation,
     choose,
     evaluate,
-    job_of,
+    local_candidates,
     make_plan,
     place,
     search,
-    sid_candidates,
 )
 from sidpar.simulation.costs import Costs, Link, Links
+from sidpar.training.configured import job_of
 from tests.simulation.test_cost_model import BATCH, costs
 
 
@@ -53,7 +53,7 @@ def job(ranks: int, num_refiners: int, extractor: float = 0.5, **more: Any) -> J
 )
 def test_nothing_is_lost_by_not_trying_everything(ranks: int, more: int, extractor: float, memory: float) -> None:
     given_job = job(ranks, ranks + more, extractor, device_memory=memory)
-    candidates = [*sid_candidates(given_job, Freedom()), *backpropagation(given_job, None, {})]
+    candidates = [*local_candidates(given_job, Freedom()), *backpropagation(given_job, None, {})]
     for found in search(given_job, candidates):
         row = [c for c in candidates if c.row == found.candidate.row]
         options = [evaluate(given_job, candidate, candidate.bound(given_job), simulate=True) for candidate in row]
@@ -84,7 +84,7 @@ def test_streaming_must_be_worth_its_staleness() -> None:
     assert alone is not None
     assert eight is not None
     assert (alone.candidate.schedule, eight.candidate.schedule) == ("fused", "streaming")
-    options = search(job(8, 8), sid_candidates(job(8, 8), Freedom(schedules=["fused", "streaming"])))
+    options = search(job(8, 8), local_candidates(job(8, 8), Freedom(schedules=["fused", "streaming"])))
     streams, others = ([o.seconds for o in options if bool(o.candidate.staleness) == s] for s in (True, False))
     assert min(others) > planning.WORTH * min(streams)
 
@@ -134,7 +134,7 @@ def test_the_heaviest_rank_decides_what_fits() -> None:
     given_job = job(64, 64, device_memory=1e6)
     refiners = [replace(p, held_bytes=1e9 if i == 5 else 1.0) for i, p in enumerate(given_job.costs.refiners)]
     given_job = replace(given_job, costs=replace(given_job.costs, refiners=refiners))
-    (candidate, *_) = sid_candidates(given_job, Freedom(["fused"], ["sharded"], microbatches=2))
+    (candidate, *_) = local_candidates(given_job, Freedom(["fused"], ["sharded"], microbatches=2))
     option = evaluate(given_job, candidate, 1.0, simulate=False)
     assert set(option.footprints) == {0, 5, 32, 63}
     assert not option.fits(given_job)
@@ -145,7 +145,7 @@ def test_many_ranks_are_planned_by_bounds() -> None:
     given_job = Job(weighty(costs(1024)), BATCH, 1024)
     plan = make_plan(given_job)
     assert plan.chosen is not None
-    assert isinstance(plan.chosen.candidate, SIDCandidate)
+    assert isinstance(plan.chosen.candidate, LocalCandidate)
     rows = {option.candidate.row: option for option in plan.options}
     replicated = rows["sid streaming replicated"]
     assert replicated.candidate.microbatches == 32, "of two rows each"
@@ -157,7 +157,7 @@ def test_many_ranks_are_planned_by_bounds() -> None:
     assert "refiners per rank   1 on 1024 ranks" in text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "MOST", math.inf)
-        small = [c for c in sid_candidates(given_job, Freedom(["fused"], ["sharded"])) if c.microbatches <= 4]
+        small = [c for c in local_candidates(given_job, Freedom(["fused"], ["sharded"])) if c.microbatches <= 4]
         (simulated,) = search(given_job, small)
     assert simulated.seconds == pytest.approx(simulated.candidate.bound(given_job))
 
@@ -165,12 +165,12 @@ def test_many_ranks_are_planned_by_bounds() -> None:
 def test_freedom() -> None:
     """What is given stays."""
     freedom = Freedom(["fused"], ["root"], microbatches=3, placement=[1, 3])
-    (candidate,) = sid_candidates(job(2, 4), freedom)
-    assert isinstance(candidate, SIDCandidate)
+    (candidate,) = local_candidates(job(2, 4), freedom)
+    assert isinstance(candidate, LocalCandidate)
     assert (candidate.schedule, candidate.placement.extractor) == ("fused", "root")
     assert (candidate.microbatches, candidate.placement.counts) == (3, (1, 3))
     with pytest.raises(UsageError, match=r"placement \[1, 3\] has 2 ranks and 4 refiners, but 5 refiners"):
-        list(sid_candidates(job(2, 5), freedom))
+        list(local_candidates(job(2, 5), freedom))
     assert choose(job(2, 4), []) is None
 
 
@@ -185,19 +185,19 @@ def test_placing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "state", "update"),
+    ("flags", "state", "trains"),
     [
-        ([], 2.0, "all"),
-        (["--optim.name", "sgd"], 1.0, "all"),
-        (["--optim.name", "sgd", "--optim.momentum", "0"], 0.0, "all"),
-        (["--optim.name", "adamw", "--objective.extractor_update", "frozen"], 2.0, "frozen"),
+        ([], 2.0, True),
+        (["--optim.name", "sgd"], 1.0, True),
+        (["--optim.name", "sgd", "--optim.momentum", "0"], 0.0, True),
+        (["--optim.name", "adamw", "--objective.extractor_update", "frozen"], 2.0, False),
     ],
 )
-def test_a_job_is_what_the_configuration_says(flags: list[str], state: float, update: str) -> None:
+def test_a_job_is_what_the_configuration_says(flags: list[str], state: float, trains: bool) -> None:
     found = job_of(parse([*flags, "--parallel.replicas", "2"]), job(4, 8).costs, 8, 1e9)
-    assert (found.state_per_byte, found.extractor_update) == (state, update)
+    assert (found.state_per_byte, found.trains_extractor) == (state, trains)
     assert (found.num_ranks, found.cascade_size, found.batch_size, found.device_memory) == (8, 4, 128, 1e9)
-    assert job_of(parse(flags), costs(8), 8, None).extractor_update == "frozen", "it has no parameters"
+    assert not job_of(parse(flags), costs(8), 8, None).trains_extractor, "it has no parameters"
 
 
 def test_replicas_share_the_batch() -> None:

@@ -1,4 +1,4 @@
-"""The local loss against the formulas of DESIGN section 3, autograd's own check, and its limits."""
+"""The local loss against its formulas, autograd's own check, and its limits."""
 
 from itertools import product
 

@@ -26,7 +26,8 @@ class Setup:
     counts: tuple[int, ...]
     microbatches: int
     extractor: Any
-    update: Any
+    trains_extractor: bool
+    passes_states: bool
     execution: Any
     staleness: int
     steps: int
@@ -40,11 +41,24 @@ class Setup:
         return len(self.counts)
 
     @property
+    def has_chain(self) -> bool:
+        """Whether states are handed on: in training by some rules only, in inference by all."""
+        return self.passes_states or self.schedule == "inference"
+
+    @property
     def batches(self) -> range:
         return range(self.steps if self.schedule == "streaming" else 1)
 
     def view(self, rank: int, replicas: int = 1) -> RankView:
-        return RankView(self.placement, rank, self.microbatches, self.update, replicas, self.execution)
+        return RankView(
+            self.placement,
+            rank,
+            self.microbatches,
+            self.trains_extractor,
+            replicas,
+            self.execution,
+            self.passes_states,
+        )
 
     def lists(self, replicas: int = 1) -> Lists:
         if self.schedule in PIPELINES:
@@ -66,7 +80,8 @@ def setups(schedules: list[str], executions: list[str]) -> st.SearchStrategy[Set
         st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple),
         st.integers(1, 7),
         st.sampled_from(["replicated", "root", "sharded"]),
-        st.sampled_from(["all", "final", "frozen"]),
+        st.booleans(),
+        st.booleans(),
         st.sampled_from(executions),
         st.integers(1, 4),
         st.integers(1, 6),

@@ -58,8 +58,10 @@ def check_sections(setup: Setup, rank: int, mine: list[Action]) -> None:
 
 def check_refiners(setup: Setup, rank: int, mine: list[Action]) -> None:
     """Each refiner here and no other, once per microbatch; one microbatch is alive, in `two_phase` one refiner of it.
-    The teacher passes of `two_phase`, and all passes of an evaluation, record nothing."""
-    trains, chain = setup.schedule != "inference", setup.schedule in ("two_phase", "inference")
+    The teacher passes of `two_phase`, and all passes of an evaluation, record nothing. Without a chain, there are no
+    teachers, and one refiner is alive in any schedule."""
+    trains, chain = setup.schedule != "inference", setup.has_chain and setup.schedule in ("two_phase", "inference")
+    one_by_one = setup.schedule == "two_phase" or not setup.has_chain
     everything = set(product(setup.batches, range(setup.microbatches), setup.placement.refiners(rank)))
     for do, graph, expected in (
         (Do.FORWARD, True, trains),
@@ -71,7 +73,7 @@ def check_refiners(setup: Setup, rank: int, mine: list[Action]) -> None:
 
     def bounded(kept: set[Action]) -> bool:
         microbatches = {(a.step, a.microbatch) for a in kept}
-        return len(kept if setup.schedule == "two_phase" else microbatches) <= 1
+        return len(kept if one_by_one else microbatches) <= 1
 
     alive(mine, {Do.FORWARD}, {Do.BACKWARD}, bounded)
 
@@ -79,6 +81,10 @@ def check_refiners(setup: Setup, rank: int, mine: list[Action]) -> None:
 def check_states(setup: Setup, rank: int, mine: list[Action]) -> None:
     """A belief leaves before the backward of its microbatch; a receive is posted one microbatch ahead of its use."""
     place = {action: k for k, action in enumerate(mine)}
+    if not setup.has_chain:
+        verbs = {Do.SEND_STATE, Do.POST_STATE, Do.AWAIT_STATE, Do.AWAIT_STATES_SENT}
+        assert not verbs & {action.do for action in mine}
+        return
     for t, m in product(setup.batches, range(setup.microbatches)):
         if rank + 1 < setup.ranks:
             send = place[Action(Do.SEND_STATE, m, peer=rank + 1, step=t)]

@@ -43,7 +43,7 @@ def test_gradients_leave_during_the_last_backwards(setup: Setup) -> None:
         trains = setup.schedule != "inference"
         learns = Do.LEARN if setup.execution == "stacked" else Do.BACKWARD
         assert_summed(batch, REFINERS, learns, Do.UPDATE_REFINERS, trains, last)
-        trains_extractor = trains and setup.update != "frozen" and setup.placement.holds_extractor(rank)
+        trains_extractor = trains and setup.trains_extractor and setup.placement.holds_extractor(rank)
         whole = None if setup.extractor == "sharded" else last
         assert_summed(batch, EXTRACTOR, Do.EXTRACTOR_BACKWARD, Do.UPDATE_EXTRACTOR, trains_extractor, whole)
 

@@ -11,12 +11,11 @@ from sidpar.schedules.synchronous import SCHEDULES, all_ranks, inference
 from sidpar.simulation.simulator import simulate
 from tests.schedules.setups import Durations, Lists
 
-UPDATES = ("all", "final", "frozen")
 EXTRACTORS = ("replicated", "root", "sharded")
 
 
-def lists(name: str, placement: Placement, microbatches: int, update: Any = "all") -> Lists:
-    return all_ranks((SCHEDULES | {"inference": inference})[name], placement, microbatches, update)  # type: ignore[index]
+def lists(name: str, placement: Placement, microbatches: int, **declared: Any) -> Lists:
+    return all_ranks((SCHEDULES | {"inference": inference})[name], placement, microbatches, **declared)  # type: ignore[index]
 
 
 def test_fused_is_drawn_as_in_its_docstring() -> None:
@@ -37,10 +36,20 @@ def test_two_phase_is_drawn_as_in_its_docstring() -> None:
     ]
 
 
+@pytest.mark.parametrize("schedule", ["fused", "two_phase"])
+def test_without_a_chain_all_ranks_begin_at_once(schedule: str) -> None:
+    """As drawn; no state is sent, and nobody waits. Features travel as ever."""
+    for extractor in EXTRACTORS:
+        found = lists(schedule, Placement((1, 1, 1), extractor), 2, passes_states=False)  # type: ignore[arg-type]
+        assert simulate(found, Durations()).draw() == ["F0 B0 B0 F1 B1 B1"] * 3
+        messages = {a.do for mine in found for a in mine if "state" in a.do.value}
+        assert messages == set()
+
+
 @pytest.mark.parametrize(("ranks", "microbatches"), list(product((1, 2, 4, 8), (1, 2, 8, 32))))
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_fused_obeys_its_law(ranks: int, microbatches: int, extractor: str) -> None:
-    """DESIGN section 5: speed-up 3K / (3 + (K-1)/M) over one rank, extractor and messages left out."""
+    """The speed-up is 3K / (3 + (K-1)/M) over one rank, extractor and messages left out."""
     placement = Placement(place_by_count(2 * ranks, ranks), extractor)  # type: ignore[arg-type]
     # Durations in units of one whole batch on one refiner, so that a microbatch takes 1/M of it.
     durations = Durations(forward=1 / microbatches, backward=2 / microbatches)
@@ -68,8 +77,8 @@ def test_no_receive_is_posted_before_a_collective_that_its_sender_needs() -> Non
 def test_one_rank_sends_nothing() -> None:
     messages = {Do.SEND_STATE, Do.POST_STATE, Do.AWAIT_STATES_SENT, Do.RELEASE_PARAMETER_GRADIENTS}
     messages |= {Do.START_GATHER, Do.START_BROADCAST, Do.START_SCATTER, Do.START_REDUCE}
-    for name, extractor, update in product(("fused", "two_phase", "inference"), EXTRACTORS, UPDATES):
-        (mine,) = lists(name, Placement((3,), extractor), 2, update)  # type: ignore[arg-type]
+    for name, extractor, trains in product(("fused", "two_phase", "inference"), EXTRACTORS, (True, False)):
+        (mine,) = lists(name, Placement((3,), extractor), 2, trains_extractor=trains)  # type: ignore[arg-type]
         assert not messages & {action.do for action in mine}
 
 

@@ -1,4 +1,4 @@
-"""The cost model against the laws of DESIGN section 5, against drawings, and against counting by hand."""
+"""The cost model against the laws, against drawings, and against counting by hand."""
 
 from dataclasses import replace
 from itertools import product
@@ -66,10 +66,10 @@ def test_laws_for_equal_refiners(ranks: int, microbatches: int) -> None:
     naive = naive_seconds(given, BATCH)
     for schedule in ("fused", "two_phase"):
         speedup = naive / sid(schedule, ranks, microbatches, given).seconds
-        assert speedup == pytest.approx(law_speedup("sid", schedule, ranks, microbatches)), schedule
+        assert speedup == pytest.approx(law_speedup(schedule, ranks, microbatches)), schedule
     for schedule in ("gpipe", "1f1b"):
         speedup = naive / pipeline(schedule, ranks, microbatches, given).seconds
-        assert speedup == pytest.approx(law_speedup("bp", schedule, ranks, microbatches)), schedule
+        assert speedup == pytest.approx(law_speedup(schedule, ranks, microbatches)), schedule
     most = min(ranks, BATCH)  # a row each
     assert naive / predict_whole(given, BATCH, num_ranks=ranks).seconds == pytest.approx(most)
     assert pipeline("naive", ranks, 1, given).seconds == pytest.approx(naive)
@@ -91,7 +91,7 @@ def test_bubble() -> None:
 
 
 def test_the_papers_figure() -> None:
-    """DESIGN section 5: its projection is 2.4 at K = 8, extractor left out."""
+    """Its projection is 2.4 at K = 8, extractor left out."""
     given = costs(8)
     seconds = paper_seconds(given, BATCH, [range(r, r + 1) for r in range(8)])
     assert naive_seconds(given, BATCH) / seconds == pytest.approx(2.4)
@@ -129,7 +129,7 @@ def test_sums_over_replicas_take_their_time() -> None:
     assert sid("fused", 1, 1, given, replicas=2).seconds == pytest.approx(alone + 1.0)
     frozen = replace(given, layers=[pieces(0.0)])
     assert sid("fused", 1, 1, frozen, replicas=2).seconds == pytest.approx(2 * 3 + 0.5)
-    stacked = RankView(Placement((2,)), 0, 1, "frozen", 2, "stacked")
+    stacked = RankView(Placement((2,)), 0, 1, False, 2, "stacked")
     found = predict_sid([SCHEDULES["fused"](stacked)], stacked.placement, frozen, BatchLayout(BATCH, 1, 1))
     assert found.seconds == pytest.approx(2 + 2 * 3 + 0.75), "learnt at once, so nothing is left to hide behind"
 
@@ -140,7 +140,7 @@ def test_overhead_belongs_to_every_piece_of_work() -> None:
 
 
 def test_saved_activations() -> None:
-    """One byte per row and refiner, two for the extractor: what DESIGN says of each schedule, K = 4, L = 8, M = 8."""
+    """One byte per row and refiner, two for the extractor: what is known of each schedule, K = 4, L = 8, M = 8."""
     given = costs(8)
     one = 2 * BATCH / 8  # a microbatch of the rank's two refiners
     share = 2 * BATCH / 4  # of the extractor
@@ -165,7 +165,7 @@ def test_law_of_streams(ranks: int, microbatches: int, extractor: Any) -> None:
     """The chain has the time of two steps. Where it needs more, it decides how long a step takes."""
     given = costs(ranks)
     speedup = naive_seconds(given, BATCH) / stream(ranks, microbatches, given, extractor).seconds
-    assert speedup == pytest.approx(law_speedup("sid", "streaming", ranks, microbatches, extractor))
+    assert speedup == pytest.approx(law_speedup("streaming", ranks, microbatches, extractor))
 
 
 def test_a_stream_hides_a_chain_of_64_ranks() -> None:
@@ -174,8 +174,8 @@ def test_a_stream_hides_a_chain_of_64_ranks() -> None:
     assert prediction.seconds == pytest.approx(3)
     assert prediction.bubble == pytest.approx(0, abs=1e-9)
     assert stream(64, 16, costs(64), "sharded").seconds > 3.5
-    assert law_speedup("sid", "streaming", 64, 23, "sharded") == 64
-    assert law_speedup("sid", "streaming", 64, 22, "sharded") is None
+    assert law_speedup("streaming", 64, 23, "sharded") == 64
+    assert law_speedup("streaming", 64, 22, "sharded") is None
 
 
 def test_messages_decide() -> None:

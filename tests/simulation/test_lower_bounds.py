@@ -40,8 +40,14 @@ def test_no_step_of_sid_is_faster_than_its_bound(data: st.DataObject) -> None:
     given_costs = data.draw(some_costs(sum(counts)))
     placement = Placement(counts, data.draw(st.sampled_from(["replicated", "root", "sharded"])))
     layout = BatchLayout(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9)), len(counts))
-    update, execution = data.draw(st.sampled_from(["all", "frozen"])), data.draw(st.sampled_from(["loop", "stacked"]))
-    views = rank_views(placement, len(layout.microbatches), update, data.draw(st.integers(1, 2)), execution)  # type: ignore[arg-type]
+    views = rank_views(
+        placement,
+        len(layout.microbatches),
+        trains_extractor=data.draw(st.booleans()),
+        replicas=data.draw(st.integers(1, 2)),
+        refiner_execution=data.draw(st.sampled_from(["loop", "stacked"])),
+        passes_states=data.draw(st.booleans()),
+    )
     schedule: Any = data.draw(st.sampled_from([*SCHEDULES, "streaming"]))
     if schedule == "streaming":
         staleness = data.draw(st.integers(1, 2))

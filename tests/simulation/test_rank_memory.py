@@ -9,7 +9,7 @@ import torch
 from sidpar.calibration.pieces import measure_costs
 from sidpar.config.groups.compute import Compute
 from sidpar.models.emulated import emulated
-from sidpar.planner.candidates import Candidate, PipelineCandidate, SIDCandidate, WholeCandidate
+from sidpar.planner.candidates import Candidate, LocalCandidate, PipelineCandidate, WholeCandidate
 from sidpar.planner.job import Job
 from sidpar.schedules.cut import make_cut
 from sidpar.schedules.placement import Copies, Placement
@@ -44,7 +44,7 @@ def candidate_of(row: dict[str, Any], job: Job) -> Candidate | None:
     match row["method"], row["schedule"]:
         case "sid", "fused" | "two_phase" | "streaming":
             placement = Placement((num_refiners // ranks,) * ranks, row["extractor"])
-            return SIDCandidate(row["schedule"], placement, m, int(row["schedule"] == "streaming"))
+            return LocalCandidate(row["schedule"], placement, m, int(row["schedule"] == "streaming"))
         case "bp", "naive":
             cut = make_cut("naive", "root", ranks, [0.0], [1.0] * num_refiners)
             return PipelineCandidate("naive", cut, m)

@@ -22,3 +22,6 @@ DeviceKind = Literal["auto", "cpu", "cuda"]
 Autocast = Literal["none", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 RateSchedule = Literal["cosine", "constant"]
+
+Option = bool | int | float | str | list[bool | int | float | str] | None
+"""A plain value, which needs nothing but YAML to be read back."""

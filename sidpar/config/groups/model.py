@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.choices import ModelName
+from sidpar.config.groups.choices import ModelName, Option
 from sidpar.config.groups.validation import at_least, fill_in, without_effect
 from sidpar.errors import UsageError
 
 DEFAULT_MODEL: ModelName = "simple_cnn"
-Option = bool | int | float | str | list[bool | int | float | str] | None
-"""A plain value, which needs nothing but YAML to be read back."""
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
 """What every builder is given; `model.options` adds to them."""
 

@@ -1,16 +1,16 @@
-"""What the local losses are: their weights, direction and targets (DESIGN section 3). No torch; see `rules/kl.py`."""
+"""What refiners learn from: the rule, and its settings. No torch; the rules themselves are in `sidpar/rules`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from sidpar.config.groups.choices import KL, ExtractorUpdate
+from sidpar.config.groups.choices import KL, ExtractorUpdate, Option
 from sidpar.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Everything that a local loss depends on besides the beliefs."""
+    """What refiners learn from. A setting that the rule does not read is refused."""
 
     alpha: float | Sequence[float] = 0.5
     """Weight of the target against the teacher, for all refiners or one per refiner, each in (0, 1]."""
@@ -20,6 +20,11 @@ class Objective:
     """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; reverse needs s > 0."""
     extractor_update: ExtractorUpdate = "all"
     """Whose feature gradients train the extractor: all refiners', the final one's, or nobody's (frozen)."""
+    rule: str = "sid"
+    """sid: the label and the belief before (alpha, kl); deep_supervision: the label alone; label_denoising: the label
+    alone, from a noisy label in place of the belief before, so that refiners do not wait for each other."""
+    options: dict[str, Option] | None = None
+    """Further settings of the rule, where it has some: label_denoising has signal and noise."""
 
     def __post_init__(self) -> None:
         for alpha in [self.alpha] if isinstance(self.alpha, int | float) else self.alpha:
@@ -49,6 +54,10 @@ class Objective:
                 f"give {num_refiners}, or one number for all"
             )
         return [float(alpha) for alpha in self.alpha]
+
+    def alpha_of(self, refiner: int) -> float:
+        """alpha of one refiner, counted from 0."""
+        return float(self.alpha if isinstance(self.alpha, int | float) else self.alpha[refiner])
 
     def trains_extractor_through(self, refiner: int, num_refiners: int) -> bool:
         """Whether this refiner's loss (counted from 0) sends a gradient to the features."""

@@ -1,9 +1,12 @@
 """The checks that settings share: each refuses with the setting's name, its value and what to change. No torch."""
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sidpar.errors import UsageError
+
+Offered = TypeVar("Offered")
 
 
 def at_least(name: str, value: float | None, least: float) -> None:
@@ -33,3 +36,31 @@ def without_effect(group: str, settings: Any, names: Sequence[str], reason: str)
     ]
     if given:
         raise UsageError(f"{', '.join(given)} would have no effect, because {reason}: remove it")
+
+
+def known(name: str, value: str, offers: Mapping[str, Offered]) -> Offered:
+    """What a registry offers under the name that a setting has."""
+    if value not in offers:
+        raise UsageError(f"{name}={value} is unknown; choose one of {list(offers)}")
+    return offers[value]
+
+
+def check_options(
+    group: str, options: Mapping[str, Any], what: str, function: Callable[..., Any], given: Collection[str]
+) -> None:
+    """Refuse options, keywords of a function, that it does not take; `given` are those that it is given anyway."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return
+    own = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given]
+    for name in options:
+        if name not in own:
+            raise UsageError(f"{group}.{name}: {what} takes no {name}; its options are {own}")
+
+
+def check_types(group: str, options: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse options of another type than a function of ours says, which it must for each."""
+    for name, value in options.items():
+        kind = inspect.signature(function).parameters[name].annotation
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UsageError(f"{group}.{name} must be of type {kind.__name__}, got {value!r}")

@@ -17,12 +17,14 @@ from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order
 from sidpar.engines.backpropagation.torch_stage import TimedStage
 from sidpar.engines.backpropagation.whole import backpropagated
-from sidpar.engines.base import StepResult, Synchronous
+from sidpar.engines.base import Synchronous
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.transport import Pending, Transport
 from sidpar.profiler.clock import Clock
 from sidpar.profiler.traffic import Traffic
-from sidpar.rules.kl import local_loss, target_of
+from sidpar.rules.base import LocalRule
+from sidpar.rules.kl import kl_to
 from sidpar.schedules.actions import Action
 from sidpar.schedules.cut import PIPELINES, Cut, check_microbatches
 from sidpar.schedules.pipelines import gpipe, one_f_one_b, with_messages
@@ -51,13 +53,13 @@ class PipelineEngine(Synchronous):
         check_microbatches(schedule, microbatches, stage.runtime.world_size)
         self._cut = _check_cut(stage, schedule)
         self.stage = stage
-        self.objective = backpropagated(objective)
+        self.rule: LocalRule = backpropagated(objective)
         self.steps = 0
         self.clock: Clock | None = None
         self._transport = Transport(stage.runtime)
         self.traffic: Traffic = self._transport.traffic
         self._schedule, self._microbatches, self._seed = schedule, microbatches, seed
-        agree_on_engine(stage, objective, schedule=schedule, microbatches=microbatches, seed=seed)
+        agree_on_engine(stage, self.rule, schedule=schedule, microbatches=microbatches, seed=seed)
         self._sections: dict[int, Section] = {}
         self._seams: dict[object, list[tuple[Spec, ...]]] = {}
         self._pipelines: dict[object, Any] = {}
@@ -119,7 +121,7 @@ class PipelineEngine(Synchronous):
         """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""
         key = (tuple(x.shape), x.dtype, tuple(y.shape))
         if key not in self._seams:
-            agree_on_batch(self.stage, x, y, self.steps)
+            agree_on_batch(self.stage, self.rule, x, y, self.steps)
             specs = seams(self.stage, self._cut, x)
             if not self._seams:
                 self.stage.runtime.connect()
@@ -171,8 +173,8 @@ class PipelineEngine(Synchronous):
 
     def _loss(self, log_p: Tensor, rows: Tensor) -> Tensor:
         """This microbatch's share of the mean loss over the global batch: so gradients are summed, and not scaled."""
-        target = target_of(self.objective, self._targets[rows], self.stage.num_classes, log_p.dtype)
-        losses = local_loss(self.objective, 1.0, log_p, log_p, target)
+        target = self.rule.target(self._targets[rows], self.stage.num_classes, log_p.dtype)
+        losses = kl_to(log_p, target, self.rule.objective.kl)
         per_row = losses.reshape(len(losses), -1).sum(1)
         return per_row.mul(self._weights[rows].to(losses.dtype)).sum()
 
@@ -206,7 +208,8 @@ class PipelineEngine(Synchronous):
                 log_beliefs[i].append(log_belief[: remaining[m]])
         refiners = self.stage.own_refiners
         y = y.to(self.stage.runtime.device)
-        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, y.numel(), len(y))
+        received, returned = ({i: log_beliefs[i + k] for i in refiners} for k in (0, 1))
+        return StepResult(self.rule, refiners, received, returned, y, y.numel(), len(y))
 
 
 def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:

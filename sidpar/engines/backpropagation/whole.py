@@ -14,12 +14,15 @@ from sidpar.cascade.cascade import TensorTuple, initial_state
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.base import StepResult, Synchronous
+from sidpar.engines.base import Synchronous
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.memory import bytes_of
 from sidpar.profiler.traffic import Traffic
-from sidpar.rules.kl import local_loss, target_of
+from sidpar.rules.base import LocalRule
+from sidpar.rules.kl import kl_to
+from sidpar.rules.sid import SID
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import mask_seed
@@ -56,7 +59,7 @@ class BPEngine(Synchronous):
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
-        self.objective = backpropagated(objective)
+        self.rule: LocalRule = backpropagated(objective)
         self.steps = 0
         self.clock: Clock | None = None
         self.traffic = Traffic()
@@ -66,7 +69,7 @@ class BPEngine(Synchronous):
         self._seed = seed
         agree_on_engine(
             stage,
-            objective,
+            self.rule,
             microbatches=microbatches,
             checkpointing=checkpointing,
             deep_supervision=deep_supervision,
@@ -118,10 +121,8 @@ class BPEngine(Synchronous):
             share = m * self.stage.runtime.world_size + self.stage.runtime.rank
             self._chain.prepare(self._seed, self.steps, share, self._checkpointing)
             log_beliefs: list[Tensor] = self._parallel(x)
-            target = target_of(self.objective, y, self.stage.num_classes, log_beliefs[0].dtype)
-            losses = [
-                local_loss(self.objective, 1.0, log_beliefs[i + 1], log_beliefs[i], target).sum() for i in self._heads
-            ]
+            target = self.rule.target(y, self.stage.num_classes, log_beliefs[0].dtype)
+            losses = [kl_to(log_beliefs[i + 1], target, self.rule.objective.kl).sum() for i in self._heads]
         with span(self.clock, "backward", f"microbatch {m}"):
             # The mean over the global batch, of which DDP takes the mean over ranks once more.
             loss = torch.stack(losses).sum() * (weight * self.stage.runtime.world_size / samples)
@@ -131,7 +132,7 @@ class BPEngine(Synchronous):
     def _admit(self, x: Tensor, y: Tensor, microbatches: int | None = None) -> BatchLayout:
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
-            agree_on_batch(self.stage, x, y, self.steps)
+            agree_on_batch(self.stage, self.rule, x, y, self.steps)
             if not self._layouts:
                 self._parallel = self._data_parallel(x)
             world_size = self.stage.runtime.world_size
@@ -186,10 +187,10 @@ class BPEngine(Synchronous):
 
     def _result(self, seen: list[list[Tensor]], y: Tensor, whole: Tensor) -> StepResult:
         """`y` are the labels of this rank's share of `whole`."""
-        log_beliefs = {i: [microbatch[i] for microbatch in seen] for i in range(len(seen[0]))}
         refiners = self.stage.own_refiners
+        received, returned = ({i: [part[i + k] for part in seen] for i in refiners} for k in (0, 1))
         y = y.to(self.stage.runtime.device)
-        return StepResult(self.objective, [1.0] * len(refiners), refiners, log_beliefs, y, whole.numel(), len(whole))
+        return StepResult(self.rule, refiners, received, returned, y, whole.numel(), len(whole))
 
 
 class _Chain(nn.Module):
@@ -237,11 +238,12 @@ class _Chain(nn.Module):
             seed_generator(self.stage.runtime.device, mask_seed(seed, part, step, m))
 
 
-def backpropagated(objective: Objective) -> Objective:
-    """What backpropagation trains by: the same divergence from the target, and nothing of the teachers."""
+def backpropagated(objective: Objective) -> SID:
+    """What backpropagation is measured by: the divergence from the target by which it trains, and nothing of the
+    teachers."""
     if objective.extractor_update != "all":
         raise UsageError(
             f"objective.extractor_update={objective.extractor_update} chooses among local losses, and backpropagation "
             "has none: remove it"
         )
-    return replace(objective, alpha=1.0)
+    return SID(replace(objective, alpha=1.0))

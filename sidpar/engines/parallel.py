@@ -1,4 +1,4 @@
-"""SID on ranks: walks the schedule's list of actions for each batch."""
+"""Local learning on ranks: walks the schedule's list of actions for each batch."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -10,15 +10,18 @@ from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.base import StepResult, Synchronous, chosen, clip_each
+from sidpar.engines.base import Synchronous, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
 from sidpar.engines.resources import Resources
+from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.buckets import GradientBuckets
 from sidpar.messages.transport import Pending, Transport
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
+from sidpar.rules import rule_of
+from sidpar.rules.base import LocalRule
 from sidpar.schedules.actions import Action
 from sidpar.schedules.batching import BatchLayout, Share
 from sidpar.schedules.phases import PHASE
@@ -30,19 +33,20 @@ from sidpar.stages.stage import Stage
 from sidpar.stages.versions import Version
 
 
-class SIDEngine(Synchronous):
+class ParallelEngine(Synchronous):
     """Trains the refiners of this rank, and this rank's part of the extractor.
 
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
-        schedule: `fused` or `two_phase` (DESIGN section 5); both give the gradients of `LocalEngine`. The third one is
-            `StreamingEngine`'s.
+        objective: the settings of a rule, or a rule; by it refiners learn.
+        schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
+            third one is `StreamingEngine`'s.
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
             computation (`cascade/stacked.py`). Pays where refiners are many and small, and one rank has several.
-        seed: of the random masks; the same on all ranks.
+        seed: of the random masks, and of the rule's random numbers; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
@@ -52,7 +56,7 @@ class SIDEngine(Synchronous):
     def __init__(
         self,
         stage: Stage,
-        objective: Objective,
+        objective: Objective | LocalRule,
         *,
         schedule: SynchronousName = "fused",
         microbatches: int = 1,
@@ -62,34 +66,42 @@ class SIDEngine(Synchronous):
         if schedule not in SCHEDULES:
             raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
         if not isinstance(stage.placement, Placement):
-            raise UsageError("SIDEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation")
+            raise UsageError(
+                "ParallelEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation"
+            )
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
-        self.objective = objective
+        self.rule = rule_of(objective)
+        self.rule.check(stage.placement.num_refiners)
+        _check_parts(self.rule, microbatches, stage.runtime.num_replicas)
         self.steps = 0
         self.clock: Clock | None = None
         self._schedule = schedule
         self._microbatches = microbatches
         self._runtime = stage.runtime
         # An extractor without parameters has nothing to reduce or to run backward through.
-        update = objective.extractor_update if stage.skeleton.extractor_is_trainable else "frozen"
-        if update == "frozen":
+        trains_extractor = self.rule.trains_extractor and stage.skeleton.extractor_is_trainable
+        if not trains_extractor:
             stage.freeze_extractor()
         runtime = self._runtime
         self._view = RankView(
-            stage.placement, runtime.cascade_rank, microbatches, update, runtime.num_replicas, refiner_execution
+            stage.placement,
+            runtime.cascade_rank,
+            microbatches,
+            trains_extractor,
+            runtime.num_replicas,
+            refiner_execution,
+            self.rule.passes_states,
         )
         self._transport = Transport(runtime) if runtime.world_size > 1 else None
         self.traffic = Traffic() if self._transport is None else self._transport.traffic
-        alphas = objective.alphas(stage.placement.num_refiners)
         self._refiner_buckets = self._make_refiner_buckets()
-        stacks = Stacks(stage, objective) if refiner_execution == "stacked" else None
-        self._resources = Resources(
-            stage, objective, alphas, self._view, self._transport, self._refiner_buckets, stacks, seed
-        )
+        stacks = Stacks(stage, self.rule) if refiner_execution == "stacked" else None
+        self._resources = Resources(stage, self.rule, self._view, self._transport, self._refiner_buckets, stacks, seed)
+        self._seed = seed
         settings = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": refiner_execution}
-        agree_on_engine(stage, objective, **settings, seed=seed)
+        agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
         self._actions: dict[tuple[str, int], list[Action]] = {}
@@ -97,7 +109,7 @@ class SIDEngine(Synchronous):
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
         self._check_trainable()
-        layout = self._admit(x, y, self._microbatches)
+        layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
         self._open_refiners()
         with preserved_generator(self._runtime.device):
@@ -107,10 +119,10 @@ class SIDEngine(Synchronous):
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
-        layout = self._admit(x, y, 1)
+        layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
-            return self._execute(inference, x, y, layout, lambda _: Version(self._extractor, None))
+            return self._execute(inference, x, y, layout, lambda _: Version(self._extractor, None), training=False)
 
     def _execute(
         self,
@@ -119,8 +131,11 @@ class SIDEngine(Synchronous):
         y: Tensor,
         layout: BatchLayout,
         open_version: Callable[[int], Version],
+        *,
+        training: bool = True,
     ) -> StepResult:
-        execution = Execution(self._resources, self._take_share(x, y), layout, self.steps, open_version)
+        share = self._take_share(x, y, self.steps, training=training)
+        execution = Execution(self._resources, share, layout, self.steps, open_version, training=training)
         for action in self._list(schedule, len(layout.microbatches)):
             self._do(execution, action)
         execution.check_finished()
@@ -192,25 +207,26 @@ class SIDEngine(Synchronous):
             self._actions[key] = list(schedule(replace(self._view, microbatches=microbatches)))
         return self._actions[key]
 
-    def _admit(self, x: Tensor, y: Tensor, microbatches: int) -> BatchLayout:
+    def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
-        key = (*self._key(x, y), microbatches)
+        key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
-            agree_on_batch(self.stage, x, y, self.steps)
+            agree_on_batch(self.stage, self.rule, x, y, self.steps)
             if not self._layouts:
                 if self._resources.stacks is not None:
                     agree_on_stacks(self.stage, x)
                 self._runtime.connect()
-            share = self._share_of(len(x))
-            rows, microbatches = len(share.taken), share.microbatches(microbatches)
-            self._layouts[key] = BatchLayout(rows, microbatches, self._runtime.cascade_size)
+            rows = len(self._take_share(x, y, self.steps, training=training).x)
+            parts = self._share_of(len(x)).microbatches(microbatches)
+            self._layouts[key] = BatchLayout(rows, parts, self._runtime.cascade_size)
         return self._layouts[key]
 
     def _share_of(self, batch_size: int) -> Share:
         return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)
 
-    def _take_share(self, x: Tensor, y: Tensor) -> ReplicaBatch:
-        return ReplicaBatch.take(x, y, self._share_of(len(x)), self._runtime.device)
+    def _take_share(self, x: Tensor, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:
+        share, device = self._share_of(len(x)), self._runtime.device
+        return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
 
     def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
         """What batches that are alike have in common."""
@@ -219,3 +235,14 @@ class SIDEngine(Synchronous):
     def _check_trainable(self) -> None:
         if self.stage.trainable_flags() != self._trainable:
             raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")
+
+
+def _check_parts(rule: LocalRule, microbatches: int, replicas: int) -> None:
+    if rule.sums_over_rows:
+        return
+    for name, parts in (("microbatches", microbatches), ("replicas", replicas)):
+        if parts > 1:
+            raise UsageError(
+                f"{name}={parts} cuts a batch into parts, but the loss of objective.rule={rule.name} is no sum over "
+                f"rows, so the parts' losses do not add up to the batch's: set parallel.{name}=1, or use another rule"
+            )

@@ -1,0 +1,59 @@
+"""What one batch showed of a rank's refiners."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidpar.rules.base import LocalRule
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of this rank's n refiners. Nothing is computed until it is asked for.
+
+    `y` are the labels of the rows: of the whole batch, or of this rank's share of it, while `samples` counts the whole
+    batch.
+    """
+
+    rule: LocalRule
+    refiners: Sequence[int]
+    received: Mapping[int, Sequence[Tensor]]
+    """What the rule keeps of the states that refiner i receives, of each microbatch: the log-belief [b, C] (or
+    [b, T, C]) of its teacher, for every i of `refiners`."""
+    returned: Mapping[int, Sequence[Tensor]]
+    """The same of the states that it returns."""
+    y: Tensor
+    samples: int
+    batch_size: int
+    """B."""
+    diagnosis: dict[str, Any] | None = None
+    """What the engine has found out about itself at this step, where it was asked to (`StreamingEngine`)."""
+
+    def measures(self) -> Tensor:
+        """`rule.measures` of this rank's refiners, summed over its share of the batch: [n, k], float64."""
+        if not self.refiners:
+            return torch.zeros(0, len(self.rule.measures), dtype=torch.float64, device=self.y.device)
+        received, returned = (
+            torch.stack([_whole(kept[i]) for i in self.refiners]) for kept in (self.received, self.returned)
+        )
+        return self.rule.measure(self.refiners, received, returned, self.y)
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean local loss of each of this rank's refiners, [n], over this rank's share of the batch."""
+        return self._mean("loss")
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of correct predictions of each of this rank's refiners, [n], over this rank's share of the batch."""
+        return self._mean("correct")
+
+    def _mean(self, column: str) -> Tensor:
+        return self.measures()[:, self.rule.measures.index(column)] / max(1, self.y.numel())
+
+
+def _whole(microbatches: Sequence[Tensor]) -> Tensor:
+    return microbatches[0] if len(microbatches) == 1 else torch.cat(list(microbatches))
