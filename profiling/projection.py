@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from harness import workloads
 from harness.conditions import conditions
-from harness.contenders import SINGLE, Contender
+from harness.contenders import SINGLE, Local, Whole
 from harness.measuring import Entry, memory_of
 from harness.rows import describe_costs
 
@@ -28,6 +28,7 @@ from sidpar import Runtime
 from sidpar.calibration.pieces import measure_costs
 from sidpar.calibration.together import halvings
 from sidpar.engines.backpropagation.order import torch_order
+from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.planner.search import Freedom, backpropagation, local_candidates, search
 from sidpar.schedules.placement import Placement, place_by_count
@@ -35,12 +36,12 @@ from sidpar.simulation.cost_model import naive_seconds, paper_seconds
 from sidpar.simulation.costs import Costs, ring_links
 
 SINGLES = (
-    Contender("bp", SINGLE, "whole"),
-    Contender("bp", f"{SINGLE}, accumulation", "whole", 8),
-    Contender("bp", f"{SINGLE}, checkpointing", "whole"),
-    Contender("bp", f"{SINGLE}, deep supervision", "whole"),
-    Contender("sid", SINGLE, "whole"),
-    Contender("sid", f"{SINGLE}, accumulation", "whole", 8),
+    Whole("bp", SINGLE, "whole"),
+    Whole("bp", f"{SINGLE}, accumulation", "whole", 8),
+    Whole("bp", f"{SINGLE}, checkpointing", "whole"),
+    Whole("bp", f"{SINGLE}, deep supervision", "whole"),
+    Local("sid", SINGLE, "whole"),
+    Local("sid", f"{SINGLE}, accumulation", "whole", 8),
 )
 
 
@@ -112,7 +113,7 @@ def project(costs: Costs, batch: int, ranks: int, arguments: argparse.Namespace)
             "speedup_vs_naive_bp": naive / option.seconds,
             "bubble_fraction": option.bubble,
             "saved_activation_bytes": option.largest.saved_activations if option.largest else None,
-            "paper_speedup": paper if option.candidate.method == "sid" else None,
+            "paper_speedup": paper if isinstance(option.candidate, LocalCandidate) else None,
         }
 
 

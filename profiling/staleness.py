@@ -32,10 +32,11 @@ import torch
 from harness.conditions import conditions
 
 from sidpar import Runtime, SIDEngine, StreamingEngine
-from sidpar.config.command_line import parse
 from sidpar.engines.base import Update
+from sidpar.methods import method_of
+from sidpar.models.network import build_network
 from sidpar.schedules.actions import Do
-from sidpar.training.build import build_cascade, build_engine, build_stage
+from sidpar.train import parse
 from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.meter import Meter
 from sidpar.training.optim import Optimizers
@@ -97,8 +98,9 @@ def train(arguments: argparse.Namespace, runtime: Runtime, row: dict[str, Any]) 
         config = parse([*flags, "--optim.extractor_lr", str(config.optim.lr / (1 + staleness / 2))])
     dataset = load_dataset(config, runtime)
     loader = build_loader(config, dataset, runtime.device)
-    stage = build_stage(config, build_cascade(config, dataset), loader, runtime)
-    engine: SIDEngine = build_engine(config, stage)  # type: ignore[assignment]
+    cascade = build_network(config, dataset.image_shape, dataset.num_classes)
+    stage = method_of(config).place(config, cascade, loader.sample, runtime)
+    engine: SIDEngine = method_of(config).engine(config, stage, loader.sample)  # type: ignore[assignment]
     steps = config.optim.epochs * loader.steps_per_epoch
     if staleness:
         kind = Compensating if remedy == "compensation" else StreamingEngine

@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from sidpar.calibration.links import measure_links
-from sidpar.config.command_line import config_parser, errors_in_one_line, parse_with
+from sidpar.config.command_line import config_parser, errors_in_one_line, parse
 from sidpar.config.groups.validation import at_least
 from sidpar.config.schema import Config
 from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
@@ -23,22 +23,24 @@ from sidpar.distributed.device import describe, usable_memory
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.errors import UsageError
+from sidpar.methods import complete, method_of
+from sidpar.methods.base import job_of
+from sidpar.methods.costs import measure_pieces
+from sidpar.models import forms_beliefs
+from sidpar.models.network import build_network
 from sidpar.planner.report import plan_text
 from sidpar.planner.search import Freedom, make_plan, record_of
 from sidpar.plots.plan import draw_plan
 from sidpar.runs.files import write_whole
 from sidpar.schedules.batching import Share
-from sidpar.schedules.placement import place_by_count
 from sidpar.simulation.costs import Costs, Links, from_plain, ring_links, to_plain
-from sidpar.training.build import build_cascade, measure_pieces
-from sidpar.training.configured import configured, job_of
 from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
-    config, given = parse_with(_parser(), arguments)
+    config, given = parse(_parser(), arguments, complete)
     with errors_in_one_line("sidpar.plan"):
         wishes = Wishes.read(given)
         with _start(config, wishes) as runtime:
@@ -133,9 +135,8 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
         "memory": "no limit" if memory is None else f"{human(memory)} on each rank",
     }
     job = job_of(config, replace(costs, links=links), ranks, memory)
-    plain = config.model.name in ("plain_cnn", "plain_mlp")  # has no beliefs for SID to learn from
-    plan = make_plan(job, Freedom(schedules=()) if plain else Freedom(), torch_order)
-    present = configured(config, job)
+    plan = make_plan(job, Freedom() if forms_beliefs(config.model) else Freedom(schedules=()), torch_order)
+    present = method_of(config).expected(config, job)
     text = plan_text([f"{name:<9} {value}" for name, value in conditions.items()], job, present, plan)
     print(text)
     if wishes.out is not None:
@@ -181,8 +182,7 @@ def _ranks(config: Config, wishes: Wishes, runtime: Runtime) -> int:
     ranks, replicas = wishes.ranks or (runtime.world_size if runtime.world_size > 1 else 8), config.parallel.replicas
     if ranks % replicas:
         raise UsageError(f"parallel.replicas={replicas} does not divide {ranks} ranks: plan for a multiple of it")
-    if config.method == "sid":
-        place_by_count(config.model.num_refiners, ranks // replicas)
+    method_of(config).check_ranks(config, ranks)
     return ranks
 
 
@@ -193,7 +193,7 @@ def _costs(config: Config, wishes: Wishes, runtime: Runtime) -> tuple[Costs, str
     if runtime.device.type == "cpu" and runtime.world_size == 1:
         torch.set_num_threads(1)  # as ranks that share a machine have
     dataset = load_dataset(config, runtime)
-    build = partial(build_cascade, config, dataset)
+    build = partial(build_network, config, dataset.image_shape, dataset.num_classes)
     build_alike(build, runtime)  # refuses here what could not be trained
     sample = build_loader(config, dataset, runtime.device).sample
     costs = measure_pieces(config, build, sample, runtime, Links())

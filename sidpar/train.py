@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar.config.command_line import errors_in_one_line, parse
+from sidpar.config import command_line
+from sidpar.config.command_line import errors_in_one_line
+from sidpar.config.schema import Config
 from sidpar.distributed.environment import read_environment
 from sidpar.distributed.runtime import Runtime
+from sidpar.methods import complete
 from sidpar.runs.launches import was_stopped
 from sidpar.runs.logs import closing_logs, log_to_console
 from sidpar.training.run import train
@@ -33,6 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             finished = train(config, runtime)
     if not finished:
         raise SystemExit(REQUEUE_STATUS)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration of a command line: `--config FILE`, then `--group.key VALUE` over it.
+
+    A mistake ends the process with exit code 2 and one line that names the key. `--print_config` prints the resolved
+    configuration, as the run folder would keep it, and ends the process.
+    """
+    parser = command_line.config_parser(
+        "sidpar.train",
+        "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
+        "Train a cascade by Synergistic Information Distillation, one process per rank.",
+    )
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+    config, others = command_line.parse(parser, arguments, complete)
+    if others["print_config"]:
+        print(command_line.to_yaml(config), end="")
+        parser.exit()
+    return config
 
 
 if __name__ == "__main__":

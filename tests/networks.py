@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.models import ConcatRefiner
 from sidpar.models.assembly import assemble
-from sidpar.models.plain import Head, ResidualBlock, equal_cost
+from sidpar.models.concat_refiner import ConcatRefiner
+from sidpar.models.residual_block import Head, ResidualBlock, equal_cost
 
 CLASSES = 3
 INPUTS = 5

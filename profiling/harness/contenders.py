@@ -1,5 +1,6 @@
 """The methods that are compared: how each is built, what its law and its model predict."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.workloads import Workload
-from sidpar import BPEngine, Objective, PipelineEngine, Runtime, SIDEngine, Stage, StreamingEngine
+from sidpar import BPEngine, Cascade, Objective, ParallelEngine, PipelineEngine, Runtime, Stage, StreamingEngine
 from sidpar.engines.base import Engine
 from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
@@ -25,7 +26,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(ABC):
     """One row of the report."""
 
     method: str
@@ -50,55 +51,29 @@ class Contender:
         """Whether one rank works and the others wait."""
         return self.schedule.startswith(SINGLE)
 
+    @property
+    def hides_waiting(self) -> bool:
+        """Whether ranks wait for others where no clock of ours sees it."""
+        return False
+
     def build(self, runtime: Runtime, workload: Workload, costs: Costs) -> Engine | None:
         """The engine, or None on a rank that only waits. Raises UsageError for what cannot be."""
         if self.single and runtime.rank > 0:
             return None
         here = Runtime(rank=0, world_size=1, device=runtime.device, backend="none") if self.single else runtime
-        cascade, objective = workload.networks[self.network](), Objective()
-        num_refiners, ranks, m = len(cascade.refiners), here.world_size, self.microbatches
-        if self.method == "sid":
-            extractor: Any = "replicated" if self.single else self.extractor
-            stage = Stage(cascade, here, extractor=extractor, counts=self.counts, compute=workload.compute)
-            if self.schedule == "streaming":
-                return StreamingEngine(stage, objective, microbatches=m)
-            schedule: Any = "fused" if self.single else self.schedule
-            return SIDEngine(stage, objective, schedule=schedule, microbatches=m)
-        if self.single or self.method == "ddp":
-            stage = Stage(cascade, here, placement=Copies(num_refiners, ranks), compute=workload.compute)
-            return BPEngine(
-                stage,
-                objective,
-                microbatches=m,
-                checkpointing="checkpointing" in self.schedule,
-                deep_supervision="deep supervision" in self.schedule,
-            )
-        stage = Stage(cascade, here, placement=self.cut(ranks, workload, costs), compute=workload.compute)
-        return PipelineEngine(stage, objective, schedule=self.schedule, microbatches=m)  # type: ignore[arg-type]
+        return self.engine(workload.networks[self.network](), here, workload, costs)
 
-    def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:
-        """The sections of a pipeline, balanced by the measured costs of a microbatch."""
-        layers, refiners = costs.loads(len(workload.x) / self.microbatches)
-        return make_cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
+    @abstractmethod
+    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+        """The engine of a rank that works."""
 
     def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction | None:
         """What the cost model makes of it; nothing, where the pieces were not measured with as many threads."""
-        if self.threads > 1:
-            return None
-        batch = len(workload.x)
-        if self.single or self.method == "ddp":
-            ranks = 1 if self.single else num_ranks
-            checkpointing = "checkpointing" in self.schedule
-            m = self.microbatches
-            return cost_model.predict_whole(costs, batch, num_ranks=ranks, microbatches=m, checkpointing=checkpointing)
-        if isinstance(engine, SIDEngine):
-            layout, placement = BatchLayout(batch, self.microbatches, num_ranks), engine.stage.placement
-            assert isinstance(placement, Placement)
-            lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
-            return cost_model.predict_sid(lists, placement, costs, layout, self.stream)
-        assert isinstance(engine, PipelineEngine)
-        cut = self.cut(num_ranks, workload, costs)
-        return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-batch // self.microbatches))
+        return None if self.threads > 1 else self.model(engine, num_ranks, workload, costs)
+
+    @abstractmethod
+    def model(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
+        """The same of a method whose pieces were."""
 
     def law(self, num_ranks: int) -> float | None:
         """The speed-up over naive BP for equal refiners."""
@@ -108,11 +83,86 @@ class Contender:
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
         """The paper's projected speed-up of SID, which knows no microbatches, schedules or messages."""
-        if self.single or not isinstance(engine, SIDEngine) or not isinstance(engine.stage.placement, Placement):
+        return None
+
+
+@dataclass(frozen=True)
+class Local(Contender):
+    """Refiners that learn locally, by SID."""
+
+    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+        extractor: Any = "replicated" if self.single else self.extractor
+        stage = Stage(cascade, runtime, extractor=extractor, counts=self.counts, compute=workload.compute)
+        if self.schedule == "streaming":
+            return StreamingEngine(stage, Objective(), microbatches=self.microbatches)
+        schedule: Any = "fused" if self.single else self.schedule
+        return ParallelEngine(stage, Objective(), schedule=schedule, microbatches=self.microbatches)
+
+    def model(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
+        batch = len(workload.x)
+        if self.single:
+            return cost_model.predict_whole(costs, batch, num_ranks=1, microbatches=self.microbatches)
+        assert isinstance(engine, ParallelEngine)
+        layout, placement = BatchLayout(batch, self.microbatches, num_ranks), engine.stage.placement
+        assert isinstance(placement, Placement)
+        lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
+        return cost_model.predict_sid(lists, placement, costs, layout, self.stream)
+
+    def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
+        if self.single or engine is None:
             return None
+        assert isinstance(engine, ParallelEngine)
         placement, batch = engine.stage.placement, len(workload.x)
         groups = [placement.refiners(rank) for rank in range(placement.num_ranks)]
         return cost_model.naive_seconds(costs, batch) / cost_model.paper_seconds(costs, batch, groups)
+
+
+@dataclass(frozen=True)
+class Whole(Contender):
+    """Backpropagation through the whole cascade, in one process or by DDP."""
+
+    @property
+    def hides_waiting(self) -> bool:
+        return not self.single  # DDP waits for other ranks inside its backward
+
+    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+        copies = Copies(len(cascade.refiners), runtime.world_size)
+        return BPEngine(
+            Stage(cascade, runtime, placement=copies, compute=workload.compute),
+            Objective(),
+            microbatches=self.microbatches,
+            checkpointing="checkpointing" in self.schedule,
+            deep_supervision="deep supervision" in self.schedule,
+        )
+
+    def model(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
+        return cost_model.predict_whole(
+            costs,
+            len(workload.x),
+            num_ranks=1 if self.single else num_ranks,
+            microbatches=self.microbatches,
+            checkpointing="checkpointing" in self.schedule,
+        )
+
+
+@dataclass(frozen=True)
+class Pipeline(Contender):
+    """Backpropagation by a pipeline over ranks."""
+
+    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+        cut = self.cut(runtime.world_size, workload, costs)
+        stage = Stage(cascade, runtime, placement=cut, compute=workload.compute)
+        return PipelineEngine(stage, Objective(), schedule=self.schedule, microbatches=self.microbatches)  # type: ignore[arg-type]
+
+    def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:
+        """The sections, balanced by the measured costs of a microbatch."""
+        layers, refiners = costs.loads(len(workload.x) / self.microbatches)
+        return make_cut(self.schedule, self.extractor, num_ranks, layers, refiners)  # type: ignore[arg-type]
+
+    def model(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction:
+        assert isinstance(engine, PipelineEngine)
+        cut = self.cut(num_ranks, workload, costs)
+        return cost_model.predict_pipeline(engine.lists(), costs, cut, -(-len(workload.x) // self.microbatches))
 
 
 def chosen_by_plan(costs: Costs, batch_size: int, num_ranks: int, stream: int) -> Contender:
@@ -121,7 +171,7 @@ def chosen_by_plan(costs: Costs, batch_size: int, num_ranks: int, stream: int) -
     assert chosen is not None, "memory has no limit here"
     candidate = chosen.candidate
     assert isinstance(candidate, LocalCandidate)
-    return Contender(
+    return Local(
         "sid",
         candidate.schedule,
         candidate.placement.extractor,
@@ -135,28 +185,28 @@ def contenders(
     workload: Workload, num_ranks: int, microbatches: list[int], extractors: list[str], stream: int
 ) -> Iterator[Contender]:
     """All that are compared, whether they can run or not, but for the plan's choice."""
-    yield Contender("bp", "naive", "root")
+    yield Pipeline("bp", "naive", "root")
     for m in microbatches:
         for schedule in PIPELINES:
             if schedule != "naive":
-                yield Contender("bp", schedule, "cut", m)
+                yield Pipeline("bp", schedule, "cut", m)
         for schedule in ("two_phase", "fused", "streaming"):
             for extractor in extractors:
-                yield Contender("sid", schedule, extractor, m, stream=stream if schedule == "streaming" else 1)
-    yield Contender("ddp", "ddp", "whole")
-    yield Contender("bp", SINGLE, "whole")
-    yield Contender("bp", f"{SINGLE}, accumulation", "whole", max(microbatches))
-    yield Contender("bp", f"{SINGLE}, checkpointing", "whole")
-    yield Contender("bp", f"{SINGLE}, deep supervision", "whole")
-    yield Contender("sid", SINGLE, "whole")
+                yield Local("sid", schedule, extractor, m, stream=stream if schedule == "streaming" else 1)
+    yield Whole("ddp", "ddp", "whole")
+    yield Whole("bp", SINGLE, "whole")
+    yield Whole("bp", f"{SINGLE}, accumulation", "whole", max(microbatches))
+    yield Whole("bp", f"{SINGLE}, checkpointing", "whole")
+    yield Whole("bp", f"{SINGLE}, deep supervision", "whole")
+    yield Local("sid", SINGLE, "whole")
     if workload.name != "emulated" and num_ranks > 1 and not torch.cuda.is_available():
-        yield Contender("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
-        yield Contender("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+        yield Whole("bp", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
+        yield Local("sid", f"{SINGLE}, {num_ranks} threads", "whole", threads=num_ranks)
     if "recomputing" in workload.networks:
         for extractor in extractors:
-            yield Contender("sid", "streaming", extractor, min(microbatches), "recomputing", stream=stream)
+            yield Local("sid", "streaming", extractor, min(microbatches), "recomputing", stream=stream)
     if "plain" in workload.networks:
-        yield Contender("ddp", "ddp", "whole", network="plain")
-        yield Contender("bp", SINGLE, "whole", network="plain")
+        yield Whole("ddp", "ddp", "whole", network="plain")
+        yield Whole("bp", SINGLE, "whole", network="plain")
         for m in [m for m in microbatches if m > 1]:
-            yield Contender("bp", "1f1b", "cut", m, network="plain")
+            yield Pipeline("bp", "1f1b", "cut", m, network="plain")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.contenders import Contender
+from harness.contenders import Contender, Local
 from harness.measuring import Measured
 from harness.workloads import Workload
 from sidpar.schedules.phases import COMPUTE, PHASE
@@ -26,7 +26,7 @@ def rows(
     """The rows of the report."""
     medians = {contender: statistics.median(step_seconds(contender, ranks)) for contender, ranks in everyone.items()}
     naive = [seconds for c, seconds in medians.items() if c.schedule == "naive"]
-    backpropagation = [seconds for c, seconds in medians.items() if c.method != "sid"]
+    backpropagation = [seconds for c, seconds in medians.items() if not isinstance(c, Local)]
     found = []
     for contender, measured in everyone.items():
         ranks = [m for m in measured if m.seconds]
@@ -46,8 +46,7 @@ def rows(
                 "law_speedup": contender.law(num_ranks),
                 "paper_speedup": paper,
                 "model_step_ms": None if prediction is None else 1000 * prediction.seconds,
-                # DDP waits for other ranks inside its backward, where no clock of ours sees it.
-                "bubble_fraction": None if contender.method == "ddp" else statistics.median(bubbles(ranks)),
+                "bubble_fraction": None if contender.hides_waiting else statistics.median(bubbles(ranks)),
                 "model_bubble_fraction": None if prediction is None else prediction.bubble,
                 "saved_activation_bytes": [m.memory["saved_activations"] for m in ranks],
                 "model_saved_activation_bytes": None if prediction is None else prediction.saved_bytes,

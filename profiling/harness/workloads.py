@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sidpar import Cascade, Compute, models
+from sidpar import Cascade, Compute
 from sidpar.models.emulated import emulated
+from sidpar.models.plain import plain_cnn, plain_mlp
+from sidpar.models.simple_cnn import simple_cnn
+from sidpar.models.wide_mlp import wide_mlp
 
 IMAGES = {"simple_cnn": (3, 32, 32), "wide_mlp": (3, 32, 32), "digits": (1, 8, 8)}
 """`digits` is the demo's: SimpleCNN on images so small that everything else shows."""
@@ -74,15 +77,15 @@ def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
     conditions |= {"image": list(image), "autocast": arguments.autocast}
     if arguments.workload != "wide_mlp":
         networks = {
-            "cascade": lambda: models.simple_cnn(image, CLASSES, num_refiners),
-            "plain": lambda: models.plain_cnn(image, CLASSES, num_refiners),
-            "recomputing": lambda: recomputing(models.simple_cnn(image, CLASSES, num_refiners)),
+            "cascade": lambda: simple_cnn(image, CLASSES, num_refiners),
+            "plain": lambda: plain_cnn(image, CLASSES, num_refiners),
+            "recomputing": lambda: recomputing(simple_cnn(image, CLASSES, num_refiners)),
         }
         return Workload(arguments.workload, networks, x, y, compute, conditions)
     width = arguments.width
     networks = {
-        "cascade": lambda: models.wide_mlp(image, CLASSES, num_refiners, width=width),
-        "plain": lambda: models.plain_mlp(image, CLASSES, num_refiners, width=width),
+        "cascade": lambda: wide_mlp(image, CLASSES, num_refiners, width=width),
+        "plain": lambda: plain_mlp(image, CLASSES, num_refiners, width=width),
     }
     return Workload("wide_mlp", networks, x, y, compute, conditions | {"width": width})
 

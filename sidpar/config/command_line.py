@@ -2,7 +2,7 @@
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -13,32 +13,19 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 from sidpar.config.schema import Config
 from sidpar.errors import RunError, UsageError
 
+Complete = Callable[[Config], Config]
+"""What decides the settings that were left open: `methods.complete`, which this package may not know."""
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration of a command line: `--config FILE`, then `--group.key VALUE` over it.
 
-    A mistake ends the process with exit code 2 and one line that names the key. `--print_config` prints the resolved
-    configuration, as the run folder would keep it, and ends the process.
+def parse(parser: ArgumentParser, arguments: Sequence[str] | None, complete: Complete) -> tuple[Config, dict[str, Any]]:
+    """The configuration, and the program's own arguments by name.
+
+    A mistake ends the process with exit code 2 and one line that names the key.
     """
-    parser = config_parser(
-        "sidpar.train",
-        "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
-        "Train a cascade by Synergistic Information Distillation, one process per rank.",
-    )
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
-    config, others = parse_with(parser, arguments)
-    if others["print_config"]:
-        print(to_yaml(config), end="")
-        parser.exit()
-    return config
-
-
-def parse_with(parser: ArgumentParser, arguments: Sequence[str] | None) -> tuple[Config, dict[str, Any]]:
-    """The configuration, and the program's own arguments by name; a mistake ends the process as above."""
     namespace, names = parser.parse_args(arguments), [field.name for field in fields(Config)]
     try:
         settings = dict(parser.instantiate(namespace))
-        config = Config(**{name: settings[name] for name in names})
+        config = complete(Config(**{name: settings[name] for name in names}))
     except UsageError as error:
         parser.error(str(error))
     return config, {name: value for name, value in settings.items() if name not in (*names, "config")}

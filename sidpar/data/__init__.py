@@ -1,5 +1,5 @@
-"""Datasets in memory or in files, augmentation, batches.
+"""What a dataset is, in memory or in files, augmentation, batches.
 
-May import: config.
+May import: nothing.
 Start reading: loader.py.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sidpar.data.augment import random_crop, random_flip
-from sidpar.data.datasets import Dataset
+from sidpar.data.dataset import Dataset
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.seeding import generator
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # who reads a run needs none of the libraries that read datasets
-    from sidpar.data.datasets import Dataset
+    from sidpar.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

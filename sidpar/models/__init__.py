@@ -1,87 +1,41 @@
 """The networks that come with sidpar, and the user's own.
 
 May import: config, cascade.
-Start reading: network.py.
+Start reading: base.py, what a network says of itself; simple_cnn.py, the paper's.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from torch import nn
+from sidpar.config.groups.compute import Compute
+from sidpar.config.groups.model import ModelConfig
+from sidpar.config.groups.validation import check_options, known, without_effect
+from sidpar.models.base import GIVEN, Model
+from sidpar.models.plain import PLAIN_CNN, PLAIN_MLP
+from sidpar.models.simple_cnn import SIMPLE_CNN
+from sidpar.models.wide_mlp import WIDE_MLP
 
-from sidpar.cascade.cascade import Cascade
-from sidpar.models.assembly import assemble
-from sidpar.models.concat_refiner import ConcatRefiner
-from sidpar.models.plain import Head, ResidualBlock, equal_cost
-from sidpar.models.simple_cnn import simple_cnn_extractor
-
-
-def simple_cnn(image_shape: tuple[int, int, int], num_classes: int, num_refiners: int, *, seed: int = 0) -> Cascade:
-    """The paper's SimpleCNN with L = `num_refiners`, for images [channels, H, W]."""
-    return assemble(
-        lambda: simple_cnn_extractor(image_shape[0]),
-        lambda: ConcatRefiner(128, [256], num_classes),
-        num_classes,
-        num_refiners,
-        seed,
-    )
+MODELS: dict[str, Model] = {model.name: model for model in (SIMPLE_CNN, WIDE_MLP, PLAIN_CNN, PLAIN_MLP)}
+DEFAULT = SIMPLE_CNN.name
+SIZES = ("width", "depth")
+"""Settings of networks that have names of their own in the configuration."""
 
 
-def wide_mlp(
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    num_refiners: int,
-    *,
-    width: int = 1024,
-    depth: int = 2,
-    seed: int = 0,
-) -> Cascade:
-    """A light extractor, and refiners with `depth` hidden layers of `width` units: placing them matters."""
-    return assemble(
-        lambda: _flat_extractor(image_shape, width),
-        lambda: ConcatRefiner(width, [width] * depth, num_classes),
-        num_classes,
-        num_refiners,
-        seed,
-    )
+def forms_beliefs(config: ModelConfig) -> bool:
+    """Whether the network's refiners have something to learn from locally: a user's network always has."""
+    return config.builder is not None or known("model.name", config.name or DEFAULT, MODELS).has_beliefs
 
 
-def plain_cnn(image_shape: tuple[int, int, int], num_classes: int, num_blocks: int, *, seed: int = 0) -> Cascade:
-    """SimpleCNN's arithmetic without beliefs between the modules, for backpropagation."""
-    return _plain(lambda: simple_cnn_extractor(image_shape[0]), 128, [256], num_classes, num_blocks, seed)
-
-
-def plain_mlp(
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    num_blocks: int,
-    *,
-    width: int = 1024,
-    depth: int = 2,
-    seed: int = 0,
-) -> Cascade:
-    """wide_mlp's arithmetic without beliefs between the modules, for backpropagation."""
-    return _plain(lambda: _flat_extractor(image_shape, width), width, [width] * depth, num_classes, num_blocks, seed)
-
-
-def _flat_extractor(image_shape: tuple[int, int, int], width: int) -> nn.Sequential:
-    channels, height, breadth = image_shape
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * breadth, width), nn.ReLU())
-
-
-def _plain(
-    extractor: Callable[[], nn.Sequential],
-    width: int,
-    hidden: list[int],
-    num_classes: int,
-    num_blocks: int,
-    seed: int,
-) -> Cascade:
-    """Residual blocks in place of refiners, each of a refiner's cost, at the end of the extractor; then one head."""
-    sizes = equal_cost(width, hidden, num_classes)
-    return assemble(
-        lambda: nn.Sequential(*extractor(), *(ResidualBlock(width, sizes) for _ in range(num_blocks))),
-        lambda: Head(width, num_classes),
-        num_classes,
-        1,
-        seed,
-    )
+def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
+    """With the settings decided that the named network reads. Raises UsageError for those that it does not."""
+    if config.builder is not None:
+        return replace(config, options=config.options or {})
+    name = config.name or DEFAULT
+    model = known("model.name", name, MODELS)
+    settings = model.settings
+    unread = [size for size in SIZES if size not in settings]
+    without_effect("model", config, unread, f"model.name={name} has fixed sizes")
+    check_options("model.options", config.options or {}, f"model.name={name}", model.build, [*GIVEN, *SIZES])
+    if not model.has_convolutions:
+        without_effect("compute", compute, ["channels_last"], f"model.name={name} has no convolutions")
+    left_open = {size: settings[size] for size in SIZES if size in settings and getattr(config, size) is None}
+    return replace(config, name=name, **left_open)

@@ -1,8 +1,9 @@
-"""The configured network: one that ships with sidpar, or the user's own."""
+"""The configured network: one that comes with sidpar, or the user's own."""
 
-from sidpar import models
 from sidpar.cascade.cascade import Cascade
+from sidpar.config.groups.validation import known
 from sidpar.config.schema import Config
+from sidpar.models import MODELS, SIZES
 from sidpar.models.user_network import build_own
 
 
@@ -11,10 +12,7 @@ def build_network(config: Config, image_shape: tuple[int, int, int], num_classes
     model, seed = config.model, config.run.seed
     if model.builder is not None:
         return build_own(model, image_shape, num_classes, seed)
-    if model.name in ("wide_mlp", "plain_mlp"):
-        assert model.width is not None
-        assert model.depth is not None
-        build = models.wide_mlp if model.name == "wide_mlp" else models.plain_mlp
-        return build(image_shape, num_classes, model.num_refiners, width=model.width, depth=model.depth, seed=seed)
-    build_cnn = models.simple_cnn if model.name == "simple_cnn" else models.plain_cnn
-    return build_cnn(image_shape, num_classes, model.num_refiners, seed=seed)
+    assert model.name is not None, "a complete configuration names a network or a builder"
+    named = known("model.name", model.name, MODELS)
+    sizes = {size: getattr(model, size) for size in SIZES if getattr(model, size) is not None}
+    return named.build(image_shape, num_classes, model.num_refiners, seed=seed, **sizes, **(model.options or {}))

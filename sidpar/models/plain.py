@@ -1,47 +1,53 @@
-"""The network that backpropagation is judged by: residual, no belief and no softmax between its modules."""
+"""The networks that backpropagation is judged by: residual, no belief and no softmax between their modules."""
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-
-class ResidualBlock(nn.Module):
-    """h + MLP(h): [B, D] to [B, D]."""
-
-    def __init__(self, width: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise([width, *hidden]):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], width))
-
-    def forward(self, h: Tensor) -> Tensor:
-        following: Tensor = h + self.layers(h)
-        return following
+from sidpar.cascade.cascade import Cascade
+from sidpar.models.assembly import assemble
+from sidpar.models.base import Model
+from sidpar.models.residual_block import Head, ResidualBlock, equal_cost
+from sidpar.models.simple_cnn import simple_cnn_extractor
+from sidpar.models.wide_mlp import flat_extractor
 
 
-class Head(nn.Module):
-    """Features [B, D] to logits [B, C]; the belief that a refiner would build on is left aside."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, num_classes)
-
-    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
-        logits: Tensor = self.linear(features)
-        return logits
+def plain_cnn(image_shape: tuple[int, int, int], num_classes: int, num_refiners: int, *, seed: int = 0) -> Cascade:
+    """SimpleCNN's arithmetic without beliefs between the modules, for backpropagation."""
+    return _plain(lambda: simple_cnn_extractor(image_shape[0]), 128, [256], num_classes, num_refiners, seed)
 
 
-def equal_cost(width: int, hidden: Sequence[int], num_classes: int) -> list[int]:
-    """Hidden sizes, all alike, with which a `ResidualBlock` multiplies as often as a `ConcatRefiner` with `hidden`.
+def plain_mlp(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_refiners: int,
+    *,
+    width: int = 1024,
+    depth: int = 2,
+    seed: int = 0,
+) -> Cascade:
+    """wide_mlp's arithmetic without beliefs between the modules, for backpropagation."""
+    return _plain(lambda: flat_extractor(image_shape, width), width, [width] * depth, num_classes, num_refiners, seed)
 
-    D h + (n - 1) h^2 + h D = the refiner's multiplications, solved for h.
-    """
-    refiner = sum(before * after for before, after in pairwise([num_classes + width, *hidden, num_classes]))
-    squares = len(hidden) - 1
-    if squares == 0:
-        return [max(1, round(refiner / (2 * width)))]
-    size = (-width + math.sqrt(width * width + squares * refiner)) / squares
-    return [max(1, round(size))] * len(hidden)
+
+def _plain(
+    extractor: Callable[[], nn.Sequential],
+    width: int,
+    hidden: list[int],
+    num_classes: int,
+    num_blocks: int,
+    seed: int,
+) -> Cascade:
+    """Residual blocks in place of refiners, each of a refiner's cost, at the end of the extractor; then one head."""
+    sizes = equal_cost(width, hidden, num_classes)
+    return assemble(
+        lambda: nn.Sequential(*extractor(), *(ResidualBlock(width, sizes) for _ in range(num_blocks))),
+        lambda: Head(width, num_classes),
+        num_classes,
+        1,
+        seed,
+    )
+
+
+PLAIN_CNN = Model("plain_cnn", plain_cnn, has_beliefs=False)
+PLAIN_MLP = Model("plain_mlp", plain_mlp, has_beliefs=False, has_convolutions=False)

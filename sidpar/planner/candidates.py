@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from sidpar.config.groups.choices import PipelineName, ScheduleName
 from sidpar.planner.job import Job
@@ -245,8 +245,9 @@ class PipelineCandidate(Candidate):
 class WholeCandidate(Candidate):
     """Backpropagation through the whole cascade, on each rank's share of the batch."""
 
-    method: Literal["bp", "ddp"]
-    schedule: Literal["ddp", "ddp, checkpointing", "one device", "one device, checkpointing"]
+    method: str
+    schedule: str
+    """ddp, or one device; followed by `, checkpointing` where activations are made twice."""
     copies: Copies
     microbatches: int = 1
 

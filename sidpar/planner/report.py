@@ -50,8 +50,8 @@ def verdict(plan: Plan) -> str:
 def name_of(option: Option) -> str:
     """As people say it."""
     candidate = option.candidate
-    if candidate.method == "ddp":
-        name = candidate.schedule.replace("ddp", "DDP")
+    if candidate.schedule.startswith(candidate.method):  # which says all
+        name = candidate.schedule.replace(candidate.method, spoken(candidate.method))
         return name if candidate.microbatches == 1 else f"{name} with M = {candidate.microbatches}"
     parts = [spoken(candidate.method), candidate.schedule.replace("_", " ")]
     if not candidate.schedule.startswith("one device"):

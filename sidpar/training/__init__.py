@@ -1,6 +1,5 @@
 """Epochs and steps: from a configuration to a trained cascade.
 
-May import: config, schedules, simulation, planner, cascade, rules, models, data, distributed, stages, engines,
-engines.backpropagation, calibration, runs.
+May import: config, cascade, models, data, distributed, stages, engines, methods, runs.
 Start reading: trainer.py.
 """

@@ -3,7 +3,8 @@
 import torch
 
 from sidpar.config.schema import Config
-from sidpar.data.datasets import Dataset, load
+from sidpar.data.dataset import Dataset
+from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
@@ -38,7 +39,9 @@ def _read_dataset(config: Config) -> tuple[Dataset | None, str | None]:
     """The dataset, or what is wrong with it."""
     data = config.data
     try:
-        dataset = load(data.name, data.root, image_size=data.image_size or 64, workers=data.workers or 0)
+        settings = {"image_size": data.image_size, "workers": data.workers}
+        read = {name: value for name, value in settings.items() if value is not None}
+        dataset = load(data.name, data.root, **read)
         if data.label_noise > 0:
             dataset = dataset.with_label_noise(data.label_noise, config.run.seed)
         _ = dataset.statistics  # reads many of the files, if they are not in memory

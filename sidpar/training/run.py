@@ -13,6 +13,8 @@ from sidpar.config.units import human_seconds
 from sidpar.distributed.device import describe
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
+from sidpar.methods import method_of
+from sidpar.models.network import build_network
 from sidpar.runs.checkpoint import find_newest
 from sidpar.runs.launches import ask_for_requeue
 from sidpar.runs.logs import log_to_file
@@ -26,8 +28,6 @@ from sidpar.runs.run_folder import (
     write_summary,
 )
 from sidpar.runs.weights import save_weights
-from sidpar.training.auto import resolve
-from sidpar.training.build import build_cascade, build_engine, build_stage
 from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 from sidpar.training.trainer import Outcome, Trainer
@@ -72,17 +72,16 @@ class Run:
     def __init__(self, config: Config, runtime: Runtime, folder: RunFolder) -> None:
         assert runtime.num_replicas == config.parallel.replicas, "the runtime was started as the configuration says"
         dataset = load_dataset(config, runtime)
-        build = partial(build_cascade, config, dataset)
+        build = partial(build_network, config, dataset.image_shape, dataset.num_classes)
         cascade = build_alike(build, runtime)
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing = loader.preprocessing
-        self.choice: dict[str, Any] = {}
-        if config.parallel.auto:
-            config, self.choice = resolve(config, build, loader.sample, runtime)
+        method = method_of(config)
+        config, self.choice = method.choose(config, build, loader.sample, runtime)
         self.config, self.runtime = config, runtime
-        self.stage = build_stage(config, cascade, loader, runtime)
+        self.stage = method.place(config, cascade, loader.sample, runtime)
         self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
-        engine = build_engine(config, self.stage)
+        engine = method.engine(config, self.stage, loader.sample)
         stored, skipped = find_newest(folder.path, runtime)
         if stored is not None:
             check_sight(folder.path, runtime)

@@ -5,7 +5,7 @@ import torch
 from sidpar.calibration.pieces import measure_costs
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.compute import Compute
-from sidpar.models import ConcatRefiner
+from sidpar.models.concat_refiner import ConcatRefiner
 from tests import networks
 
 

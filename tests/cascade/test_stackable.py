@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.stackable import PROBE_ROWS
 from sidpar.cascade.stacked import StackedRefiners
-from sidpar.models import ConcatRefiner
+from sidpar.models.concat_refiner import ConcatRefiner
 from tests import networks
 from tests.cascade.stacked_problem import NETWORKS, Problem
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidpar.cascade.cascade import Cascade, initial_state, refine
 from sidpar.cascade.stacked import StackedRefiners
-from sidpar.models import ConcatRefiner
 from sidpar.models.assembly import assemble
+from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.rules.kl import local_losses
 from tests import networks

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidpar.config.command_line import parse
 from sidpar.config.schema import Config
+from sidpar.train import parse
 from tests.harness import ROOT
 
 
@@ -94,7 +94,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--run.seed -1", "run.seed must be at least 0, got -1"),
         ("--run.log_every 0", "run.log_every must be at least 1, got 0"),
         ("--run.eval_every 0", "run.eval_every must be at least 1, got 0"),
-        ("--data.name mnist", 'Parser key "data.name"'),
+        ("--data.name mnist", "data.name=mnist is unknown; choose one of ['digits', 'fashion_mnist'"),
         ("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
         ("--data.eval_batch_size 0", "data.eval_batch_size must be at least 1, got 0"),
         ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is embedded: remove it"),
@@ -112,6 +112,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.label_noise 1", "data.label_noise must lie in [0, 1), got 1.0"),
         ("--data.label_noise -0.1", "data.label_noise must lie in [0, 1), got -0.1"),
         ("--data.label_noise much", 'Parser key "data.label_noise"'),
+        ("--model.name vgg", "model.name=vgg is unknown; choose one of ['simple_cnn', 'wide_mlp', 'plain_cnn', "),
         ("--model.num_refiners 0", "model.num_refiners must be at least 1, got 0"),
         ("--model.width 10", "model.width=10 would have no effect, because model.name=simple_cnn has fixed sizes"),
         ("--model.name wide_mlp --model.width 0", "model.width must be at least 1, got 0"),
@@ -160,7 +161,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--bp.checkpointing true", "bp.checkpointing=True would have no effect, because method=sid is not bp or ddp"),
         ("--model.name plain_cnn", "model.name=plain_cnn has a belief at its end only"),
         ("--method bp --model.name plain_mlp --compute.channels_last true", "compute.channels_last=True would have"),
-        ("--method magic", 'Parser key "method"'),
+        ("--method magic", "method=magic is unknown; choose one of ['sid', 'local', 'bp', 'ddp']"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],
 )

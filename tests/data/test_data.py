@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sidpar.data.augment import count_values, crop_padding, random_crop, random_flip, statistics
-from sidpar.data.datasets import Dataset, load
+from sidpar.data.dataset import Dataset
+from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.data.splits import Images
@@ -70,8 +71,10 @@ def test_messages(tmp_path: Path) -> None:
     for name in ("fashion_mnist", "cifar10", "cifar100"):
         with pytest.raises(ValueError, match=f"{name} is not in torchvision's layout under data.root=.*set"):
             load(name, str(tmp_path))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dataset 'mnist' is unknown; choose one of"):
-        load("mnist")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="data.name=mnist is unknown; choose one of"):
+        load("mnist")
+    with pytest.raises(UsageError, match="data.name=digits does not read data.download: remove it"):
+        load("digits", download=True)
     images = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="the training labels span 0..3, but the dataset has 3 classes"):
         Dataset(images, images, ("a", "b", "c"), flips=True)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from sidpar.data.datasets import Dataset, load
+from sidpar.data.dataset import Dataset
+from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.data.splits import Images
 from tests.data.image_files import digits_folder

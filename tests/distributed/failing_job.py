@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar import Objective, Runtime, SIDEngine, Stage
-from sidpar.models import ConcatRefiner
+from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.seeding import seeded
 from tests import networks
 

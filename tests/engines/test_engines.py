@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
 from sidpar.cascade.cascade import Cascade
-from sidpar.models import simple_cnn
+from sidpar.models.simple_cnn import simple_cnn
 from sidpar.rules.kl import local_loss, target_of
 from tests import networks
 from tests.harness import RankError, run_ranks

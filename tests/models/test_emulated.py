@@ -7,7 +7,7 @@ import torch
 
 from sidpar import LocalEngine, Objective, Runtime, Stage
 from sidpar.models.emulated import SleepingLinear, emulated
-from sidpar.models.plain import equal_cost
+from sidpar.models.residual_block import equal_cost
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from sidpar.models import simple_cnn, wide_mlp
+from sidpar.models.simple_cnn import simple_cnn
+from sidpar.models.wide_mlp import wide_mlp
 
 
 def test_simple_cnn_is_the_papers() -> None:

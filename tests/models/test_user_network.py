@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import load_file
 
 from sidpar import Cascade, Runtime, UsageError
-from sidpar.config.command_line import parse
 from sidpar.config.groups.model import ModelConfig
 from sidpar.models.user_network import build_own
 from sidpar.plan import main as plan
+from sidpar.train import parse
 from sidpar.training.same_network import build_alike
 from tests.harness import make_run, run_ranks
 from tests.own_networks import build
@@ -175,7 +175,7 @@ def test_a_builder_that_fails_on_one_rank_ends_all() -> None:
         ("--model.builder mynet:", "model.builder must be package.module:function"),
         (
             "--model.options.width 3",
-            "model.options={'width': 3} would have no effect, because only model.builder reads",
+            "model.options.width: model.name=simple_cnn takes no width; its options are []",
         ),
         (
             "--model.builder a:b --model.name wide_mlp",

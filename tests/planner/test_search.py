@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidpar import UsageError
-from sidpar.config.command_line import parse
+from sidpar.methods.base import job_of
 from sidpar.planner import search as planning
 from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
@@ -26,7 +26,7 @@ from sidpar.planner.search import (
     search,
 )
 from sidpar.simulation.costs import Costs, Link, Links
-from sidpar.training.configured import job_of
+from sidpar.train import parse
 from tests.simulation.test_cost_model import BATCH, costs
 
 

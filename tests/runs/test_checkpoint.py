@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidpar.config.command_line import parse
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError
 from sidpar.runs.checkpoint import Checkpoints, find_newest
+from sidpar.train import parse
 from sidpar.training.run import train
 from tests.harness import RankError, run_ranks
 from tests.training.test_resume import SMALL, difference, run

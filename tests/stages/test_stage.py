@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sidpar import BPEngine, Copies, LocalEngine, Objective, Runtime, SIDEngine, Stage, UsageError, make_cut
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.optim import OptimConfig
-from sidpar.models import ConcatRefiner
+from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.seeding import seeded
 from sidpar.training.optim import Optimizers
 from tests import networks

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sidpar.config.command_line import parse
 from sidpar.distributed.runtime import Runtime
+from sidpar.train import parse
 from sidpar.training.run import train
 from tests.data.image_files import digits_folder
 from tests.harness import run_ranks
@@ -35,7 +35,7 @@ SETTINGS = {
     "--optim.warmup_epochs 9": "optim.warmup_epochs=9 is longer than optim.epochs=2: shorten it",
     "--optim.clip 0": "optim.clip must be a positive number, got 0",
     "--data.batch_size 0": "data.batch_size must be at least 1, got 0",
-    "--data.name mnist": 'Parser key "data.name"',
+    "--data.name mnist": "data.name=mnist is unknown",
     "--data.root somewhere": "data.root=somewhere would have no effect, because data.name=digits is embedded",
     "--data.workers 2": "data.workers=2 would have no effect",
     "--data.label_noise 1": "data.label_noise must lie in [0, 1), got 1",

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidpar.config.command_line import parse
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
 from sidpar.distributed.signals import Signals
+from sidpar.train import parse
 from sidpar.training.run import train
 from tests.harness import run_ranks
 
@@ -24,7 +24,12 @@ SMALL += ["--optim.epochs", "2", "--run.log_every", "3", "--run.tensorboard", "f
 
 def run(ranks: int, folder: Path, *flags: str, stop_at: int | None = None) -> bool:
     """Train on ranks, one of which asks to stop when it takes the batch of step `stop_at`; whether the run is done."""
-    arguments = [*SMALL, "--run.dir", str(folder), *flags]
+    return finish(ranks, folder, [*SMALL, *flags], stop_at)
+
+
+def finish(ranks: int, folder: Path, flags: list[str], stop_at: int | None = None) -> bool:
+    """The same of any configuration."""
+    arguments = [*flags, "--run.dir", str(folder)]
     replicas = parse(arguments).parallel.replicas
     (finished, *others) = run_ranks(job, ranks, arguments, stop_at, replicas=replicas)
     assert all(other == finished for other in others)

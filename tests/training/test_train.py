@@ -9,11 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sidpar.config.command_line import parse
 from sidpar.data.datasets import load
 from sidpar.data.loader import Loader
 from sidpar.distributed.runtime import Runtime
-from sidpar.models import simple_cnn
+from sidpar.models.simple_cnn import simple_cnn
+from sidpar.train import parse
 from sidpar.training.run import train as train_run
 from sidpar.version import source_commit
 from tests.harness import run_ranks, torchrun

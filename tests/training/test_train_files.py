@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sidpar.config.command_line import parse
 from sidpar.distributed.runtime import Runtime
+from sidpar.train import parse
 from tests.data.image_files import digits_folder, tiny_imagenet_subset
 from tests.harness import RankError, make_run, run_ranks
 from tests.training.test_train import rows, train, train_by_command

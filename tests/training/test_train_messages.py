@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidpar.config.command_line import parse
+from sidpar.train import parse
 from tests.harness import ROOT, RankError, torchrun
 from tests.training.test_train import CONFIG, train
 

@@ -2,9 +2,6 @@
 
 from typing import Literal
 
-Method = Literal["sid", "local", "bp", "ddp"]
-DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "image_folder"]
-ModelName = Literal["simple_cnn", "wide_mlp", "plain_cnn", "plain_mlp"]
 KL = Literal["forward", "reverse"]
 ExtractorUpdate = Literal["all", "final", "frozen"]
 ExtractorPlacement = Literal["replicated", "root", "sharded"]

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.choices import DatasetName
-from sidpar.config.groups.validation import at_least, fill_in, without_effect
+from sidpar.config.groups.validation import at_least
 from sidpar.errors import UsageError
 
 
@@ -11,7 +10,7 @@ from sidpar.errors import UsageError
 class DataConfig:
     """The dataset. `digits` is embedded; the others are read from folders under `root`, each in its usual layout."""
 
-    name: DatasetName = "digits"
+    name: str = "digits"
     """digits: embedded; fashion_mnist, cifar10, cifar100: torchvision's layouts; tiny_imagenet: the official layout,
     all of its classes or some; image_folder: train/<class>/... and val/<class>/... with images of any size."""
     root: str | None = None
@@ -38,16 +37,7 @@ class DataConfig:
         at_least("data.eval_batch_size", self.eval_batch_size, 1)
         if not 0 <= self.label_noise < 1:
             raise UsageError(f"data.label_noise must lie in [0, 1), got {self.label_noise}")
-        if self.name == "digits":
-            without_effect("data", self, ["root", "download"], "data.name=digits is embedded")
-        else:
-            fill_in(self, root="data")
-        if self.name in ("tiny_imagenet", "image_folder"):
-            without_effect("data", self, ["download"], f"torchvision does not download data.name={self.name}")
-        if self.name == "image_folder":
-            fill_in(self, image_size=64, workers=2)
+        if self.image_size is not None:
             at_least("data.image_size", self.image_size, 1)
+        if self.workers is not None:
             at_least("data.workers", self.workers, 0)
-        else:
-            reason = f"data.name={self.name} has images of one size and keeps them in memory"
-            without_effect("data", self, ["image_size", "workers"], reason)

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.choices import ModelName, Option
-from sidpar.config.groups.validation import at_least, fill_in, without_effect
+from sidpar.config.groups.choices import Option
+from sidpar.config.groups.validation import at_least, without_effect
 from sidpar.errors import UsageError
 
-DEFAULT_MODEL: ModelName = "simple_cnn"
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
 """What every builder is given; `model.options` adds to them."""
 
@@ -15,14 +14,15 @@ BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
 class ModelConfig:
     """The cascade."""
 
-    name: ModelName | None = None
+    name: str | None = None
     """simple_cnn (the default): the paper's; wide_mlp: refiners that are heavy; plain_cnn, plain_mlp: networks of the
     same cost for backpropagation, residual blocks without beliefs in between."""
     builder: str | None = None
     """Instead of a name, a function of your own, package.module:function. It is called with image_shape, num_classes,
     num_refiners, seed and model.options, all by keyword, and returns a sidpar.Cascade."""
     options: dict[str, Option] | None = None
-    """builder: further keywords for it, numbers, texts, true or false, or lists of these; by default none."""
+    """Further settings of the network: keywords of the builder, numbers, texts, true or false, or lists of these; by
+    default none."""
     num_refiners: int = 8
     """L; in plain networks, the number of blocks."""
     width: int | None = None
@@ -35,18 +35,10 @@ class ModelConfig:
         if self.builder is not None:
             reason = f"model.builder={self.builder} makes the network"
             without_effect("model", self, ["name", "width", "depth"], reason)
-            fill_in(self, options={})
             self._check_builder()
-            return
-        without_effect("model", self, ["options"], "only model.builder reads it")
-        if self.name in ("wide_mlp", "plain_mlp"):
-            fill_in(self, width=1024, depth=2)
-            at_least("model.width", self.width, 1)
-            at_least("model.depth", self.depth, 1)
-        else:
-            without_effect(
-                "model", self, ["width", "depth"], f"model.name={self.name or DEFAULT_MODEL} has fixed sizes"
-            )
+        for name in ("width", "depth"):
+            if getattr(self, name) is not None:
+                at_least(f"model.{name}", getattr(self, name), 1)
 
     def _check_builder(self) -> None:
         module, colon, function = str(self.builder).partition(":")

@@ -20,10 +20,14 @@ def positive(name: str, value: float) -> None:
 
 
 def fill_in(settings: Any, **values: Any) -> None:
-    """Fill in settings that were left open, now that they are known to have an effect."""
-    for name, value in values.items():
-        if getattr(settings, name) is None:
-            object.__setattr__(settings, name, value)
+    """Fill in what was left open of settings that are being made: only by their own `__post_init__`."""
+    for name, value in filled(settings, **values).items():
+        object.__setattr__(settings, name, value)
+
+
+def filled(settings: Any, **values: Any) -> dict[str, Any]:
+    """Of these values, those that `settings` leave open: for `dataclasses.replace`."""
+    return {name: value for name, value in values.items() if getattr(settings, name) is None}
 
 
 def without_effect(group: str, settings: Any, names: Sequence[str], reason: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sidpar import BPEngine, Objective, Runtime, Stage, UsageError
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
-from sidpar.models import ConcatRefiner
+from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.rules.kl import kl_to, target_of
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import seeded

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from sidpar.data.augment import crop_padding
-from sidpar.data.datasets import Dataset, load
-from sidpar.data.folders import list_image_folder
+from sidpar.data.dataset import Dataset
+from sidpar.data.datasets import load
+from sidpar.data.datasets.image_folder import list_image_folder
 from sidpar.data.splits import Images
 from sidpar.errors import UsageError
 from tests.data.image_files import digits_folder

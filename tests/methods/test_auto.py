@@ -10,10 +10,10 @@ import yaml
 from torch import Tensor, nn
 
 from sidpar import Cascade
-from sidpar.config.command_line import parse
 from sidpar.distributed.runtime import Runtime
+from sidpar.methods import auto, method_of
 from sidpar.planner.search import FREE
-from sidpar.training import auto
+from sidpar.train import parse
 from tests.harness import RankError, make_run, run_ranks
 
 FLAGS = ["--config", "configs/digits.yaml", "--data.batch_size", "200", "--model.num_refiners", "4"]
@@ -84,7 +84,8 @@ class Concatenating(nn.Module):
 
 def choose_for_batch_norm(runtime: Runtime, flags: list[str]) -> str | None:
     """The extractor's placement."""
-    config, _ = auto.resolve(parse(flags), normalized, torch.randn(64, 1, 8, 8), runtime)
+    config = parse(flags)
+    config, _ = method_of(config).choose(config, normalized, torch.randn(64, 1, 8, 8), runtime)
     return config.parallel.extractor
 
 

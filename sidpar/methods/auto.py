@@ -14,15 +14,15 @@ from sidpar.config.units import human
 from sidpar.distributed.device import usable_memory
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
+from sidpar.methods.base import job_of, with_parallel
+from sidpar.methods.costs import measure_pieces
 from sidpar.planner.search import Freedom, choose_local, record_of
 from sidpar.schedules.placement import place_by_count
 from sidpar.stages.stage import depends_on_the_batch
-from sidpar.training.build import measure_pieces
-from sidpar.training.configured import freedom_of, job_of
 
 
 def resolve(
-    config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
+    config: Config, freedom: Freedom, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
 ) -> tuple[Config, dict[str, Any]]:
     """The configuration with everything chosen, and what is expected of it; the same on all ranks, which all call it.
 
@@ -33,7 +33,7 @@ def resolve(
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
     usable = min(runtime.exchange("memory", usable_memory(runtime.device)), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)
-    chosen = choose_local(job, feasible(freedom_of(config), build().extractor, sample, runtime))
+    chosen = choose_local(job, feasible(freedom, build().extractor, sample, runtime))
     # All ranks have the same costs and find the same; rank 0's choice counts all the same.
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:
@@ -43,7 +43,7 @@ def resolve(
         )
     settings = {name: choice[name] for name in ("extractor", "microbatches", "placement")}
     schedule = config.parallel.schedule or choice["schedule"]
-    return replace(config, parallel=replace(config.parallel, auto=False, schedule=schedule, **settings)), choice
+    return with_parallel(config, auto=False, schedule=schedule, **settings), choice
 
 
 def feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:

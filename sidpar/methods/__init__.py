@@ -1,0 +1,31 @@
+"""How a network is trained: by which settings, placed how, by which engine.
+
+May import: config, schedules, simulation, planner, cascade, rules, models, data, distributed, stages, engines,
+calibration.
+Start reading: base.py, what a method says; ddp.py, the shortest one.
+"""
+
+from dataclasses import replace
+
+from sidpar import models
+from sidpar.config.groups.validation import known
+from sidpar.config.schema import Config
+from sidpar.data import datasets
+from sidpar.methods.base import Method
+from sidpar.methods.bp import BPMethod
+from sidpar.methods.ddp import DDPMethod
+from sidpar.methods.local import LocalMethod
+from sidpar.methods.sid import SIDMethod
+
+METHODS: dict[str, Method] = {method.name: method for method in (SIDMethod(), LocalMethod(), BPMethod(), DDPMethod())}
+
+
+def method_of(config: Config) -> Method:
+    """The configured method."""
+    return known("method", config.method, METHODS)
+
+
+def complete(config: Config) -> Config:
+    """A configuration whose every setting is decided and has an effect, as a new object. Raises UsageError."""
+    config = replace(config, data=datasets.complete(config.data), model=models.complete(config.model, config.compute))
+    return method_of(config).complete(config)

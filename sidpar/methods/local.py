@@ -1,0 +1,42 @@
+"""method=local: the same training as method=sid in one process, the oracle."""
+
+import dataclasses
+
+from torch import Tensor
+
+from sidpar.cascade.cascade import Cascade
+from sidpar.config.groups.parallel import ParallelConfig
+from sidpar.config.groups.validation import without_effect
+from sidpar.config.schema import Config
+from sidpar.distributed.runtime import Runtime
+from sidpar.engines.base import Engine
+from sidpar.engines.local import LocalEngine
+from sidpar.methods.base import Method, learns_locally
+from sidpar.planner.candidates import Candidate, LocalCandidate
+from sidpar.planner.job import Job
+from sidpar.rules import rule_of
+from sidpar.schedules.placement import Placement
+from sidpar.stages.stage import Stage
+
+
+class LocalMethod(Method):
+    """One process, whose engine is written for reading."""
+
+    name = "local"
+
+    def complete(self, config: Config) -> Config:
+        keys = [field.name for field in dataclasses.fields(ParallelConfig) if field.name != "device"]
+        without_effect("parallel", config.parallel, keys, "method=local is one process")
+        learns_locally(config)
+        return config
+
+    def candidate(self, config: Config, job: Job) -> Candidate:
+        return LocalCandidate("fused", Placement((len(job.costs.refiners),), "replicated"), 1, method=job.rule)
+
+    def place(self, config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Stage:
+        return Stage(cascade, runtime, compute=config.compute)
+
+    def engine(self, config: Config, stage: Stage, sample: Tensor) -> Engine:
+        rule = rule_of(config.objective)
+        rule.check_states(stage.check(sample))
+        return LocalEngine(stage, rule, seed=config.run.seed)

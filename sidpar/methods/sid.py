@@ -1,0 +1,142 @@
+"""method=sid: refiners on ranks, each learning by a local rule, SID for one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from torch import Tensor
+
+from sidpar.cascade.cascade import Cascade
+from sidpar.config.groups.choices import ExtractorPlacement, ScheduleName, SynchronousName
+from sidpar.config.groups.validation import filled, without_effect
+from sidpar.config.schema import Config
+from sidpar.distributed.runtime import Runtime
+from sidpar.engines.base import Engine
+from sidpar.engines.parallel import ParallelEngine
+from sidpar.engines.streaming import StreamingEngine
+from sidpar.errors import UsageError
+from sidpar.methods.auto import resolve
+from sidpar.methods.base import Method, learns_locally, offers, reads_costs, with_parallel
+from sidpar.methods.costs import costs_for_placement, given_costs
+from sidpar.planner.candidates import Candidate, LocalCandidate
+from sidpar.planner.job import Job
+from sidpar.planner.search import FREE, Freedom, Option, choose_local, place
+from sidpar.rules import rule_of
+from sidpar.schedules.placement import Placement, place_by_cost, place_by_count
+from sidpar.stages.stacks import agree_on_stacks
+from sidpar.stages.stage import Stage
+
+
+class SIDMethod(Method):
+    """Model-parallel: the only method that places refiners apart, streams, and can choose for itself."""
+
+    name = "sid"
+
+    def complete(self, config: Config) -> Config:
+        offers(config, "schedule", get_args(ScheduleName))
+        offers(config, "extractor", get_args(ExtractorPlacement))
+        config = with_parallel(config, **filled(config.parallel, refiner_execution="loop"))
+        if config.parallel.auto:
+            _leaves_open(config)
+        else:
+            defaults = {"extractor": "sharded", "schedule": "fused", "microbatches": 1, "placement": "count"}
+            config = with_parallel(config, **filled(config.parallel, **defaults))
+        reads_costs(config)
+        learns_locally(config)
+        return config
+
+    def check_ranks(self, config: Config, ranks: int) -> None:
+        place_by_count(config.model.num_refiners, ranks // config.parallel.replicas)
+
+    def expected(self, config: Config, job: Job) -> Option:
+        if not config.parallel.auto:
+            return super().expected(config, job)
+        chosen = choose_local(job, _freedom(config))
+        if chosen is None:
+            raise UsageError("parallel.auto=true finds no way of SID that fits: use more ranks, or a smaller batch")
+        return chosen
+
+    def candidate(self, config: Config, job: Job) -> Candidate:
+        parallel, num_refiners = config.parallel, len(job.costs.refiners)
+        microbatches = min(_microbatches(config), len(job.share.taken))
+        loads = job.costs.loads(len(job.share.taken) / microbatches)
+        if parallel.costs is not None:
+            loads = given_costs(config, 0, num_refiners)
+        extractor: ExtractorPlacement = parallel.extractor  # type: ignore[assignment]  # checked by `complete`
+        counts = place(loads, extractor, job.cascade_size, parallel.placement)
+        rule_of(config.objective).check(num_refiners)
+        return LocalCandidate(
+            _schedule(config), Placement(counts, extractor), microbatches, parallel.staleness or 0, job.rule
+        )
+
+    def choose(
+        self, config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
+    ) -> tuple[Config, dict[str, Any]]:
+        if not config.parallel.auto:
+            return config, {}
+        return resolve(config, _freedom(config), build, sample, runtime)
+
+    def place(self, config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Stage:
+        extractor: ExtractorPlacement = config.parallel.extractor  # type: ignore[assignment]  # checked by `complete`
+        counts = _counts(config, cascade, sample, runtime)
+        stage = Stage(cascade, runtime, extractor=extractor, counts=counts, compute=config.compute)
+        if config.parallel.refiner_execution == "stacked":
+            agree_on_stacks(stage, sample)
+        return stage
+
+    def engine(self, config: Config, stage: Stage, sample: Tensor) -> Engine:
+        parallel, rule = config.parallel, rule_of(config.objective)
+        settings: dict[str, Any] = {
+            "microbatches": _microbatches(config),
+            "refiner_execution": parallel.refiner_execution,
+            "seed": config.run.seed,
+        }
+        rule.check_states(stage.check(sample))
+        if parallel.staleness:
+            names = ("staleness", "weight_prediction", "diagnose_every")
+            settings |= {name: getattr(parallel, name) for name in names}
+            return StreamingEngine(stage, rule, **settings)
+        schedule: SynchronousName = _schedule(config)  # type: ignore[assignment]  # no stream without staleness
+        return ParallelEngine(stage, rule, schedule=schedule, **settings)
+
+
+def _leaves_open(config: Config) -> None:
+    parallel = config.parallel
+    without_effect("parallel", parallel, ["costs", "extractor_cost"], "parallel.auto=true measures the costs")
+    if None not in (parallel.extractor, parallel.schedule, parallel.microbatches, parallel.placement):
+        raise UsageError(
+            "parallel.auto=true has nothing to choose, because parallel.extractor, schedule, microbatches and "
+            "placement are all given: remove it, or one of them"
+        )
+
+
+def _freedom(config: Config) -> Freedom:
+    """What a configuration leaves open to a plan."""
+    parallel = config.parallel
+    return Freedom(
+        schedules=FREE.schedules if parallel.schedule is None else [_schedule(config)],
+        extractors=FREE.extractors if parallel.extractor is None else [parallel.extractor],  # type: ignore[list-item]
+        microbatches=parallel.microbatches,
+        placement=parallel.placement,
+        staleness=parallel.staleness or 1,
+    )
+
+
+def _schedule(config: Config) -> ScheduleName:
+    """The given schedule: a stream without staleness is `fused`."""
+    name = config.parallel.schedule
+    return "fused" if name == "streaming" and not config.parallel.staleness else name  # type: ignore[return-value]
+
+
+def _microbatches(config: Config) -> int:
+    return config.parallel.microbatches or 1
+
+
+def _counts(config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Sequence[int] | None:
+    """Refiners per rank of a cascade; None leaves it to `Stage`, which places by count."""
+    parallel, num_ranks = config.parallel, runtime.cascade_size
+    if parallel.placement == "count" or num_ranks == 1:
+        return None
+    if isinstance(parallel.placement, list):
+        return parallel.placement
+    layers, refiners = costs_for_placement(config, cascade, sample, runtime, _microbatches(config))
+    return place_by_cost(refiners, num_ranks, sum(layers) if parallel.extractor == "root" else 0.0)

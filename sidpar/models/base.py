@@ -1,0 +1,30 @@
+"""What a network that comes with sidpar says of itself."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sidpar.cascade.cascade import Cascade
+
+GIVEN = ("image_shape", "num_classes", "num_refiners", "seed")
+"""What every network is built from; further keywords of `build` are settings."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network by name: a file of this package and a line in its registry."""
+
+    name: str
+    build: Callable[..., Cascade]
+    """From image_shape, num_classes, num_refiners and, by keyword, seed and settings that have defaults."""
+    has_beliefs: bool = True
+    """Whether its refiners form beliefs one after the other, from which they can learn locally."""
+    has_convolutions: bool = True
+    """Whether compute.channels_last has an effect."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that `build` takes, and their defaults."""
+        parameters = inspect.signature(self.build).parameters.items()
+        return {name: parameter.default for name, parameter in parameters if name not in GIVEN}
