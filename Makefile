@@ -1,18 +1,32 @@
-# The two commands of a new user: `make demo` trains, `make test` checks everything. Both create .venv first.
+# The two commands of a new user: `make demo` trains, `make test` checks everything. `make check` is the part of the
+# tests that takes no ranks. Each creates .venv first.
 PYTHON ?= python3
 RANKS ?= 4
+WORKERS ?= 2
 BIN := .venv/bin
+# A worker takes whole files, since tests of one file share trainings, and those that conftest.py puts first at first.
+# One thread each: the ranks that tests start are as many as the cores or more.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test clean
+.PHONY: demo test check lint format clean
 
 demo: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) -m sidpar.train --config configs/digits.yaml
 
-test: .venv/installed-dev
+test: lint
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m "not processes"
+
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 clean:
 	rm -rf .venv

@@ -25,8 +25,8 @@ from harness.measuring import Entry, memory_of
 from harness.rows import describe_costs
 
 from sidpar import Runtime
+from sidpar.calibration.all_ranks import halvings
 from sidpar.calibration.pieces import measure_costs
-from sidpar.calibration.together import halvings
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job

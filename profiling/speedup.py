@@ -28,8 +28,8 @@ from harness.workloads import Workload
 from report import remake
 
 from sidpar import Runtime, UsageError
+from sidpar.calibration.all_ranks import calibrate, halvings
 from sidpar.calibration.links import measure_links
-from sidpar.calibration.together import calibrate, halvings
 from sidpar.profiler.clock_offset import clock_offset
 from sidpar.simulation.cost_model import Prediction
 from sidpar.simulation.costs import Costs

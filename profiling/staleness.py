@@ -37,9 +37,9 @@ from sidpar.methods import method_of
 from sidpar.models.network import build_network
 from sidpar.schedules.actions import Do
 from sidpar.train import parse
-from sidpar.training.dataset import build_loader, load_dataset
 from sidpar.training.meter import Meter
 from sidpar.training.optim import Optimizers
+from sidpar.training.same_dataset import build_loader, load_dataset
 
 REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
 

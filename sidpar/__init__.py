@@ -2,13 +2,15 @@
 
 cascade = sidpar.Cascade(extractor, refiners, num_classes=10)
 stage = sidpar.Stage(cascade, runtime, extractor="sharded")
-engine = sidpar.SIDEngine(stage, sidpar.Objective(), schedule="fused", microbatches=4)
+engine = sidpar.ParallelEngine(stage, sidpar.Objective(), schedule="fused", microbatches=4)
 result = engine.step(x, y)  # gradients are in stage.parameters()
 """
 
+from sidpar.calibration.pieces import measure_costs
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.compute import Compute
 from sidpar.config.groups.objective import Objective
+from sidpar.data.image_file import read_image
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.backpropagation.whole import BPEngine
@@ -16,11 +18,14 @@ from sidpar.engines.local import LocalEngine
 from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.result import StepResult
 from sidpar.engines.streaming import StreamingEngine
-from sidpar.errors import UsageError
+from sidpar.errors import RunError, UsageError
+from sidpar.rules.base import LocalRule
 from sidpar.runs.load import load, load_preprocessing
+from sidpar.runs.weights import save_weights
 from sidpar.schedules.cut import make_cut
-from sidpar.schedules.placement import Copies
+from sidpar.schedules.placement import Copies, Placement, place_by_cost
 from sidpar.stages.stage import Stage
+from sidpar.training.meter import Meter
 from sidpar.version import __version__
 
 SIDEngine = ParallelEngine
@@ -32,9 +37,13 @@ __all__ = [
     "Compute",
     "Copies",
     "LocalEngine",
+    "LocalRule",
+    "Meter",
     "Objective",
     "ParallelEngine",
     "PipelineEngine",
+    "Placement",
+    "RunError",
     "Runtime",
     "SIDEngine",
     "Stage",
@@ -45,4 +54,8 @@ __all__ = [
     "load",
     "load_preprocessing",
     "make_cut",
+    "measure_costs",
+    "place_by_cost",
+    "read_image",
+    "save_weights",
 ]

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from sidpar.calibration.links import measure_links
 from sidpar.config.command_line import config_parser, errors_in_one_line, parse
-from sidpar.config.groups.validation import at_least
+from sidpar.config.groups.checks import at_least
 from sidpar.config.schema import Config
 from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
 from sidpar.distributed.device import describe, usable_memory
@@ -31,10 +31,10 @@ from sidpar.models.network import build_network
 from sidpar.planner.report import plan_text
 from sidpar.planner.search import Freedom, make_plan, record_of
 from sidpar.plots.plan import draw_plan
-from sidpar.runs.files import write_whole
+from sidpar.runs.atomic_files import write_whole
 from sidpar.schedules.batching import Share
 from sidpar.simulation.costs import Costs, Links, from_plain, ring_links, to_plain
-from sidpar.training.dataset import build_loader, load_dataset
+from sidpar.training.same_dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 
 

@@ -11,10 +11,10 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.plots.beliefs import Prediction, draw_predictions
 from sidpar.plots.curves import draw_curves, draw_depth, label_of
-from sidpar.plots.files import free_name, save_picture
+from sidpar.plots.pictures import free_name, save_picture
 from sidpar.runs.load import load, load_preprocessing
-from sidpar.runs.reader import Recorded
-from sidpar.training.dataset import build_loader, load_dataset
+from sidpar.runs.record_reader import Recorded
+from sidpar.training.same_dataset import build_loader, load_dataset
 
 FOLDER = "plots"
 _CANDIDATES = 2000

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from sidpar.config.command_line import errors_in_one_line
-from sidpar.config.groups.validation import at_least
+from sidpar.config.groups.checks import at_least
 from sidpar.data.image_file import read_image
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.plots.beliefs import Prediction, draw_predictions, leading_classes
-from sidpar.plots.files import free_name
+from sidpar.plots.pictures import free_name
 from sidpar.runs.load import load, load_preprocessing
 
 FOLDER = "predictions"

@@ -1,8 +1,11 @@
 """Every test starts from the same random state, and the header says which torch is tested."""
 
+import multiprocessing.process
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,37 @@ settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+_running: list[pytest.Item] = []
+
+
+def _noticed(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the test that starts a process fail, unless it says so by its marker."""
+
+    def noticed(*args: Any, **kwargs: Any) -> Any:
+        if _running and _running[0].get_closest_marker("processes") is None:
+            pytest.fail("this test starts a process and is not marked with pytest.mark.processes")
+        return start(*args, **kwargs)
+
+    return noticed
+
+
+subprocess.Popen.__init__ = _noticed(subprocess.Popen.__init__)  # type: ignore[method-assign]
+multiprocessing.process.BaseProcess.start = _noticed(  # type: ignore[method-assign]
+    multiprocessing.process.BaseProcess.start
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which start most processes
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _running[:] = [item]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left with one when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,20 @@
-"""The one way tests start ranks: K real processes that talk over gloo, or the command line under torchrun.
+"""The one way tests start ranks: K real processes that talk over gloo, each calling a function or running a command.
 
-Rendezvous is a file, not a port, so that tests never collide; timeouts are short; every rank's traceback is shown.
-Processes are forked from a server that has already imported torch, so that a group of ranks starts in a tenth of a
-second.
+They are forked from a server that has already imported torch, so a group of ranks starts in a tenth of a second, where
+torchrun takes seconds of every core; `torchrun` is for tests of what it does itself. The store that ranks meet in is
+the test's own, on a free port, so that tests never collide; timeouts are short; every rank's traceback is shown.
 """
 
 import multiprocessing
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
@@ -29,7 +31,7 @@ from sidpar.training.run import Run
 ROOT = Path(__file__).parent.parent
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "sidpar.train", "tests.harness"])
+_context.set_forkserver_preload(["torch", "sidpar.train", "tests.harness", "tests.warm"])
 
 
 class RankError(AssertionError):
@@ -49,18 +51,21 @@ def run_ranks(
     replicas: int = 1,
 ) -> list[Any]:
     """`function(runtime, *args)` on every rank of a gloo world; the results in rank order. Raises RankError."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = _context.Queue()
-        arguments = (results, function, args, world_size, f"{folder}/store", step_timeout, replicas)
-        processes = [_context.Process(target=_rank_main, args=(rank, *arguments)) for rank in range(world_size)]
+    store, results = _store(), _context.Queue()
+    arguments = (results, function, args, world_size, store.port, step_timeout, replicas)
+    processes = [_context.Process(target=_rank_main, args=(rank, *arguments)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    try:
+        return _collect(results, processes, timeout)
+    finally:
         for process in processes:
-            process.start()
-        try:
-            return _collect(results, processes, timeout)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
+            process.kill()
+            process.join()
+
+
+def _store() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def _rank_main(
@@ -69,13 +74,13 @@ def _rank_main(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     world_size: int,
-    path: str,
+    port: int,
     step_timeout: float,
     replicas: int,
 ) -> None:
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(path, world_size)
+        store = dist.TCPStore("127.0.0.1", port)
         runtime = Runtime.start(
             backend="gloo",
             device="cpu",
@@ -120,6 +125,54 @@ def _collect(results: Any, processes: list[Any], timeout: float) -> list[Any]:
 def make_run(config: Config, runtime: Runtime) -> Run:
     """What `sidpar.train` makes of a configuration before it trains."""
     return Run(config, runtime, find_run_folder(config, runtime))
+
+
+def run_command(
+    world_size: int, *arguments: str, timeout: float = 300.0, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """A module (`-m NAME ...`) or a script on ranks, in the environment that torchrun would give them. As there, the
+    first rank to fail ends the others; all of them write to the same two streams."""
+    store = _store()
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
+        given = (world_size, store.port, arguments, cwd, streams)
+        processes = [_context.Process(target=_command_main, args=(rank, *given)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout
+        while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+            if any(process.exitcode for process in processes):
+                deadline = min(deadline, time.monotonic() + 30)  # torchrun's patience after SIGTERM
+                for process in processes:
+                    process.terminate()
+            time.sleep(0.02)
+        for process in processes:
+            process.kill()
+            process.join()
+        failed = any(process.exitcode for process in processes)
+        return subprocess.CompletedProcess(arguments, int(failed), *(stream.read_text() for stream in streams))
+
+
+def _command_main(
+    rank: int, world_size: int, port: int, arguments: tuple[str, ...], cwd: Path, streams: list[Path]
+) -> None:
+    for descriptor, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "GROUP_WORLD_SIZE": 1}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ |= {name: str(value) for name, value in (sizes | ranks | where).items()}
+    if arguments[0] == "-m":
+        sys.path.insert(0, str(cwd))
+        sys.argv = list(arguments[1:])
+        warnings.filterwarnings("ignore", module="runpy")  # the module has been imported already, which is the point
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(cwd, arguments[0]).parent))
+        sys.argv = list(arguments)
+        runpy.run_path(str(Path(cwd, arguments[0])), run_name="__main__")
 
 
 def torchrun(

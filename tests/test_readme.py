@@ -13,7 +13,7 @@ import torch
 import sidpar
 from sidpar.predict import main as predict_main
 from sidpar.train import main as train_main
-from tests.harness import ROOT, torchrun
+from tests.harness import ROOT, run_command, torchrun
 
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "profiling" / "results"
@@ -33,12 +33,13 @@ def examples() -> list[str]:
     return [example, before + textwrap.indent(streaming, "    ") + after]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("ranks", "k"), [(1, 0), (4, 0), (4, 1)])
 def test_the_library_example_runs(ranks: int, k: int, tmp_path: Path) -> None:
     """Modules, data and optimizer of one's own; the ranks print what their refiners have learned."""
     script = tmp_path / "example.py"
     script.write_text(examples()[k])
-    done = torchrun(ranks, str(script))
+    done = run_command(ranks, str(script))
     assert done.returncode == 0, done.stderr
     # Two ranks may write at the same moment, and so on one line.
     found = re.findall(r"rank (\d): refiners \[[^]]*\], accuracy \[([^]]*)\]", done.stdout)
@@ -46,12 +47,13 @@ def test_the_library_example_runs(ranks: int, k: int, tmp_path: Path) -> None:
     assert min(float(accuracy) for _, numbers in found for accuracy in numbers.split(", ")) > 0.9
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_the_builder_example_runs(ranks: int, tmp_path: Path) -> None:
     """In a folder of its own, by the command as printed, which names 4 ranks."""
     (tmp_path / "mynet.py").write_text(block("def build("))
     (command,) = re.findall(r"torchrun --standalone --nproc_per_node=4 (-m sidpar.train --model.builder .*)", README)
-    done = torchrun(ranks, *command.split(), cwd=tmp_path)
+    done = (torchrun if ranks > 1 else run_command)(ranks, *command.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"8 refiners on {ranks} ranks" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
@@ -59,6 +61,7 @@ def test_the_builder_example_runs(ranks: int, tmp_path: Path) -> None:
     assert min(accuracies) > 0.8
 
 
+@pytest.mark.processes
 def test_the_inference_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The images as printed, through the three lines; they stand beside a run of a moment."""
     monkeypatch.chdir(tmp_path)

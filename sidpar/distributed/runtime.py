@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
+from sidpar.config.groups.checks import at_least
 from sidpar.config.groups.choices import Backend, DeviceKind
-from sidpar.config.groups.validation import at_least
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
 from sidpar.distributed.device import synchronize
 from sidpar.distributed.environment import Launch, read_environment

@@ -16,7 +16,7 @@ from sidpar.engines.pending import Underway
 from sidpar.engines.resources import Resources
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
-from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout

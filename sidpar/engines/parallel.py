@@ -16,7 +16,7 @@ from sidpar.engines.execution import Execution
 from sidpar.engines.resources import Resources
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
-from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Pending, Transport
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic

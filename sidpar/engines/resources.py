@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.rules.base import LocalRule
 from sidpar.schedules.rank_view import RankView

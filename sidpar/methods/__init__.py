@@ -8,7 +8,7 @@ Start reading: base.py, what a method says; ddp.py, the shortest one.
 from dataclasses import replace
 
 from sidpar import models
-from sidpar.config.groups.validation import known
+from sidpar.config.groups.checks import known
 from sidpar.config.schema import Config
 from sidpar.data import datasets
 from sidpar.methods.base import Method

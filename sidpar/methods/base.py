@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.validation import known, without_effect
+from sidpar.config.groups.checks import known, without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
+from sidpar.config.groups.checks import filled, without_effect
 from sidpar.config.groups.choices import CutExtractor, PipelineName
-from sidpar.config.groups.validation import filled, without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order

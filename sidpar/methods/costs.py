@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sidpar.calibration.all_ranks import calibrate, halvings
 from sidpar.calibration.pieces import measure_costs
-from sidpar.calibration.together import calibrate, halvings
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
 from sidpar.config.schema import Config

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.validation import filled, without_effect
+from sidpar.config.groups.checks import filled, without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.whole import BPEngine

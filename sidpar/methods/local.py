@@ -5,8 +5,8 @@ import dataclasses
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
+from sidpar.config.groups.checks import without_effect
 from sidpar.config.groups.parallel import ParallelConfig
-from sidpar.config.groups.validation import without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine

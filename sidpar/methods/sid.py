@@ -6,8 +6,8 @@ from typing import Any, get_args
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
+from sidpar.config.groups.checks import filled, without_effect
 from sidpar.config.groups.choices import ExtractorPlacement, ScheduleName, SynchronousName
-from sidpar.config.groups.validation import filled, without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine

@@ -6,9 +6,9 @@ Start reading: base.py, what a network says of itself; simple_cnn.py, the paper'
 
 from dataclasses import replace
 
+from sidpar.config.groups.checks import check_options, known, without_effect
 from sidpar.config.groups.compute import Compute
 from sidpar.config.groups.model import ModelConfig
-from sidpar.config.groups.validation import check_options, known, without_effect
 from sidpar.models.base import GIVEN, Model
 from sidpar.models.plain import PLAIN_CNN, PLAIN_MLP
 from sidpar.models.simple_cnn import SIMPLE_CNN

@@ -1,7 +1,7 @@
 """The configured network: one that comes with sidpar, or the user's own."""
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.validation import known
+from sidpar.config.groups.checks import known
 from sidpar.config.schema import Config
 from sidpar.models import MODELS, SIZES
 from sidpar.models.user_network import build_own

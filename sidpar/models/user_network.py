@@ -12,8 +12,8 @@ import torch
 
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
+from sidpar.config.groups.checks import check_options
 from sidpar.config.groups.model import BUILDER_KEYWORDS, ModelConfig
-from sidpar.config.groups.validation import check_options
 from sidpar.errors import UsageError
 from sidpar.seeding import seeded
 

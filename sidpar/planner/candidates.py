@@ -18,7 +18,7 @@ from sidpar.schedules.rank_view import RankView, rank_views
 from sidpar.schedules.streaming import unended_stream
 from sidpar.schedules.synchronous import SCHEDULES
 from sidpar.simulation.action_costs import PipelinePrices, Prices, SIDPrices
-from sidpar.simulation.action_memory import Occupancy
+from sidpar.simulation.activation_memory import Occupancy
 from sidpar.simulation.cost_model import Prediction, predict_pipeline, predict_sid, predict_stream, predict_whole
 from sidpar.simulation.costs import Costs, Piece
 from sidpar.simulation.lower_bounds import pipeline_bound, sid_bound

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from sidpar.plots.files import add_legend, save_picture
+from sidpar.plots.pictures import add_legend, save_picture
 
 COLOURS = ("#3f7fc4", "#f28e2b", "#1b7837", "#6a3d9a", "#d62728", "#66c2a5", "#bf5b17", "#e377c2", "#9ecae1", "#7f5539")
 """Of the leading classes, in their order; those behind them are grey."""

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from sidpar.plots.files import add_legend
-from sidpar.runs.reader import Recorded, Rows
+from sidpar.plots.pictures import add_legend
+from sidpar.runs.record_reader import Recorded, Rows
 
 Colour = tuple[float, float, float, float]
 MEASURES = {"loss": "loss", "kl": "KL to the label", "accuracy": "accuracy, %"}

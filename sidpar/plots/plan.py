@@ -12,8 +12,8 @@ from sidpar.config.units import human, unit_of
 from sidpar.planner.job import Job
 from sidpar.planner.report import KINDS_OF_MEMORY, name_of, verdict
 from sidpar.planner.search import MOST, Option, Plan
-from sidpar.plots.files import save_picture
 from sidpar.plots.gantt import PHASES, Span, gantt, legend_handles
+from sidpar.plots.pictures import save_picture
 from sidpar.schedules.phases import PHASE
 
 _COLOURS = ("#3f7fc4", "#9ecae1", "#6a3d9a", "#b79fd8", "#f28e2b", "#66c2a5")

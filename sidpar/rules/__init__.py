@@ -4,8 +4,8 @@ May import: config.groups, cascade.
 Start reading: base.py, what a rule says; sid.py, the first one.
 """
 
+from sidpar.config.groups.checks import check_options, check_types, known
 from sidpar.config.groups.objective import Objective
-from sidpar.config.groups.validation import check_options, check_types, known
 from sidpar.rules.base import LocalRule
 from sidpar.rules.deep_supervision import DeepSupervision
 from sidpar.rules.label_denoising import LabelDenoising

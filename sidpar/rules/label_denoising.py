@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple
 from sidpar.cascade.specs import CascadeSpecs
+from sidpar.config.groups.checks import at_least
 from sidpar.config.groups.objective import Objective
-from sidpar.config.groups.validation import at_least
 from sidpar.errors import UsageError
 from sidpar.rules.base import LocalRule, Rows
 from sidpar.rules.kl import kl_to

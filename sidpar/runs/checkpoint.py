@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
-from sidpar.runs.files import publish, sync
+from sidpar.runs.atomic_files import publish, sync
 from sidpar.runs.run_folder import CHECKPOINTS
 
 PROGRESS, _METADATA, _CHECKSUM = "progress.json", ".metadata", ".crc32"

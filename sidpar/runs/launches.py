@@ -6,7 +6,7 @@ from pathlib import Path
 from sidpar.config.schema import Config
 from sidpar.distributed.environment import Launch
 from sidpar.distributed.runtime import Runtime
-from sidpar.runs.files import write_whole
+from sidpar.runs.atomic_files import write_whole
 
 LAUNCH = ".launch"
 REQUEUE = "REQUEUE"

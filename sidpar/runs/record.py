@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sidpar.errors import StorageError
-from sidpar.runs.files import plain
+from sidpar.runs.atomic_files import plain
 from sidpar.runs.run_folder import METRICS, TENSORBOARD
 
 _HEAD = ("kind", "step", "epoch")

@@ -18,7 +18,7 @@ from sidpar.data.label_noise import MovedLabels
 from sidpar.distributed.environment import Launch
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import StorageError, UsageError
-from sidpar.runs.files import plain, write_whole
+from sidpar.runs.atomic_files import plain, write_whole
 from sidpar.runs.launches import LAUNCH, REQUEUE, earlier_folder, launchers_of
 
 SUMMARY, CONFIG, WEIGHTS = "summary.json", "config.yaml", "weights.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sidpar.errors import StorageError
 from sidpar.messages.transport import Transport
-from sidpar.runs.files import publish
+from sidpar.runs.atomic_files import publish
 from sidpar.stages.stage import Stage
 
 

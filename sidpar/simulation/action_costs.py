@@ -22,7 +22,7 @@ class Prices(Protocol):
         """Of work; of the start of a message, how long it is under way."""
 
     def held(self, rank: int, action: Action) -> float:
-        """Bytes from this action on, until another one frees them (`action_memory.py`)."""
+        """Bytes from this action on, until another one frees them (`activation_memory.py`)."""
 
 
 class SIDPrices:

@@ -16,7 +16,7 @@ from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView
 from sidpar.schedules.streaming import unended_stream
 from sidpar.simulation.action_costs import PipelinePrices, Prices, SIDPrices
-from sidpar.simulation.action_memory import Occupancy
+from sidpar.simulation.activation_memory import Occupancy
 from sidpar.simulation.costs import Costs
 from sidpar.simulation.simulator import simulate
 from sidpar.simulation.timeline import Timeline

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.config.groups.compute import Compute
-from sidpar.messages.buckets import GradientBuckets
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Pending
 
 

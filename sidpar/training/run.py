@@ -28,7 +28,7 @@ from sidpar.runs.run_folder import (
     write_summary,
 )
 from sidpar.runs.weights import save_weights
-from sidpar.training.dataset import build_loader, load_dataset
+from sidpar.training.same_dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 from sidpar.training.trainer import Outcome, Trainer
 from sidpar.training.training_state import check_fits

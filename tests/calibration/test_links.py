@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+import pytest
+
 from sidpar import Runtime
 from sidpar.calibration.links import measure_links
 from sidpar.simulation.costs import Links
@@ -12,6 +14,7 @@ def links(runtime: Runtime) -> dict[str, dict[str, float]]:
     return asdict(measure_links(runtime))
 
 
+@pytest.mark.processes
 def test_links_are_measured_and_alike_on_all_ranks() -> None:
     first, *others = run_ranks(links, 3)
     assert all(other == first for other in others)

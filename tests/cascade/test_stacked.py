@@ -265,6 +265,7 @@ def test_bf16_autocast() -> None:
         assert 0 < (at_once_gradient - exact).norm() <= 2 * (one_by_one - exact).norm()
 
 
+@pytest.mark.processes
 def test_compiled() -> None:
     expected, problem = Problem(), Problem()
     expected.one_by_one()

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import image
 
 from sidpar.plan import main
-from tests.harness import ROOT, torchrun
+from tests.harness import ROOT, run_command
 
 CONFIG = ["--config", str(ROOT / "configs" / "digits.yaml"), "--data.batch_size", "32", "--model.num_refiners", "4"]
 
@@ -102,9 +102,10 @@ def test_whatever_is_configured(flags: list[str], name: str, folder: Path, capsy
         assert "refiners per rank   3 on 1 rank, 1 on 1 rank" in text
 
 
+@pytest.mark.processes
 def test_measured_messages() -> None:
-    """On ranks that torchrun starts; rank 0 prints."""
-    done = torchrun(2, "-m", "sidpar.plan", *CONFIG, "--measured")
+    """On ranks of their own; rank 0 prints."""
+    done = run_command(2, "-m", "sidpar.plan", *CONFIG, "--measured")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("messages  measured on these 2 ranks, gloo") == 1
     assert "by 2 at once" in done.stdout

@@ -16,7 +16,7 @@ from sidpar.data.datasets import load
 from sidpar.errors import UsageError
 from sidpar.plot import main
 from sidpar.plots.curves import draw_curves, draw_depth, few
-from sidpar.runs.reader import MOST, Recorded
+from sidpar.runs.record_reader import MOST, Recorded
 from sidpar.runs.run_folder import CONFIG, METRICS, WEIGHTS
 from tests.training.test_train import SMALL, train
 
@@ -50,12 +50,14 @@ def row(kind: str, step: int, size: int = 3) -> dict[str, Any]:
     return {"kind": kind, "step": step, "epoch": step // 2, **values, **rate}
 
 
+@pytest.mark.processes
 def test_pictures_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run)])
     assert capsys.readouterr().out == f"drawn: curves.png, depth.png, beliefs.png in {run / 'plots'}\n"
     assert all(drawn(run / "plots" / name) for name in ("curves.png", "depth.png", "beliefs.png"))
 
 
+@pytest.mark.processes
 def test_a_run_that_goes_on(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No weights yet, and a row that is being written."""
     (copy / WEIGHTS).unlink()
@@ -73,6 +75,7 @@ def test_a_run_that_goes_on(copy: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert [path.name for path in (tmp_path / "begun").iterdir()] == ["curves.png"]
 
 
+@pytest.mark.processes
 def test_runs_are_compared(run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     main([str(run), str(copy), "--out", str(out), "--samples", "3", "14"])
@@ -83,6 +86,7 @@ def test_runs_are_compared(run: Path, copy: Path, tmp_path: Path, capsys: pytest
     assert (beliefs[0] == beliefs[1])[:-40].all(), "the same network: only the caption names another run"
 
 
+@pytest.mark.processes
 def test_a_run_that_was_resumed_on_another_number_of_ranks(copy: Path) -> None:
     """Its rows tell the memory of four ranks, then of two."""
     rows = [{**row("train", step), "memory_bytes": [2**20] * ranks} for step, ranks in ((2, 4), (4, 2), (6, 2))]
@@ -91,6 +95,7 @@ def test_a_run_that_was_resumed_on_another_number_of_ranks(copy: Path) -> None:
     assert draw_curves([run]).axes[0].lines
 
 
+@pytest.mark.processes
 def test_curves_show_the_rows(copy: Path) -> None:
     """Each measure of each refiner in its panel."""
     run = record(copy, [row(kind, step) for step in (2, 4, 6) for kind in ("train", "test")])
@@ -104,6 +109,7 @@ def test_curves_show_the_rows(copy: Path) -> None:
     assert [list(axes[6].lines[0].get_ydata()), list(axes[7].lines[0].get_ydata())] == [[0.25, 0.5, 0.75], [4, 8, 12]]
 
 
+@pytest.mark.processes
 def test_compared_curves_show_the_last_refiners(copy: Path, run: Path) -> None:
     runs = [record(copy, [row("train", step, size=5) for step in (2, 4)]), Recorded.read(run)]
     figure = draw_curves(runs)
@@ -113,6 +119,7 @@ def test_compared_curves_show_the_last_refiners(copy: Path, run: Path) -> None:
     assert labels[0].endswith("sid, simple_cnn, digits, batch 200, sgd with learning rate 0.2, seed 0")
 
 
+@pytest.mark.processes
 def test_depth_begins_at_chance(copy: Path) -> None:
     """The first and the last evaluation are among the epochs."""
     run = record(copy, [row("test", step) for step in range(2, 42, 2)])
@@ -127,6 +134,7 @@ def test_depth_begins_at_chance(copy: Path) -> None:
     assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3]
 
 
+@pytest.mark.processes
 def test_long_runs_are_thinned_out(copy: Path) -> None:
     """The last row is among those that are left, and a colour bar stands for 64 names."""
     run = record(copy, [row("train", step, size=64) for step in range(2 * MOST + 1)])
@@ -139,6 +147,7 @@ def test_long_runs_are_thinned_out(copy: Path) -> None:
     assert figure.axes[-1].get_ylabel() == "after refiner"
 
 
+@pytest.mark.processes
 def test_null_is_a_gap(copy: Path) -> None:
     run = record(copy, [row("train", 2), {**row("train", 4), "loss": [1.0, None, 3.0], "learning_rate": None}])
     assert [math.isnan(x) for x in run.rows["train"].columns["loss"][1]] == [False, True, False]
@@ -180,6 +189,7 @@ def test_telling_samples() -> None:
     ]
 
 
+@pytest.mark.processes
 def test_beliefs_of_wanted_samples(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The pictures are of these test images, in this order, as the weights file's network sees them."""
     shown: list[Any] = []
@@ -203,6 +213,7 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line.removeprefix("sidpar.plot: error: ")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -217,6 +228,7 @@ def test_mistakes(flags: list[str], message: str, run: Path, capsys: pytest.Capt
     assert mistake([str(run), *(flag.format(run=run) for flag in flags)], capsys) == message.format(run=run)
 
 
+@pytest.mark.processes
 def test_several_runs_need_a_folder(run: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = "2 runs are compared in pictures that belong to none of them: give --out"
     assert mistake([str(run), str(copy)], capsys) == message
@@ -225,6 +237,7 @@ def test_several_runs_need_a_folder(run: Path, copy: Path, capsys: pytest.Captur
 LINE = json.dumps(row("train", 1)) + "\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -248,6 +261,7 @@ def test_broken_metrics(text: str, message: str, copy: Path, capsys: pytest.Capt
     assert message in line
 
 
+@pytest.mark.processes
 def test_no_metrics_and_no_settings(copy: Path) -> None:
     (copy / METRICS).unlink()
     with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\): the run has not measured"):

@@ -46,6 +46,7 @@ def colours(path: Path) -> int:
     return len({tuple(pixel) for row in pictures.imread(path)[::3] for pixel in row[::3]})
 
 
+@pytest.mark.processes
 def test_what_is_printed_and_drawn(run: Path, digits: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), *map(str, digits), "--top", "3"])
     text = capsys.readouterr().out
@@ -70,6 +71,7 @@ def test_what_is_printed_and_drawn(run: Path, digits: list[Path], capsys: pytest
     assert f"drawn: 3 pictures in {folder}" in text
 
 
+@pytest.mark.processes
 def test_where_it_draws(run: Path, digits: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file for all, or a folder, in which images of one name do not overwrite each other."""
     main([str(run), *map(str, digits), "--out", str(tmp_path / "new" / "all.png")])
@@ -80,6 +82,7 @@ def test_where_it_draws(run: Path, digits: list[Path], tmp_path: Path, capsys: p
     assert names == ["digit_0-2.png", "digit_0-3.png", "digit_0.png"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("out", [".", "digit_1.png", "other/../digit_1.png", "hard.png", "links"])
 def test_no_image_is_replaced(
     out: str, run: Path, digits: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -101,6 +104,7 @@ def test_no_image_is_replaced(
     assert {path: path.read_bytes() for path in folder.rglob("*.png")} == before
 
 
+@pytest.mark.processes
 def test_what_fails_later_leaves_no_empty_pictures(
     run: Path, digits: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +119,7 @@ def test_what_fails_later_leaves_no_empty_pictures(
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of an earlier time"]
 
 
+@pytest.mark.processes
 def test_a_full_disk_leaves_no_part_of_a_picture(
     run: Path, digits: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +133,7 @@ def test_a_full_disk_leaves_no_part_of_a_picture(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.processes
 def test_the_name_of_a_file_is_no_formula(run: Path, digits: list[Path], tmp_path: Path) -> None:
     image = digits[0].rename(tmp_path / "cost_$5_$10.png")
     main([str(run), str(image), "--out", str(tmp_path / "out")])
@@ -208,6 +214,7 @@ def test_a_network_for_no_image_file() -> None:
         read_image("any.png", Preprocessing((2, 4, 4), ("a", "b"), 255, (0.0,) * 2, (1.0,) * 2))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

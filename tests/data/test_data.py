@@ -43,6 +43,7 @@ def test_digits() -> None:
     assert torch.bincount(digits.test.labels).min() >= 34, "every class has its share of the test set"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "train", "shape", "classes", "means"),
     [

@@ -62,6 +62,7 @@ def test_message(share: float) -> None:
         move_labels(LABELS, 10, share, seed=0)
 
 
+@pytest.mark.processes
 def test_the_run_folder_keeps_what_was_moved(tmp_path: Path) -> None:
     """The same on any number of ranks; a run without noise has no such file."""
     flags = [*SMALL, "--optim.epochs", "1", "--data.label_noise", "0.2"]

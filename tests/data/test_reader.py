@@ -51,6 +51,7 @@ def in_memory(folder: Path) -> Loader:
     return batches(replace(dataset, **kept))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_do_not_depend_on_workers(workers: int, folder: Path, in_memory: Loader) -> None:
     """Bit for bit those of images in memory: two epochs, one from its middle, one that was left, and the test set."""
@@ -86,6 +87,7 @@ def test_statistics_of_many_files_are_of_a_sample_from_all_classes(
     assert mean == pytest.approx(in_memory.preprocessing.mean, rel=0.1)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_in_mid_epoch_is_named(workers: int, tmp_path: Path) -> None:
     root = digits_folder(tmp_path)
@@ -107,6 +109,7 @@ def kill_and_read(folder: Path) -> None:
     list(epoch) + list(loader.train_batches(1))
 
 
+@pytest.mark.processes
 def test_a_worker_that_is_killed_is_an_error(folder: Path) -> None:
     message = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"
     with pytest.raises(RuntimeError, match=message):
@@ -136,6 +139,7 @@ def gone(pids: list[int], within: float) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.processes
 def test_workers_leave_signals_to_the_main_process(folder: Path) -> None:
     """What SLURM and torchrun send reaches every process of a rank. Its workers go on, since a rank that is told to end
     has a step to finish; they end with it, also where it had no chance to tell them."""
@@ -175,6 +179,7 @@ raise ValueError("in the middle of an epoch")
 """
 
 
+@pytest.mark.processes
 def test_workers_do_not_hold_up_the_end(folder: Path) -> None:
     """An interpreter that ends waits for its workers, even those that leave SIGTERM to others."""
     command = [sys.executable, "-c", SCRIPT, str(folder)]

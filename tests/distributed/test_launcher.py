@@ -10,6 +10,8 @@ import pytest
 
 from sidpar.distributed import launcher as cut_off
 
+pytestmark = pytest.mark.processes
+
 
 class Store:
     def __init__(self, answer: Callable[[], object]) -> None:

@@ -18,10 +18,12 @@ def agree(runtime: Runtime, values: list[dict[str, Any]]) -> None:
     runtime.agree("settings", values[runtime.rank])
 
 
+@pytest.mark.processes
 def test_agreement() -> None:
     run_ranks(agree, 2, [{"lr": 1e-3, "shape": [1, 2]}] * 2)
 
 
+@pytest.mark.processes
 def test_disagreement_is_told_on_every_rank() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(agree, 3, [{"lr": 0.1, "a": 1}, {"lr": 0.1, "a": 1}, {"lr": 0.2}])
@@ -38,6 +40,7 @@ def silent(runtime: Runtime) -> None:
         time.sleep(60)
 
 
+@pytest.mark.processes
 def test_a_rank_that_never_answers_is_named() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(silent, 2, step_timeout=2, timeout=20)
@@ -51,6 +54,7 @@ def collectives(runtime: Runtime) -> tuple[list[Any], str, list[float]]:
     return exchanged, runtime.from_root("name", f"r{runtime.rank}"), runtime.sum("table", table).tolist()
 
 
+@pytest.mark.processes
 def test_exchange_from_root_and_sum() -> None:
     for found in run_ranks(collectives, 3):
         assert found == ([0, 1, 2], "r0", [1.5, 2.5, 3.5])
@@ -86,6 +90,7 @@ STEP_TIMEOUT = 4.0
 ENDED = r"(failed|was ended) in step 2, in the action:"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("failure", "extractor", "named"),
     [
@@ -130,12 +135,14 @@ def broken_sum(runtime: Runtime) -> None:
     runtime.sum("metrics", torch.zeros(2))
 
 
+@pytest.mark.processes
 def test_messages_outside_of_steps_are_named_too() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(broken_sum, 2, step_timeout=2, timeout=10)
     assert "rank 0 failed in the action: sum metrics over all ranks" in error.value.errors[0]
 
 
+@pytest.mark.processes
 def test_the_harness_shows_every_rank() -> None:
     with pytest.raises(RankError, match="--- rank 0 ---(.|\n)*--- rank 1 ---(.|\n)*ZeroDivisionError: 7"):
         run_ranks(divide, 2)
@@ -147,6 +154,7 @@ def divide(runtime: Runtime) -> None:
     runtime.sum("nothing", torch.zeros(1))
 
 
+@pytest.mark.processes
 def test_importing_sidpar_has_no_side_effect() -> None:
     """No process group, no output, no random number drawn."""
     program = (

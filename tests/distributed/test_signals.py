@@ -8,6 +8,8 @@ import pytest
 
 from tests.harness import ROOT
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = """
 import os, signal, sys, time
 from sidpar import Runtime

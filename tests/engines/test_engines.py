@@ -156,6 +156,7 @@ def test_compute_options_change_rounding_only(options: dict[str, Any], tolerance
         assert (gradient - found[1][name]).norm() <= tolerance * gradient.norm() + 1e-6, name
 
 
+@pytest.mark.processes
 def test_compile_changes_rounding_only() -> None:
     x, y = networks.batch(8)
     found = []
@@ -204,6 +205,7 @@ def different_settings(runtime: Runtime, settings: dict[str, Any]) -> None:
     SIDEngine(Stage(cascade, runtime), Objective(mine.pop("alpha", 0.5)), **mine)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -227,6 +229,7 @@ def different_batches(runtime: Runtime) -> None:
     SIDEngine(stage, Objective()).step(x, y)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("function", "message"),
     [

@@ -13,6 +13,8 @@ from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import gradients
 
+pytestmark = pytest.mark.processes
+
 
 def perturbed_later_refiner(runtime: Runtime) -> None:
     """Invariant 4, on ranks: other weights in the last refiner change no gradient before it, not by a bit."""

@@ -22,6 +22,8 @@ from tests.engines.own_rules import Contrast, Spread
 from tests.harness import RankError, run_ranks
 from tests.oracle import check, gradients, oracle
 
+pytestmark = [pytest.mark.processes, pytest.mark.long]
+
 EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
 UPDATES = ("all", "final", "frozen")
@@ -53,13 +55,14 @@ def grid(runtime: Runtime) -> int:
     for num_refiners, size, objective in cases(runtime.world_size):
         x, y = networks.batch(size)
         reference = oracle(lambda n=num_refiners: networks.plain(n), objective, x, y)  # type: ignore[misc]
-        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+        for extractor in EXTRACTORS:
             stage = Stage(networks.plain(num_refiners), runtime, extractor=extractor)  # type: ignore[arg-type]
-            engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=microbatches, seed=5)  # type: ignore[arg-type]
-            case = f"L={num_refiners} B={size} M={microbatches} {extractor} {schedule} {objective}"
-            once = schedule == "fused" and microbatches == 1  # an evaluation depends on neither
-            check(case, stage, engine, reference, x, y, evaluate=once)
-            done += 1
+            for schedule, microbatches in product(SCHEDULES, (1, 3)):
+                engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=microbatches, seed=5)  # type: ignore[arg-type]
+                case = f"L={num_refiners} B={size} M={microbatches} {extractor} {schedule} {objective}"
+                once = schedule == "fused" and microbatches == 1  # an evaluation depends on neither
+                check(case, stage, engine, reference, x, y, evaluate=once)
+                done += 1
     return done
 
 
@@ -164,12 +167,13 @@ def stacked_like_the_oracle(
     runtime: Runtime, name: str, build: Callable[[int], Cascade], objective: Objective, x: Tensor, y: Tensor
 ) -> None:
     reference = oracle(lambda: build(5), objective, x, y)
-    for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+    for extractor in EXTRACTORS:
         stage = Stage(build(5), runtime, extractor=extractor)  # type: ignore[arg-type]
-        settings: Any = {"schedule": schedule, "microbatches": microbatches, "seed": 5}
-        engine = ParallelEngine(stage, objective, refiner_execution="stacked", **settings)
-        case = f"{name} {extractor} {schedule} M={microbatches} {objective}"
-        check(case, stage, engine, reference, x, y, evaluate=False)
+        for schedule, microbatches in product(SCHEDULES, (1, 3)):
+            settings: Any = {"schedule": schedule, "microbatches": microbatches, "seed": 5}
+            engine = ParallelEngine(stage, objective, refiner_execution="stacked", **settings)
+            case = f"{name} {extractor} {schedule} M={microbatches} {objective}"
+            check(case, stage, engine, reference, x, y, evaluate=False)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -287,5 +291,5 @@ def test_buckets_and_memory_formats() -> None:
 
 def small_buckets(runtime: Runtime) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sidpar.messages.buckets.BUCKET_BYTES", 256)
+        patch.setattr("sidpar.messages.gradients.BUCKET_BYTES", 256)
         bucketed_and_channels_last(runtime)

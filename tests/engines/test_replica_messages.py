@@ -31,6 +31,7 @@ def too_few_refiners(runtime: Runtime) -> None:
     Stage(networks.plain(1), runtime)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("function", "replicas", "message"),
     [
@@ -52,6 +53,7 @@ def test_one_process_is_one_replica() -> None:
         Runtime.start(device="cpu", replicas=2)
 
 
+@pytest.mark.processes
 def test_an_error_names_the_rank_in_the_world_and_in_its_cascade() -> None:
     with pytest.raises(RankError) as failure:
         run_ranks(failing, 4, replicas=2, step_timeout=5)

@@ -20,6 +20,8 @@ from tests.engines.test_streaming import compare, late, streamed
 from tests.harness import run_ranks
 from tests.oracle import assert_close_gradients, check, gradients, oracle
 
+pytestmark = pytest.mark.processes
+
 EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
 SEVERAL = Objective([0.2, 0.4, 0.6, 0.8, 0.9])
@@ -35,12 +37,13 @@ def grid(runtime: Runtime) -> int:
     for objective, size in CASES:
         x, y = networks.batch(size)
         reference = oracle(lambda: networks.plain(5), objective, x, y)
-        for extractor, schedule, microbatches in product(EXTRACTORS, SCHEDULES, (1, 3)):
+        for extractor in EXTRACTORS:
             stage = Stage(networks.plain(5), runtime, extractor=extractor)  # type: ignore[arg-type]
-            engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
-            case = f"B={size} M={microbatches} {extractor} {schedule} {objective}"
-            check(case, stage, engine, reference, x, y, evaluate=schedule == "fused" and microbatches == 1)
-            cases += 1
+            for schedule, microbatches in product(SCHEDULES, (1, 3)):
+                engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+                case = f"B={size} M={microbatches} {extractor} {schedule} {objective}"
+                check(case, stage, engine, reference, x, y, evaluate=schedule == "fused" and microbatches == 1)
+                cases += 1
     return cases
 
 
@@ -58,7 +61,7 @@ def structures(runtime: Runtime) -> None:
         (networks.tokens, networks.INPUTS),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sidpar.messages.buckets.BUCKET_BYTES", 256)
+        patch.setattr("sidpar.messages.gradients.BUCKET_BYTES", 256)
         for (build, tokens), extractor in product(builds, EXTRACTORS):
             x, y = networks.batch(7, tokens)
             reference = oracle(lambda b=build: b(4), Objective(0.4), x, y)  # type: ignore[misc]
@@ -98,7 +101,7 @@ def departures(runtime: Runtime, how: Any) -> list[str]:
         return sum_gradients(transport, bucket)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sidpar.messages.buckets.BUCKET_BYTES", 8 * (7 * 7 + 7 + 7 * 3 + 3))
+        patch.setattr("sidpar.messages.gradients.BUCKET_BYTES", 8 * (7 * 7 + 7 + 7 * 3 + 3))
         patch.setattr(Transport, "sum_refiner_gradients", leave)
         engine = SIDEngine(Stage(networks.plain(2), runtime), Objective(), microbatches=2, refiner_execution=how)
         engine.step(*networks.batch(8))

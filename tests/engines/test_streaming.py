@@ -110,6 +110,7 @@ def definition(runtime: Runtime) -> int:
     return cases
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_the_weights_are_those_of_the_definition(ranks: int) -> None:
     assert run_ranks(definition, ranks) == [(4 * 3 + len(RULES) - 1) * 3 * 2] * ranks
@@ -129,6 +130,7 @@ def predicted(runtime: Runtime) -> None:
     assert any((tensor - expected[name]).abs().max() > TOLERANCE for name, tensor in stage.state_dict().items())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_weight_prediction(ranks: int) -> None:
     run_ranks(predicted, ranks)
@@ -168,6 +170,7 @@ def streamed_frozen(stage: Stage, objective: Objective, sizes: Sizes) -> None:
     assert len(list(engine.train((networks.batch(size) for size in sizes), update))) == len(sizes)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_every_structure(ranks: int) -> None:
     run_ranks(structures, ranks)
@@ -183,6 +186,7 @@ def stacked(runtime: Runtime) -> None:
         compare(extractor, stage, expected)
 
 
+@pytest.mark.processes
 def test_stacked_refiners() -> None:
     run_ranks(stacked, 2)
 
@@ -206,6 +210,7 @@ def synchronous_steps(runtime: Runtime) -> None:
         assert torch.equal(engine.evaluate(x, y).measures(), fused.evaluate(x, y).measures())
 
 
+@pytest.mark.processes
 def test_between_streams_it_is_fused() -> None:
     run_ranks(synchronous_steps, 2)
 
@@ -223,6 +228,7 @@ def stepping(optimizer: torch.optim.Optimizer) -> Callable[[Collection[str]], No
     return lambda parts: optimizer.step()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_diagnosis(extractor: str) -> None:
     """The same on any ranks; nothing is stale where nothing moves; half the rate, about half the error."""
@@ -265,6 +271,7 @@ def trained_beside(runtime: Runtime) -> dict[str, Tensor]:
     return found[0]
 
 
+@pytest.mark.processes
 def test_a_diagnosis_leaves_no_trace_but_the_drain() -> None:
     run_ranks(trained_beside, 2)
 
@@ -298,6 +305,7 @@ def failing_update(runtime: Runtime) -> None:
         pass
 
 
+@pytest.mark.processes
 def test_an_error_in_the_update_ends_every_rank() -> None:
     with pytest.raises(RankError) as caught:
         run_ranks(failing_update, 2, step_timeout=5)

@@ -31,6 +31,7 @@ def run(tools: Path, script: str, *arguments: str, **knobs: str) -> subprocess.C
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_local_has_knobs(tools: Path) -> None:
     done = run(
         tools, "local.sh", "--optim.epochs", "1", RANKS="3", MAX_RESTARTS="2", OMP_NUM_THREADS="5", RUN_DIR="a b"
@@ -41,12 +42,14 @@ def test_local_has_knobs(tools: Path) -> None:
     )
 
 
+@pytest.mark.processes
 def test_local_has_defaults(tools: Path) -> None:
     done = run(tools, "local.sh", "--config", "mine.yaml")
     assert "--max-restarts=0 -m sidpar.train --config mine.yaml\n" in done.stdout
     assert "threads=0" not in done.stdout
 
 
+@pytest.mark.processes
 def test_local_ends_with_the_status_of_the_training(tools: Path) -> None:
     assert run(tools, "local.sh", "--fail").returncode == 1
 
@@ -54,6 +57,7 @@ def test_local_ends_with_the_status_of_the_training(tools: Path) -> None:
 SWEEP = ["configs/digits.yaml", "configs/cifar10.yaml", "--", "--run.name", "a b"]
 
 
+@pytest.mark.processes
 def test_a_sweep_is_one_job_per_file_and_seed(tools: Path) -> None:
     done = run(tools, "sweep.sh", "--dry-run", *SWEEP, SEEDS="0 7", SBATCH="--nodes=2 --time=60")
     assert done.stdout.splitlines() == [
@@ -65,6 +69,7 @@ def test_a_sweep_is_one_job_per_file_and_seed(tools: Path) -> None:
     ]
 
 
+@pytest.mark.processes
 def test_a_sweep_submits_what_it_says(tools: Path, tmp_path: Path) -> None:
     done = run(tools, "sweep.sh", "configs/digits.yaml", SWEEP_DIR=str(tmp_path))
     said, asked = done.stdout.splitlines()
@@ -73,6 +78,7 @@ def test_a_sweep_submits_what_it_says(tools: Path, tmp_path: Path) -> None:
     assert (tmp_path / "digits").is_dir(), "for the log"
 
 
+@pytest.mark.processes
 def test_a_local_sweep_goes_on_after_a_failure_and_says_so(tools: Path, tmp_path: Path) -> None:
     knobs = {"LOCAL": "yes", "SWEEP_DIR": str(tmp_path), "RANKS": "2"}
     done = run(tools, "sweep.sh", *SWEEP, **knobs)
@@ -92,6 +98,7 @@ def _signals_of_a_terminal() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("_signals_of_a_terminal")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_local_sweep_that_is_asked_to_stop(name: str, status: int, tools: Path, tmp_path: Path) -> None:
@@ -117,6 +124,7 @@ def test_a_local_sweep_that_is_asked_to_stop(name: str, status: int, tools: Path
     assert "sweep.sh: asked to stop; the same command goes on with what is not complete\n" in errors
 
 
+@pytest.mark.processes
 def test_the_names_of_a_sweep_may_be_parts_of_each_other(tools: Path, tmp_path: Path) -> None:
     for name in ("c one.yaml", "one.yaml"):
         (tmp_path / name).touch()
@@ -124,6 +132,7 @@ def test_the_names_of_a_sweep_may_be_parts_of_each_other(tools: Path, tmp_path: 
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,6 +151,7 @@ def test_a_sweep_refuses(arguments: list[str], message: str, tools: Path) -> Non
 JOB = {"SLURM_JOB_NAME": "sidpar", "SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "8"}
 
 
+@pytest.mark.processes
 def test_the_slurm_script_refuses(tools: Path) -> None:
     for arguments, knobs, message in [
         (["--run.dir", "x"], {}, "give the run folder as RUN_DIR, not as --run.dir"),
@@ -165,6 +175,7 @@ def slurm(tools: Path) -> Path:
     return tools
 
 
+@pytest.mark.processes
 def test_a_job_comes_back_only_if_this_start_of_it_was_asked_to_stop(slurm: Path, tmp_path: Path) -> None:
     """Not for ever, where one that has come back fails before its training begins."""
     knobs = {**JOB, "SLURM_JOB_NODELIST": "a", "RUN_DIR": str(tmp_path)}
@@ -175,6 +186,7 @@ def test_a_job_comes_back_only_if_this_start_of_it_was_asked_to_stop(slurm: Path
     assert (done.returncode, "requeue" in done.stdout) == (1, False)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("cpus", "warned"), [("8", False), ("1", True)])
 def test_a_job_with_too_few_cpus_says_so(cpus: str, warned: bool, slurm: Path, tmp_path: Path) -> None:
     knobs = {**JOB, "SLURM_JOB_NODELIST": "a", "RUN_DIR": str(tmp_path), "SLURM_CPUS_ON_NODE": cpus}
@@ -182,6 +194,7 @@ def test_a_job_with_too_few_cpus_says_so(cpus: str, warned: bool, slurm: Path, t
     assert ("8 ranks share 1 CPUs of a node: ask for more by --cpus-per-task" in said) == warned
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("visible", "ranks"),
     [(None, 3), ("0,2", 2), ("GPU-5d1a-1, 1", 2), ("", 4), ("-1", 4), ("1,-1,0", 1), ("NoDevFiles", 4)],

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from tests.launch.slurm import Job, NoClusterError, cluster, command
 
-TRAIN = ["--config", "configs/digits.yaml", "--checkpoint.every", "20"]
+pytestmark = [pytest.mark.processes, pytest.mark.slurm, pytest.mark.long]
+
+TRAIN = ["--config", "configs/digits.yaml", "--optim.epochs", "30", "--checkpoint.every", "20"]
 
 
 class Ended(NamedTuple):

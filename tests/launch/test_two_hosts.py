@@ -11,6 +11,8 @@ import pytest
 
 from tests.launch.two_hosts import CannotMakeHostsError, Host, two_hosts
 
+pytestmark = [pytest.mark.processes, pytest.mark.namespaces, pytest.mark.long]
+
 STEP_TIMEOUT = 5.0
 TRAIN = ["-m", "sidpar.train", "--config", "configs/digits.yaml", "--model.num_refiners", "4", "--run.log_every", "2"]
 

@@ -28,6 +28,7 @@ def run(runtime: Runtime, flags: list[str]) -> dict[str, Any]:
     return {name: getattr(trained.config.parallel, name) for name in (*CHOSEN, "auto", "staleness")}
 
 
+@pytest.mark.processes
 def test_all_ranks_run_what_the_run_folder_says(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first, second = run_ranks(run, 2, [*FLAGS, "--run.dir", str(folder)])
@@ -43,6 +44,7 @@ def test_all_ranks_run_what_the_run_folder_says(tmp_path: Path) -> None:
     assert summary["plan"]["predicted_step_seconds"] > 0
 
 
+@pytest.mark.processes
 def test_with_replicas(tmp_path: Path) -> None:
     """Two cascades of one rank each: messages are measured where there are any."""
     flags = [*FLAGS, "--parallel.replicas", "2", "--run.dir", str(tmp_path / "run")]
@@ -51,6 +53,7 @@ def test_with_replicas(tmp_path: Path) -> None:
     assert first["placement"] == [4]
 
 
+@pytest.mark.processes
 def test_what_is_given_stays(tmp_path: Path) -> None:
     given = ["--parallel.extractor", "root", "--parallel.schedule", "two_phase", "--parallel.placement", "[3,1]"]
     found = run_ranks(run, 2, [*FLAGS, *given, "--run.dir", str(tmp_path / "run")])[0]
@@ -58,6 +61,7 @@ def test_what_is_given_stays(tmp_path: Path) -> None:
     assert found["microbatches"] >= 1
 
 
+@pytest.mark.processes
 def test_one_process_chooses_too(tmp_path: Path) -> None:
     found = run(Runtime.single("cpu"), [*FLAGS, "--run.dir", str(tmp_path / "run")])
     assert found["placement"] == [4]
@@ -89,6 +93,7 @@ def choose_for_batch_norm(runtime: Runtime, flags: list[str]) -> str | None:
     return config.parallel.extractor
 
 
+@pytest.mark.processes
 def test_what_would_be_refused_is_not_chosen() -> None:
     """Batch norm sees a part of the batch in a sharded extractor."""
     x, runtime = torch.randn(16, 1, 8, 8), Runtime.single("cpu")
@@ -105,6 +110,7 @@ def test_nothing_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         run(Runtime.single("cpu"), [*FLAGS, "--run.dir", str(tmp_path / "run")])
 
 
+@pytest.mark.processes
 def test_too_many_ranks_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(RankError) as failure:
         run_ranks(run, 3, [*FLAGS, "--model.num_refiners", "2", "--run.dir", str(tmp_path / "run")])

@@ -36,6 +36,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(1, tmp_path_factory.mktemp("own") / "run", "--model.options.width", "20")
 
 
+@pytest.mark.processes
 def test_an_own_network_trains_to_the_same_weights_on_ranks(alone: Path, tmp_path: Path) -> None:
     """With tuples for features and states; initial weights and training do not depend on K."""
     placed = load_file(train(3, tmp_path / "run", "--model.options", "{width: 20}") / "weights.safetensors")
@@ -49,6 +50,7 @@ def test_an_own_network_trains_to_the_same_weights_on_ranks(alone: Path, tmp_pat
     assert model["options"] == {"width": 20}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "flags"),
     [
@@ -68,6 +70,7 @@ def test_every_method_takes_it(ranks: int, flags: list[str], tmp_path: Path) -> 
     assert losses[-1] < math.log(10), "it has learned something"
 
 
+@pytest.mark.processes
 def test_a_parameter_without_elements_is_checkpointed(tmp_path: Path) -> None:
     flags = ("--model.builder", "tests.own_networks:with_empty", "--optim.clip", "1", "--checkpoint.every", "3")
     folder = train(1, tmp_path / "run", *flags)
@@ -139,6 +142,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return answers
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_told_on_every_rank(mistake: str, refused: list[list[str]]) -> None:
     first, second = (answer[list(MISTAKES).index(mistake)] for answer in refused)
@@ -160,6 +164,7 @@ def fail_on_rank_1(runtime: Runtime, error: Exception) -> str:
     return "built"
 
 
+@pytest.mark.processes
 def test_a_builder_that_fails_on_one_rank_ends_all() -> None:
     text = "UsageError: rank 1 cannot build the network: no module"
     assert run_ranks(fail_on_rank_1, 2, UsageError("no module")) == [text, text]

@@ -12,8 +12,8 @@ from sidpar.errors import StorageError
 from sidpar.plot import main
 from sidpar.plots.beliefs import Prediction, draw_beliefs, draw_predictions
 from sidpar.plots.curves import draw_curves
-from sidpar.plots.files import free_name, save_picture
-from sidpar.runs.reader import Recorded
+from sidpar.plots.pictures import free_name, save_picture
+from sidpar.runs.record_reader import Recorded
 from tests.data.image_files import no_room
 from tests.training.test_train import SMALL, train
 
@@ -68,6 +68,7 @@ def test_a_link_goes_on_leading_to_the_picture(tmp_path: Path) -> None:
     assert drawn(tmp_path / "elsewhere.PNG")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["curves.png", "depth.png", "beliefs.png"])
 def test_a_picture_that_cannot_be_written(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -97,6 +98,7 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     assert drawn(tmp_path / "classes.png")
 
 
+@pytest.mark.processes
 def test_names_of_runs_are_drawn_as_they_are(run: Path, tmp_path: Path) -> None:
     """In titles and in a legend, which leaves none out."""
     names = ["a_$5_$10", "_b$^^$"]
@@ -109,6 +111,7 @@ def test_names_of_runs_are_drawn_as_they_are(run: Path, tmp_path: Path) -> None:
     assert [text.get_text().split(":")[0] for text in legend.get_texts()] == names
 
 
+@pytest.mark.processes
 def test_a_run_is_drawn_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By whatever names it is given."""
     (tmp_path / "link").symlink_to(run)
@@ -116,6 +119,7 @@ def test_a_run_is_drawn_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"drawn: curves.png, depth.png, beliefs.png in {run / 'plots'}\n"
 
 
+@pytest.mark.processes
 def test_runs_have_pictures_of_their_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where their paths differ in a `/` alone."""
     folders = [copy(run, tmp_path / path) for path in ("a-b/r", "a/b/r")]

@@ -67,6 +67,7 @@ def phases(runtime: Runtime) -> set[str]:
     return {s.phase for s in spans}
 
 
+@pytest.mark.processes
 def test_a_step_of_sid_has_all_its_phases() -> None:
     for found in run_ranks(phases, 2):
         assert found == {
@@ -85,6 +86,7 @@ def offsets(runtime: Runtime) -> float:
     return clock_offset(runtime)
 
 
+@pytest.mark.processes
 def test_ranks_of_one_host_share_a_clock() -> None:
     """Processes of one host read the same monotonic clock, so the true offset is 0."""
     assert run_ranks(offsets, 3) == [0, 0, 0]
@@ -99,6 +101,7 @@ def offset_between_hosts(runtime: Runtime) -> float:
         return clock_offset(runtime)
 
 
+@pytest.mark.processes
 def test_clocks_of_other_hosts_are_compared() -> None:
     """Rank 1's clock is 100 s ahead of the others'. Its error is at most half of the fastest round trip."""
     first, ahead, other = run_ranks(offset_between_hosts, 3)

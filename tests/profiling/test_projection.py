@@ -11,6 +11,8 @@ import pytest
 from sidpar.schedules.cut import PIPELINES
 from tests.harness import ROOT
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:

@@ -276,6 +276,7 @@ def test_malformed_timelines_are_named(tmp_path: Path) -> None:
         remake(write(tmp_path, synthetic(), timelines))
 
 
+@pytest.mark.processes
 def test_a_missing_file_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     write(tmp_path, synthetic(), {})
     (tmp_path / "timelines.json").unlink()

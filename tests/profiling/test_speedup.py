@@ -8,7 +8,9 @@ import pytest
 from matplotlib import image
 
 from tests.engines.backpropagation.test_pipeline import SCHEDULES
-from tests.harness import torchrun
+from tests.harness import run_command
+
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 KEYS = {
     "key",
@@ -36,7 +38,7 @@ FLAGS += ["--stream", "3"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Emulated refiners of 5 ms on two ranks: every method, at M = 1 and 4."""
     out = tmp_path_factory.mktemp("speedup")
-    done = torchrun(2, "profiling/speedup.py", "--workload", "emulated", *FLAGS, "--out", str(out))
+    done = run_command(2, "profiling/speedup.py", "--workload", "emulated", *FLAGS, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from tests.harness import ROOT, torchrun
+from tests.harness import ROOT, run_command
 
 sys.path.insert(0, str(ROOT / "profiling"))
 
 from staleness_report import remake
+
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
 FLAGS = ["--", "--optim.epochs", "2", "--data.batch_size", "256", "--model.num_refiners", "2"]
@@ -19,7 +21,7 @@ FLAGS = ["--", "--optim.epochs", "2", "--data.batch_size", "256", "--model.num_r
 
 def train(out: Path, *arguments: str) -> str:
     command = ["profiling/staleness.py", "--config", "configs/digits.yaml", "--out", str(out), "--seeds", "0"]
-    done = torchrun(2, *command, *arguments, *FLAGS)
+    done = run_command(2, *command, *arguments, *FLAGS)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
 

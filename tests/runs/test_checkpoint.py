@@ -41,6 +41,7 @@ def write(runtime: Runtime, folder: str, steps: list[int], asynchronous: bool) -
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_newest_are_kept(ranks: int, asynchronous: bool, tmp_path: Path) -> None:
@@ -137,6 +138,7 @@ def fill(runtime: Runtime, folder: str) -> list[str]:
     return errors
 
 
+@pytest.mark.processes
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     """Every rank is told, and what was there is still there and whole."""
     first, second = run_ranks(fill, 2, str(small_disk))
@@ -157,6 +159,7 @@ def limited(runtime: Runtime, arguments: list[str]) -> None:
     train(parse(arguments), runtime)
 
 
+@pytest.mark.processes
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None:
     """The whole job: one error on every rank, and the same command once there is room."""
     flags = ["--model.width", "64"]
@@ -176,6 +179,7 @@ def diverge(runtime: Runtime, arguments: list[str]) -> None:
     train(parse(arguments), runtime)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -214,6 +218,7 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     return stored.read([name for name in stored.shapes if name.startswith("model/")])
 
 
+@pytest.mark.processes
 def test_the_weights_file_can_be_read_by_others(tmp_path: Path) -> None:
     """Whole, under its name alone, and with the permissions of its folder."""
     assert run(1, tmp_path / "run")

@@ -41,6 +41,7 @@ def accuracies(run: Path) -> list[float]:
     return [float((belief.argmax(1) == test.labels).double().mean()) for belief in beliefs[1:]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "flags"),
     [
@@ -57,6 +58,7 @@ def test_it_gives_the_accuracy_of_the_summary(ranks: int, flags: list[str], tmp_
     assert accuracies(run) == pytest.approx(summary["refiner_test_accuracy"], abs=1.5 / 360)
 
 
+@pytest.mark.processes
 def test_what_was_trained_on_ranks_is_loaded_whole(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert accuracies(run) == pytest.approx(summary["refiner_test_accuracy"], abs=1.5 / 360)
@@ -80,6 +82,7 @@ def test_no_folder_and_no_run(tmp_path: Path) -> None:
     assert f"{tmp_path} is not a run folder, it has no config.yaml" in refusal(tmp_path)
 
 
+@pytest.mark.processes
 def test_a_configuration_that_cannot_be_read(copied: Path) -> None:
     (copied / "config.yaml").write_text("model: {depht: 3}\n")
     assert "config.yaml cannot be read: " in refusal(copied)
@@ -97,11 +100,13 @@ def test_a_configuration_makes_no_objects(tmp_path: Path) -> None:
         from_yaml(f"model: {{builder: 'a:b', options: {options}}}")
 
 
+@pytest.mark.processes
 def test_a_run_that_is_not_complete(copied: Path) -> None:
     (copied / "weights.safetensors").unlink()
     assert "is not complete, it has no weights.safetensors: resume it by the command that began it" in refusal(copied)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("size", [0, 5, 200, -1])
 def test_a_truncated_file(copied: Path, size: int) -> None:
     path = copied / "weights.safetensors"
@@ -110,6 +115,7 @@ def test_a_truncated_file(copied: Path, size: int) -> None:
     assert "it is truncated, or no safetensors file" in refusal(copied)
 
 
+@pytest.mark.processes
 def test_a_pickle_is_not_loaded(copied: Path) -> None:
     torch.save({"extractor.0.weight": torch.ones(3)}, copied / "weights.safetensors")
     assert "it is truncated, or no safetensors file" in refusal(copied)
@@ -120,6 +126,7 @@ def rewrite(run: Path, header: dict[str, str] | None) -> None:
     save_file(load_file(path), path, header)
 
 
+@pytest.mark.processes
 def test_a_header_without_preprocessing(copied: Path) -> None:
     for header in (None, {"format": "pt"}):
         rewrite(copied, header)
@@ -129,6 +136,7 @@ def test_a_header_without_preprocessing(copied: Path) -> None:
         assert "`preprocessing` in its header cannot be read (" in refusal(copied)
 
 
+@pytest.mark.processes
 def test_weights_of_another_network(copied: Path) -> None:
     """The first difference is named, with both shapes, whatever it is."""
     config = (copied / "config.yaml").read_text()

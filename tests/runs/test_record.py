@@ -65,6 +65,7 @@ def test_tags(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.processes
 def test_a_run_shows_in_tensorboard_what_metrics_hold(tmp_path: Path) -> None:
     """Two ranks, with diagnosis: every measure of every row, and nothing else."""
     folder = train(2, tmp_path / "run", *STREAM, "--parallel.diagnose_every", "5")
@@ -91,6 +92,7 @@ def test_a_run_shows_in_tensorboard_what_metrics_hold(tmp_path: Path) -> None:
     assert [step for step, _ in found["learning_rate"]] == [4, 8]
 
 
+@pytest.mark.processes
 def test_without_tensorboard(tmp_path: Path) -> None:
     folder = train(1, tmp_path / "run", *SMALL, "--optim.epochs", "1", "--run.tensorboard", "false")
     assert rows(folder)
@@ -159,6 +161,7 @@ def fill_as_rank(_: Any, *args: Any) -> int:
     return fill(*args)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("tensorboard", "name"), [(False, METRICS), (True, TENSORBOARD)])
 def test_a_full_disk_has_one_clear_error(tensorboard: bool, name: str, tmp_path: Path) -> None:
     """TensorBoard's events are the larger file, and fail first; the rows that were written stay, and a resume mends
@@ -199,6 +202,7 @@ def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
         Record(tmp_path, after_step=1)
 
 
+@pytest.mark.processes
 def test_a_resume_without_room_keeps_what_was_there(tmp_path: Path) -> None:
     write(tmp_path, *(row("train", step) for step in range(200)))
     before = (tmp_path / METRICS).read_bytes()
@@ -213,6 +217,7 @@ def resume_without_room(_: Any, limit: int, folder: Path) -> None:
     Record(folder, after_step=150)
 
 
+@pytest.mark.processes
 def test_importing_sidpar_leaves_tensorboard_and_matplotlib_alone() -> None:
     check = "import sidpar, sys; print(sorted({m.split('.')[0] for m in sys.modules} & {'tensorboard', 'matplotlib'}))"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)

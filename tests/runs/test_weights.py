@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +20,7 @@ def gathered(runtime: Runtime, extractor: str) -> dict[str, Tensor]:
     return gather_weights(stage)
 
 
+@pytest.mark.processes
 def test_parameters_and_buffers_of_all_ranks() -> None:
     (alone,) = run_ranks(gathered, 1, "replicated")
     assert alone.keys() == networks.noisy(5).state_dict().keys()

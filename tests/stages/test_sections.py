@@ -12,6 +12,8 @@ from tests.engines.backpropagation.test_whole import plain_backpropagation
 from tests.harness import run_ranks
 from tests.oracle import assert_close_gradients, gradients
 
+pytestmark = pytest.mark.processes
+
 
 def without_parameters(runtime: Runtime) -> None:
     """Sections of Flatten alone and of tanh alone, and a module that occurs twice."""

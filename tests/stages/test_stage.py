@@ -21,6 +21,7 @@ def shares(runtime: Runtime, extractor: Any, counts: list[int] | None) -> list[s
     return list(Stage(networks.plain(5), runtime, extractor=extractor, counts=counts).state_dict())
 
 
+@pytest.mark.processes
 def test_parameters_keep_their_global_names() -> None:
     everything = set(networks.plain(5).state_dict())
     found = run_ranks(shares, 2, "root", [1, 4])
@@ -38,6 +39,7 @@ def cut_shares(runtime: Runtime) -> tuple[list[str], dict[str, list[int]]]:
     return list(stage.state_dict()), {name: stage.holders(name) for name in stage.skeleton.state_dict()}
 
 
+@pytest.mark.processes
 def test_layers_of_a_cut_extractor_keep_their_global_names() -> None:
     (first, owners), (second, same) = run_ranks(cut_shares, 2)
     assert first == ["extractor.0.weight", "extractor.0.bias"]
@@ -50,6 +52,7 @@ def copies(runtime: Runtime) -> tuple[list[str], list[list[int]]]:
     return list(stage.state_dict()), [stage.holders(name) for name in stage.state_dict()]
 
 
+@pytest.mark.processes
 def test_copies_hold_everything() -> None:
     for names, owners in run_ranks(copies, 2):
         assert set(names) == set(networks.plain(3).state_dict())
@@ -164,6 +167,7 @@ def placed(runtime: Runtime, num_refiners: int, counts: list[int] | None) -> Non
     Stage(networks.plain(num_refiners), runtime, counts=counts)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("function", "args", "message"),
     [
@@ -191,6 +195,7 @@ def test_messages_are_the_same_on_every_rank(function: Any, args: tuple[Any, ...
     assert all(message in error.value.errors[rank] for rank in (0, 1)), error.value
 
 
+@pytest.mark.processes
 def test_a_state_of_another_shape_is_refused_before_it_is_sent() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(changing_outputs, 2, step_timeout=5)
@@ -198,6 +203,7 @@ def test_a_state_of_another_shape_is_refused_before_it_is_sent() -> None:
     assert "must not depend on data or on the training mode" in error.value.errors[0]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.LayerNorm(4), nn.GroupNorm(2, 4)])
 def test_layers_that_treat_each_sample_alone_are_welcome(layer: nn.Module) -> None:
     run_ranks(with_layer, 2, layer)

@@ -209,6 +209,7 @@ def make_images(tmp: Path) -> None:
     first.write_bytes(first.read_bytes()[:60])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_on_every_rank(mistake: str, told: list[dict[str, str]]) -> None:
     first, second = (answer[mistake] for answer in told)

@@ -15,6 +15,8 @@ from sidpar.training.stopping import REQUEUE_STATUS
 from tests.harness import ROOT
 from tests.training.test_resume import difference
 
+pytestmark = [pytest.mark.processes, pytest.mark.long]
+
 FLAGS = ["--model.name", "wide_mlp", "--model.width", "64", "--model.num_refiners", "4", "--data.batch_size", "50"]
 FLAGS += ["--optim.epochs", "7", "--run.log_every", "5", "--checkpoint.every", "20", "--run.eval_every", "7"]
 """203 steps, 29 in an epoch."""

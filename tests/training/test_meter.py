@@ -21,6 +21,7 @@ def read_on_ranks(runtime: Runtime) -> dict[str, list[float]]:
     return meter.read()
 
 
+@pytest.mark.processes
 def test_every_rank_reads_the_whole_cascade() -> None:
     alone = run_ranks(read_on_ranks, 1)[0]
     for found in run_ranks(read_on_ranks, 3):
@@ -29,6 +30,7 @@ def test_every_rank_reads_the_whole_cascade() -> None:
             assert values == pytest.approx(alone[name]), name
 
 
+@pytest.mark.processes
 def test_means_are_over_samples_not_over_batches() -> None:
     """By hand, from the beliefs of the whole cascade; Proposition 4's bound holds, with a slack of what it says."""
     found = run_ranks(read_on_ranks, 1)[0]
@@ -61,6 +63,7 @@ def numbers(runtime: Runtime) -> list[int]:
     return per_rank(runtime, 10 * runtime.rank + 2**40)
 
 
+@pytest.mark.processes
 def test_per_rank() -> None:
     assert run_ranks(numbers, 3) == [[2**40, 2**40 + 10, 2**40 + 20]] * 3
 

@@ -17,6 +17,8 @@ from sidpar.train import parse
 from sidpar.training.run import train
 from tests.harness import run_ranks
 
+pytestmark = pytest.mark.processes
+
 SMALL = ["--model.name", "wide_mlp", "--model.width", "16", "--model.num_refiners", "4", "--data.batch_size", "200"]
 SMALL += ["--optim.epochs", "2", "--run.log_every", "3", "--run.tensorboard", "false"]
 """16 steps, in two epochs of 8, the last batch of which is a ragged one."""

@@ -1,6 +1,7 @@
 """The main job through its command line: what it leaves on disk, on any number of ranks, and how it refuses."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,27 @@ from sidpar.models.simple_cnn import simple_cnn
 from sidpar.train import parse
 from sidpar.training.run import train as train_run
 from sidpar.version import source_commit
-from tests.harness import run_ranks, torchrun
+from tests.harness import run_command, run_ranks, torchrun
+
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 
 CONFIG = ["--config", "configs/digits.yaml"]
 SMALL = ["--data.batch_size", "200", "--model.num_refiners", "4", "--run.log_every", "4"]
 
 
 def train_by_command(ranks: int, folder: Path, *flags: str) -> Path:
-    """As a user starts it."""
-    done = torchrun(ranks, "-m", "sidpar.train", *CONFIG, "--run.dir", str(folder), *flags)
+    """The command line, on ranks that need no torchrun to start."""
+    return trained(run_command(ranks, "-m", "sidpar.train", *CONFIG, "--run.dir", str(folder), *flags), folder)
+
+
+def trained(done: subprocess.CompletedProcess[str], folder: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run folder: {folder}" in done.stdout
     return folder
 
 
 def train(ranks: int, folder: Path, *flags: str) -> Path:
-    """The same on ranks that start in a tenth of the time."""
+    """The same by a call."""
     arguments = [*CONFIG, "--run.dir", str(folder), *flags]
     run_ranks(job, ranks, arguments, replicas=parse(arguments).parallel.replicas)
     return folder
@@ -149,7 +155,8 @@ def test_streaming_without_staleness_is_fused_bit_for_bit(tmp_path: Path) -> Non
 
 def test_the_demo_reaches_its_accuracy(tmp_path: Path) -> None:
     """What `make demo` runs."""
-    folder = train_by_command(4, tmp_path / "demo")
+    folder = tmp_path / "demo"
+    trained(torchrun(4, "-m", "sidpar.train", *CONFIG, "--run.dir", str(folder)), folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.97
 

@@ -15,6 +15,8 @@ from tests.harness import RankError, make_run, run_ranks
 from tests.training.test_train import rows, train, train_by_command
 from tests.training.test_train_messages import refusal
 
+pytestmark = pytest.mark.processes
+
 FOLDER = ["--data.name", "image_folder", "--data.image_size", "16", "--data.batch_size", "20"]
 NETWORK = ["--model.num_refiners", "2", "--run.log_every", "1", "--optim.warmup_epochs", "0"]
 

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from sidpar.train import parse
-from tests.harness import ROOT, RankError, torchrun
+from tests.harness import ROOT, RankError, run_command
 from tests.training.test_train import CONFIG, train
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -42,6 +43,7 @@ def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) 
     assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot start"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -57,7 +59,7 @@ def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) 
 )
 def test_messages_end_the_command(flags: list[str], message: str, tmp_path: Path) -> None:
     """Found by the configuration, by the run, by the runtime: exit code, and one line in place of a traceback."""
-    done = torchrun(2, "-m", "sidpar.train", *CONFIG, "--run.dir", f"{tmp_path}/run", *flags)
+    done = run_command(2, "-m", "sidpar.train", *CONFIG, "--run.dir", f"{tmp_path}/run", *flags)
     assert done.returncode != 0
     assert message in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
@@ -71,6 +73,7 @@ def refusal(folder: Path | str, *flags: str) -> str:
     return failure.value.errors[0].splitlines()[-1]
 
 
+@pytest.mark.processes
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious\n")
     said = refusal(tmp_path)
@@ -79,11 +82,13 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
 
 
+@pytest.mark.processes
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert f"run.dir={tmp_path}/file/run cannot be written" in refusal(tmp_path / "file" / "run")
 
 
+@pytest.mark.processes
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     """On one rank, as all are told."""
     log = tmp_path / "logs" / "rank_1.log"
@@ -91,6 +96,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert f"UsageError: {log} cannot be written (Is a directory): mend the folder, or choose" in refusal(tmp_path)
 
 
+@pytest.mark.processes
 def test_a_failed_download(tmp_path: Path) -> None:
     """The folder's parent is a file, so nothing is asked of any server."""
     (tmp_path / "file").write_text("")

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from tests.training.test_train import SMALL, STREAM, rows, train, train_by_command
 
+pytestmark = [pytest.mark.processes, pytest.mark.long]
+
 ONE_EPOCH = [*SMALL, "--optim.epochs", "1"]
 
 
@@ -24,7 +26,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_two_replicas_of_two_ranks(tmp_path: Path) -> None:
-    """As a user starts it; the last batch of the epoch is a ragged one."""
+    """Through the command; the last batch of the epoch is a ragged one."""
     placed = train_by_command(4, tmp_path / "placed", *ONE_EPOCH, "--parallel.replicas", "2")
     assert_same(placed, train(1, tmp_path / "alone", *ONE_EPOCH))
     summary = json.loads((placed / "summary.json").read_text())

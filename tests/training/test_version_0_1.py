@@ -50,6 +50,7 @@ def same(found: Tensor, expected: Tensor) -> bool:
     return bool(((found - expected).abs() < 1e-6).all())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", RUNS)
 def test_an_old_run_goes_on(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
@@ -77,6 +78,7 @@ def test_an_old_run_predicts(name: str) -> None:
     assert same(beliefs, torch.tensor(json.loads((OLD / name / "beliefs.json").read_text())))
 
 
+@pytest.mark.processes
 def test_another_rule_does_not_go_on_in_an_old_folder(tmp_path: Path) -> None:
     """The old configuration says nothing of rules, so it means SID."""
     folder = tmp_path / "fused"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.validation import at_least
+from sidpar.config.groups.checks import at_least
 from sidpar.errors import UsageError
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from sidpar.config.groups.checks import at_least, without_effect
 from sidpar.config.groups.choices import Option
-from sidpar.config.groups.validation import at_least, without_effect
 from sidpar.errors import UsageError
 
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from sidpar.config.groups.checks import at_least, fill_in, positive, without_effect
 from sidpar.config.groups.choices import OptimizerName, RateSchedule
-from sidpar.config.groups.validation import at_least, fill_in, positive, without_effect
 from sidpar.errors import UsageError
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sidpar.config.groups.checks import at_least, fill_in, positive, without_effect
 from sidpar.config.groups.choices import AnyExtractor, AnySchedule, Backend, DeviceKind, RefinerExecution
-from sidpar.config.groups.validation import at_least, fill_in, positive, without_effect
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sidpar.config.groups.validation import at_least, without_effect
+from sidpar.config.groups.checks import at_least, without_effect
 from sidpar.errors import UsageError
 
 

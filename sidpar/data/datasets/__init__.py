@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sidpar.config.groups.checks import filled, known, without_effect
 from sidpar.config.groups.data import DataConfig
-from sidpar.config.groups.validation import filled, known, without_effect
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
 from sidpar.data.datasets.digits import DIGITS

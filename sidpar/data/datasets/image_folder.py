@@ -6,7 +6,7 @@ import torch
 
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.listing import SUFFIXES, Listing, images_below, unreadable
+from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, images_below, unreadable
 from sidpar.data.reader import Reader
 from sidpar.data.splits import Files
 from sidpar.errors import UsageError

@@ -7,7 +7,7 @@ import torch
 
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.listing import Listing, images_below
+from sidpar.data.datasets.folder_listing import Listing, images_below
 from sidpar.data.decoding import read_images
 from sidpar.data.splits import Images
 from sidpar.errors import UsageError

@@ -38,6 +38,7 @@ def tiny_folder(root: Path) -> Path:
     return base
 
 
+@pytest.mark.processes
 def test_the_real_tiny_imagenet(tiny_imagenet: Path) -> None:
     """25 of its classes, as published, many JPEGs among them grey."""
     dataset = load("tiny_imagenet", str(tiny_imagenet))

@@ -74,6 +74,7 @@ def grid(runtime: Runtime) -> int:
     return cases
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_gradients_equal_one_process(ranks: int) -> None:
     """Per parameter, relative to its largest entry: gradients fade through a chain of beliefs, tolerances must not."""
@@ -91,6 +92,7 @@ def several_shapes(runtime: Runtime) -> None:
         assert_close_gradients(f"B={size}", gradients(engine.stage), plain_backpropagation(build(), Objective(), x, y))
 
 
+@pytest.mark.processes
 def test_batches_of_any_size() -> None:
     run_ranks(several_shapes, 2)
 
@@ -105,6 +107,7 @@ def tokens(runtime: Runtime) -> None:
     assert result.samples == 30
 
 
+@pytest.mark.processes
 def test_a_belief_for_each_token() -> None:
     run_ranks(tokens, 2)
 
@@ -132,6 +135,7 @@ def order(runtime: Runtime) -> None:
             assert all(before.end <= after.start for before, after in pairwise(spans))
 
 
+@pytest.mark.processes
 def test_the_lists_are_what_is_executed() -> None:
     run_ranks(order, 2)
     run_ranks(order, 4)
@@ -146,6 +150,7 @@ def traffic(runtime: Runtime) -> None:
     assert sent == ({"activation": each} if runtime.rank == 0 else {"activation gradient": each})
 
 
+@pytest.mark.processes
 def test_traffic_is_counted() -> None:
     run_ranks(traffic, 2)
 
@@ -164,6 +169,7 @@ def clipping(runtime: Runtime) -> None:
         assert torch.allclose(gradient, expected[name], rtol=1e-4), name  # the norm is added up in fp32
 
 
+@pytest.mark.processes
 def test_gradients_are_clipped_by_their_global_norm() -> None:
     run_ranks(clipping, 2)
 
@@ -199,6 +205,7 @@ def refused(runtime: Runtime, case: str) -> None:
         PipelineEngine(stage, Objective(), schedule="1f1b", microbatches=2 + runtime.rank)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("case", "message"),
     [

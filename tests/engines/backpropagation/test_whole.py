@@ -64,6 +64,7 @@ def grid(runtime: Runtime) -> None:
                 )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_gradients_equal_a_plain_loop(ranks: int) -> None:
     """Also where a rank has no share of the batch (B = 2 on 4 ranks)."""
@@ -102,6 +103,7 @@ def spare(runtime: Runtime) -> str:
     return str(refused.value)
 
 
+@pytest.mark.processes
 def test_ddp_takes_parameters_without_a_gradient() -> None:
     first, second = run_ranks(spare, 2)
     assert first == second
@@ -131,6 +133,7 @@ def dropout_masks(runtime: Runtime) -> None:
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
+@pytest.mark.processes
 def test_checkpointing_repeats_random_masks() -> None:
     run_ranks(dropout_masks, 1)
 
@@ -156,6 +159,7 @@ def other_masks(runtime: Runtime) -> float:
     return result.measures()[-1, 0].item()
 
 
+@pytest.mark.processes
 def test_every_rank_drops_something_else() -> None:
     first, second = run_ranks(other_masks, 2)
     assert first != second
@@ -171,6 +175,7 @@ def running_statistics(runtime: Runtime) -> list[float]:
     return [buffer.double().sum().item() for buffer in stage.buffers()]
 
 
+@pytest.mark.processes
 def test_ranks_evaluate_with_the_same_statistics() -> None:
     first, second = run_ranks(running_statistics, 2)
     assert first == second
@@ -197,6 +202,7 @@ def traffic(runtime: Runtime) -> None:
     assert engine.traffic.sent["parameter gradients"].bytes == pytest.approx(2 * (ranks - 1) / ranks * size)
 
 
+@pytest.mark.processes
 def test_ddp_counts_its_traffic() -> None:
     run_ranks(traffic, 2)
 

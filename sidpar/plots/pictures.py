@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sidpar.errors import StorageError
-from sidpar.runs.files import publish
+from sidpar.runs.atomic_files import publish
 
 DPI = 110
 

@@ -12,7 +12,7 @@ from sidpar.schedules.pipelines import gpipe, one_f_one_b, with_messages
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import rank_views
 from sidpar.schedules.synchronous import SCHEDULES
-from sidpar.simulation.action_memory import Occupancy
+from sidpar.simulation.activation_memory import Occupancy
 from sidpar.simulation.cost_model import Prediction, predict_pipeline, predict_sid
 from sidpar.simulation.costs import Costs, Curve, Piece
 from tests.harness import ROOT
