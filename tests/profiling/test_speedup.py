@@ -94,14 +94,16 @@ def test_traffic_by_hand(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def test_saved_activations_are_what_the_schedules_promise(rows: dict[str, dict[str, Any]]) -> None:
-    """Of the last rank, which holds two refiners and no layer of the extractor in a pipeline: with M = 4, all four
-    microbatches at GPipe, as much as naive keeps of the whole batch, and one of K = 2 at 1F1B."""
+    """Of the last rank, which holds refiners and no layer of the extractor in a pipeline: with M = 4, all four
+    microbatches at GPipe and one at 1F1B. How many refiners it holds is balanced by measured costs, which differ with
+    M: then GPipe keeps of the whole batch what those refiners keep, one of them 42 inputs and 20 values of beliefs."""
 
     def last(key: str) -> float:
         return float(rows[key]["saved_activation_bytes"][-1])
 
-    assert last("bp gpipe cut M=4") == pytest.approx(last("bp gpipe cut M=1"))
-    assert last("bp 1f1b cut M=4") == pytest.approx(last("bp gpipe cut M=1") / 4)
+    refiner = 16 * (42 + 20) * 4
+    assert (last("bp gpipe cut M=4") - last("bp gpipe cut M=1")) % refiner == 0
+    assert last("bp 1f1b cut M=4") == pytest.approx(last("bp gpipe cut M=4") / 4)
     assert last("sid fused sharded M=4") < last("sid fused sharded M=1")
     extractor = 4 * (32 * 32 + 32) * 4
     assert last("sid streaming replicated M=4") < last("sid fused replicated M=4"), "one microbatch of the extractor"
