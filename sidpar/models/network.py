@@ -3,7 +3,7 @@
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.checks import known
 from sidpar.config.schema import Config
-from sidpar.models import MODELS, SIZES
+from sidpar.models import DEFAULT, MODELS, SIZES
 from sidpar.models.user_network import build_own
 
 
@@ -12,7 +12,6 @@ def build_network(config: Config, image_shape: tuple[int, int, int], num_classes
     model, seed = config.model, config.run.seed
     if model.builder is not None:
         return build_own(model, image_shape, num_classes, seed)
-    assert model.name is not None, "a complete configuration names a network or a builder"
-    named = known("model.name", model.name, MODELS)
+    named = known("model.name", model.name or DEFAULT, MODELS)
     sizes = {size: getattr(model, size) for size in SIZES if getattr(model, size) is not None}
     return named.build(image_shape, num_classes, model.num_refiners, seed=seed, **sizes, **(model.options or {}))

@@ -109,7 +109,7 @@ def test_every_gradient_is_applied_once(setup: Setup) -> None:
 @settings(max_examples=100)
 @given(SETUPS)
 def test_a_receive_is_posted_after_the_collectives_that_its_sender_needs(setup: Setup) -> None:
-    """Or whatever makes a GPU wait for all its streams would close a circle: see `schedule.py`, rule 2."""
+    """Or whatever makes a GPU wait for all its streams would close a circle: see `schedules/synchronous.py`, rule 2."""
     _, actions = make(setup)
     steps = setup[4]
     starts = (Do.START_GATHER, Do.START_BROADCAST)
