@@ -20,7 +20,7 @@ import torch
 from harness.conditions import conditions
 from harness.workloads import Workload, add_details, make
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Objective, ParallelEngine, Runtime, Stage
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.engines.base import Engine
 from sidpar.runs.checkpoint import Checkpoints
@@ -59,7 +59,7 @@ def main() -> None:
 def measure(runtime: Runtime, workload: Workload, folder: Path, every: int, windows: int) -> dict[str, Any]:
     """The report, the same on every rank but for the times."""
     stage = Stage(workload.networks["cascade"](), runtime, compute=workload.compute)
-    engine = SIDEngine(stage, Objective())
+    engine = ParallelEngine(stage, Objective())
     optimizers = Optimizers(stage.parts(), OptimConfig(), 1000)
     state = TrainingState(engine, optimizers)
     writers = {

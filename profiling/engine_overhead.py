@@ -1,4 +1,4 @@
-"""What the engine itself costs: one process with `SIDEngine` against a plain PyTorch loop of the same arithmetic.
+"""What the engine itself costs: one process with `ParallelEngine` against a plain PyTorch loop of the same arithmetic.
 
     python profiling/engine_overhead.py --out profiling/results/engine_overhead.json
 
@@ -19,9 +19,10 @@ from harness.conditions import conditions
 from torch import Tensor
 from torch.nn import functional as F
 
-from sidpar import Compute, Objective, Runtime, SIDEngine, Stage, models
+from sidpar import Compute, Objective, ParallelEngine, Runtime, Stage
 from sidpar.cascade.cascade import Cascade
 from sidpar.distributed.device import synchronize
+from sidpar.models import MODELS
 
 IMAGE = (3, 32, 32)
 ALPHA = 0.5
@@ -43,12 +44,11 @@ def plain_step(cascade: Cascade, x: Tensor, y: Tensor, autocast: bool) -> None:
         to_teacher = F.kl_div(log_p, log_belief, reduction="none", log_target=True).sum(-1)
         losses.append((ALPHA * to_target + (1 - ALPHA) * to_teacher).mean())
         log_belief = log_p.detach()
-    torch.stack(losses).sum().backward()
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def build(name: str, num_refiners: int) -> Cascade:
-    make = {"simple_cnn": models.simple_cnn, "wide_mlp": models.wide_mlp}[name]
-    return make(IMAGE, 10, num_refiners)
+    return MODELS[name].build(IMAGE, 10, num_refiners)
 
 
 def compare(name: str, num_refiners: int, batch_size: int, autocast: bool, steps: int, warmup: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def compare(name: str, num_refiners: int, batch_size: int, autocast: bool, steps
     runtime = Runtime.single()
     compute = Compute("bf16" if autocast else "none")
     stage = Stage(build(name, num_refiners), runtime, compute=compute)
-    engine = SIDEngine(stage, Objective(ALPHA))
+    engine = ParallelEngine(stage, Objective(ALPHA))
     cascade = build(name, num_refiners).to(runtime.device)
     x = torch.randn(batch_size, *IMAGE, device=runtime.device)
     y = torch.randint(0, 10, (batch_size,), device=runtime.device)
@@ -96,12 +96,13 @@ def compare(name: str, num_refiners: int, batch_size: int, autocast: bool, steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where to write the report as JSON")
+    parser.add_argument("--batch", type=int, default=128, help="B")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--max-ratio", type=float, help="fail if a ratio of medians is above this")
     arguments = parser.parse_args()
-    cases = [("simple_cnn", 8, 128, False), ("simple_cnn", 8, 128, True), ("wide_mlp", 8, 128, False)]
-    rows = [compare(*case, arguments.steps, arguments.warmup) for case in cases]
+    cases = [("simple_cnn", False), ("simple_cnn", True), ("wide_mlp", False)]
+    rows = [compare(name, 8, arguments.batch, half, arguments.steps, arguments.warmup) for name, half in cases]
     for row in rows:
         print(
             f"{row['model']:10} L={row['num_refiners']} B={row['batch_size']} autocast={row['autocast']}: "

@@ -29,10 +29,11 @@ import torch
 from harness.conditions import conditions
 from torch import Tensor, nn
 
-from sidpar import Objective, Runtime, models
+from sidpar import Objective, Runtime
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state, refine
 from sidpar.cascade.stacked import StackedRefiners
 from sidpar.distributed.device import mark, peak_memory, reset_peak_memory, seconds_between, synchronize
+from sidpar.models import MODELS
 from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.rules.kl import local_loss, local_losses, target_of
 
@@ -66,7 +67,7 @@ def loop(refiners: list[nn.Module], batch: Batch) -> None:
         losses.append(local_loss(OBJECTIVE, 0.5, following[0], state[0], batch.target).sum() / len(batch.target))
         state = detach(following)
     for loss in losses:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def at_once(stacked: StackedRefiners, refiners: list[nn.Module], batch: Batch) -
     log_beliefs = stacked.forward(batch.features, states)[0]
     teachers = torch.stack([state[0] for state in states])
     losses = local_losses(OBJECTIVE, [0.5] * len(refiners), log_beliefs, teachers, batch.target)
-    (losses.sum() / len(batch.target)).backward()
+    (losses.sum() / len(batch.target)).backward()  # type: ignore[no-untyped-call]
 
 
 def backpropagation(refiners: list[nn.Module], batch: Batch) -> None:
@@ -91,12 +92,11 @@ def backpropagation(refiners: list[nn.Module], batch: Batch) -> None:
     for refiner in refiners:
         state = refine(refiner, batch.features, state)
     losses = local_loss(OBJECTIVE, 1.0, state[0], state[0], batch.target)
-    (losses.sum() / len(batch.target)).backward()
+    (losses.sum() / len(batch.target)).backward()  # type: ignore[no-untyped-call]
 
 
 def build(network: str, num_refiners: int, device: torch.device, compile: bool) -> list[nn.Module]:
-    make = {"simple_cnn": models.simple_cnn, "wide_mlp": models.wide_mlp}[network]
-    refiners = [refiner.to(device) for refiner in make(IMAGE, CLASSES, num_refiners).refiners]
+    refiners = [refiner.to(device) for refiner in MODELS[network].build(IMAGE, CLASSES, num_refiners).refiners]
     if compile:
         for refiner in refiners:
             refiner.compile()  # as a stage does

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from harness.conditions import conditions
 
-from sidpar import Runtime, SIDEngine, StreamingEngine
+from sidpar import ParallelEngine, Runtime, StreamingEngine
 from sidpar.engines.base import Update
 from sidpar.methods import method_of
 from sidpar.models.network import build_network
@@ -100,7 +100,7 @@ def train(arguments: argparse.Namespace, runtime: Runtime, row: dict[str, Any]) 
     loader = build_loader(config, dataset, runtime.device)
     cascade = build_network(config, dataset.image_shape, dataset.num_classes)
     stage = method_of(config).place(config, cascade, loader.sample, runtime)
-    engine: SIDEngine = method_of(config).engine(config, stage, loader.sample)  # type: ignore[assignment]
+    engine: ParallelEngine = method_of(config).engine(config, stage, loader.sample)  # type: ignore[assignment]
     steps = config.optim.epochs * loader.steps_per_epoch
     if staleness:
         kind = Compensating if remedy == "compensation" else StreamingEngine

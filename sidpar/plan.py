@@ -40,15 +40,15 @@ from sidpar.training.same_network import build_alike
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
-    config, given = parse(_parser(), arguments, complete)
+    config, arguments_by_name = parse(_parser(), arguments, complete)
     with errors_in_one_line("sidpar.plan"):
-        wishes = Wishes.read(given)
-        with _start(config, wishes) as runtime:
-            _plan(config, wishes, runtime)
+        given = PlanArguments.read(arguments_by_name)
+        with _start(config, given) as runtime:
+            _plan(config, given, runtime)
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanArguments:
     """What the command line says besides the configuration."""
 
     ranks: int | None
@@ -101,31 +101,31 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _start(config: Config, wishes: Wishes) -> Runtime:
+def _start(config: Config, given: PlanArguments) -> Runtime:
     """Where costs are given and no message is measured, the configured device need not be here."""
-    parallel, unused = config.parallel, wishes.costs is not None and not wishes.measured
+    parallel, unused = config.parallel, given.costs is not None and not given.measured
     return Runtime.start(
         device="auto" if unused else parallel.device,
         backend="auto" if unused else parallel.backend,
         init_timeout=parallel.init_timeout,
         step_timeout=parallel.step_timeout,
-        replicas=parallel.replicas if wishes.measured else 1,
+        replicas=parallel.replicas if given.measured else 1,
     )
 
 
-def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
-    ranks = _ranks(config, wishes, runtime)
-    if wishes.out is not None:
-        _make_folder(wishes.out)
-    costs, where = _costs(config, wishes, runtime)
-    if wishes.measured:
+def _plan(config: Config, given: PlanArguments, runtime: Runtime) -> None:
+    ranks = _ranks(config, given, runtime)
+    if given.out is not None:
+        _make_folder(given.out)
+    costs, where = _costs(config, given, runtime)
+    if given.measured:
         links, messages = measure_links(runtime), f"measured on these {ranks} ranks, {runtime.backend}"
     else:
-        links = ring_links(wishes.latency, wishes.bandwidth, ranks, config.parallel.replicas)
-        messages = wishes.assumed
+        links = ring_links(given.latency, given.bandwidth, ranks, config.parallel.replicas)
+        messages = given.assumed
     if runtime.rank > 0:
         return
-    memory = wishes.memory or (None if wishes.costs else usable_memory(runtime.device))
+    memory = given.memory or (None if given.costs else usable_memory(runtime.device))
     conditions = {
         "job": f"{config.model.name or config.model.builder}, {config.model.num_refiners} refiners, "
         f"batch {config.data.batch_size}, on {ranks} ranks"
@@ -139,11 +139,11 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
     present = method_of(config).expected(config, job)
     text = plan_text([f"{name:<9} {value}" for name, value in conditions.items()], job, present, plan)
     print(text)
-    if wishes.out is not None:
-        write_whole(wishes.out / "plan.txt", text + "\n")
-        _write(wishes.out / "costs.json", _record(config, costs, where))
+    if given.out is not None:
+        write_whole(given.out / "plan.txt", text + "\n")
+        _write(given.out / "costs.json", _record(config, costs, where))
         _write(
-            wishes.out / "plan.json",
+            given.out / "plan.json",
             {
                 "conditions": conditions,
                 "links": asdict(links),
@@ -153,7 +153,7 @@ def _plan(config: Config, wishes: Wishes, runtime: Runtime) -> None:
                 "left_out": plan.left_out,
             },
         )
-        draw_plan(job, plan, conditions, wishes.out / "plan.png")
+        draw_plan(job, plan, conditions, given.out / "plan.png")
 
 
 def _make_folder(path: Path) -> None:
@@ -167,29 +167,29 @@ def _write(path: Path, records: dict[str, Any]) -> None:
     write_whole(path, json.dumps(records, indent=1) + "\n")
 
 
-def _ranks(config: Config, wishes: Wishes, runtime: Runtime) -> int:
+def _ranks(config: Config, given: PlanArguments, runtime: Runtime) -> int:
     """How many to plan for: checked before anything is measured."""
-    if wishes.measured and runtime.world_size == 1:
+    if given.measured and runtime.world_size == 1:
         raise UsageError(
             "--measured sends messages between ranks, but there is one process: start it by torchrun "
             "--nproc_per_node=K -m sidpar.plan, or give --latency and --bandwidth"
         )
-    if wishes.measured and wishes.ranks not in (None, runtime.world_size):
+    if given.measured and given.ranks not in (None, runtime.world_size):
         raise UsageError(
-            f"--measured knows the messages of {runtime.world_size} ranks, not of --ranks {wishes.ranks}: remove "
+            f"--measured knows the messages of {runtime.world_size} ranks, not of --ranks {given.ranks}: remove "
             "--ranks, or start as many"
         )
-    ranks, replicas = wishes.ranks or (runtime.world_size if runtime.world_size > 1 else 8), config.parallel.replicas
+    ranks, replicas = given.ranks or (runtime.world_size if runtime.world_size > 1 else 8), config.parallel.replicas
     if ranks % replicas:
         raise UsageError(f"parallel.replicas={replicas} does not divide {ranks} ranks: plan for a multiple of it")
     method_of(config).check_ranks(config, ranks)
     return ranks
 
 
-def _costs(config: Config, wishes: Wishes, runtime: Runtime) -> tuple[Costs, str]:
+def _costs(config: Config, given: PlanArguments, runtime: Runtime) -> tuple[Costs, str]:
     """What the pieces cost, and where that was measured."""
-    if wishes.costs is not None:
-        return _read_costs(config, wishes.costs)
+    if given.costs is not None:
+        return _read_costs(config, given.costs)
     if runtime.device.type == "cpu" and runtime.world_size == 1:
         torch.set_num_threads(1)  # as ranks that share a machine have
     dataset = load_dataset(config, runtime)

@@ -16,7 +16,7 @@ from sidpar.plots.pictures import free_name
 from sidpar.runs.load import load, load_preprocessing
 
 FOLDER = "predictions"
-MOST = 60
+MAX_IMAGES = 60
 """Images in one picture."""
 _BATCH = 256
 
@@ -83,9 +83,10 @@ def _pictures(given: Namespace) -> dict[Path, list[int]]:
     """Which images each picture shows; makes the folder. Raises UsageError if one is an image or unwritable."""
     out = given.out or given.run / FOLDER
     if out.suffix.lower() == ".png":
-        if len(given.images) > MOST:
+        if len(given.images) > MAX_IMAGES:
             raise UsageError(
-                f"--out {out} is one picture, which holds at most {MOST} images, got {len(given.images)}: give a folder"
+                f"--out {out} is one picture, which holds at most {MAX_IMAGES} images, got {len(given.images)}: "
+                "give a folder"
             )
         folder, pictures = out.parent, {out: list(range(len(given.images)))}
     else:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on how many ranks there are (invariant 3)."""
+"""Random numbers that depend on what they are for, never on how many ranks there are."""
 
 import hashlib
 from collections.abc import Iterator

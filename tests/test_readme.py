@@ -13,6 +13,7 @@ import torch
 import sidpar
 from sidpar.predict import main as predict_main
 from sidpar.train import main as train_main
+from tests import networks
 from tests.harness import ROOT, run_command, torchrun
 
 README = (ROOT / "README.md").read_text()
@@ -27,10 +28,31 @@ def block(sign: str) -> str:
 
 def examples() -> list[str]:
     """The library example, and the same with the lines that stream."""
-    example, streaming = block("sidpar.SIDEngine("), block("sidpar.StreamingEngine(")
+    example, streaming = block("sidpar.ParallelEngine(stage, sidpar.Objective("), block("sidpar.StreamingEngine(")
     before, loop = example.split("    engine = ")
     after = loop[loop.index("    result = engine.evaluate") :]
     return [example, before + textwrap.indent(streaming, "    ") + after]
+
+
+def test_the_rule_of_ones_own_learns() -> None:
+    stage = sidpar.Stage(networks.plain(3), sidpar.Runtime.single("cpu"))
+    names = {"sidpar": sidpar, "stage": stage}
+    exec(block("class Squares("), names)
+    engine: Any = names["engine"]
+    x, y = networks.batch(32)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        losses.append(float(engine.step(x, y).loss.sum()))
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    """Files of the project, that is: those of a user's own stand for any."""
+    own, folders = {"mynet.py", "config.yaml"}, ("", "sidpar", "tests", "launch")
+    for name in set(re.findall(r"`([\w./-]+\.(?:py|sh|sbatch|yaml))`", README)) - own:
+        assert any((ROOT / folder / name).exists() for folder in folders), name
 
 
 @pytest.mark.processes

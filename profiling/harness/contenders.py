@@ -106,7 +106,7 @@ class Local(Contender):
         layout, placement = BatchLayout(batch, self.microbatches, num_ranks), engine.stage.placement
         assert isinstance(placement, Placement)
         lists = engine.lists(self.stream) if isinstance(engine, StreamingEngine) else engine.lists()
-        return cost_model.predict_sid(lists, placement, costs, layout, self.stream)
+        return cost_model.predict_local(lists, placement, costs, layout, self.stream)
 
     def paper(self, engine: Engine | None, workload: Workload, costs: Costs) -> float | None:
         if self.single or engine is None:
@@ -187,9 +187,9 @@ def contenders(
     """All that are compared, whether they can run or not, but for the plan's choice."""
     yield Pipeline("bp", "naive", "root")
     for m in microbatches:
-        for schedule in PIPELINES:
-            if schedule != "naive":
-                yield Pipeline("bp", schedule, "cut", m)
+        for pipeline in PIPELINES:
+            if pipeline != "naive":
+                yield Pipeline("bp", pipeline, "cut", m)
         for schedule in ("two_phase", "fused", "streaming"):
             for extractor in extractors:
                 yield Local("sid", schedule, extractor, m, stream=stream if schedule == "streaming" else 1)

@@ -36,6 +36,12 @@ class Config:
     """sid: refiners on ranks, each learning by its own loss; local: the same in one process, the oracle; bp:
     backpropagation in one process, or by a pipeline over ranks; ddp: the same, every rank a share of the batch."""
 
+    @property
+    def learning(self) -> str:
+        """The method for people, and the rule where it is not SID's."""
+        own = self.objective.rule != Objective.rule
+        return f"{self.method} by {self.objective.rule}" if own else self.method
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what is written to the run folder and compared between ranks."""
         return dataclasses.asdict(self)

@@ -1,11 +1,12 @@
 """What every rank's engine must have in common, compared through the store before the first message."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from sidpar.engines.base import check_batch
+from sidpar.engines.base import check_batch, check_seams
 from sidpar.rules.base import LocalRule
 from sidpar.stages.stage import Stage
 
@@ -24,11 +25,21 @@ def agree_on_engine(stage: Stage, rule: LocalRule, **settings: Any) -> None:
     )
 
 
-def agree_on_batch(stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, step: int) -> None:
-    """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank."""
-    specs = stage.check(x)
-    rule.check_states(specs)
-    check_batch(x, y, specs, stage.num_classes)
+def agree_on_batch(
+    stage: Stage,
+    rule: LocalRule,
+    x: Tensor,
+    y: Tensor,
+    step: int,
+    enter: Callable[[], tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank.
+
+    Args:
+        enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
+    """
+    check_batch(x, y, stage.num_classes)
+    specs = check_seams(stage, rule, *(enter() if enter else (x, y)))
     labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()
     batch = {"x": f"{list(x.shape)} {x.dtype}", "y": f"{list(y.shape)}", "labels": labels, "step": step}
     stage.runtime.agree("shapes", batch | specs.describe(), stage.runtime.step_timeout)

@@ -106,19 +106,28 @@ def chosen(stage: Stage, names: Collection[str]) -> list[nn.Module]:
     return [part for name, part in stage.parts().items() if name in names]
 
 
-def check_batch(x: Tensor, y: Tensor, specs: CascadeSpecs, num_classes: int) -> None:
-    """Refuse a batch that does not fit the cascade. Waits for the device, so not for every step."""
+def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
+    """Refuse a batch without a label for each input, or with labels of other classes. Waits for the device, so not for
+    every step."""
     if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
         raise UsageError(
             f"a batch needs as many labels as inputs, at least one, got {x.shape[0]} inputs and {y.shape[0]} labels"
         )
+    if y.dtype != torch.int64:
+        raise UsageError(f"labels must be int64, got {y.dtype}")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise UsageError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
+
+
+def check_seams(stage: Stage, rule: LocalRule, x: Tensor, y: Tensor) -> CascadeSpecs:
+    """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade. Raises UsageError if it
+    does not fit, or if the rule cannot train what crosses them."""
+    specs = stage.check(x)
+    rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]
     if tuple(y.shape[1:]) != per_sample:
         raise UsageError(
             f"the cascade's beliefs are [B, *{list(per_sample)}, C], so labels must be [B, *{list(per_sample)}], "
             f"got {list(y.shape)}"
         )
-    if y.dtype != torch.int64:
-        raise UsageError(f"labels must be int64, got {y.dtype}")
-    if y.min() < 0 or y.max() >= num_classes:
-        raise UsageError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
+    return specs

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sidpar.errors import UsageError
 from sidpar.rules.base import LocalRule, Rows
 from sidpar.schedules.batching import BatchLayout, Share
 
@@ -25,8 +26,8 @@ class ReplicaBatch:
     """How many rows the rule makes of each one."""
     counted: int
     """How many of the rows count: all, or none."""
-    samples: int
-    """Labels of the global batch."""
+    labels: int
+    """Of the global batch: the loss is a mean over them."""
     batch_size: int
     """B."""
 
@@ -43,11 +44,17 @@ class ReplicaBatch:
         step: int,
         training: bool,
     ) -> Self:
-        """The share of a global batch x [B, ...], y [B] or [B, T], and what the rule makes of it."""
+        """The share of a global batch x [B, ...], y [B] or [B, T], and what the rule makes of it. Raises UsageError if
+        the rule makes another number of rows than its `copies` say."""
         first, last, total = share.taken.start, share.taken.stop, len(y)
         rows = Rows(seed, step, share.taken, total)
         entered, labels = rule.enter(x[first:last].to(device), y[first:last].to(device), rows, training=training)
-        copies = len(entered) // len(share.taken)
+        copies = rule.copies if training else 1
+        if not len(entered) == len(labels) == len(share.taken) * copies:
+            raise UsageError(
+                f"objective.rule={rule.name} makes {len(entered)} inputs and {len(labels)} labels of "
+                f"{len(share.taken)} rows, but says that it makes {copies} of each: let its `copies` say how many"
+            )
         rows = Rows(seed, step, range(first * copies, last * copies), total * copies)
         return cls(entered, labels, rows, copies, len(share.counted) * copies, y.numel(), total)
 
@@ -63,7 +70,12 @@ class ReplicaBatch:
     @property
     def weight(self) -> float:
         """Of each label in the mean over the global batch: sums over microbatches and replicas are that mean."""
-        return 1 / self.samples if self.counted else 0.0
+        return 1 / self.labels if self.counted else 0.0
+
+    @property
+    def samples(self) -> int:
+        """Labels of the global batch that enter, copies included: what is measured is a mean over them."""
+        return self.labels * self.copies
 
 
 @lru_cache(maxsize=64)

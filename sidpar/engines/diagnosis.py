@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sidpar.engines.result import StepResult
-from sidpar.rules.propositions import teacher_drift
 from sidpar.stages.stage import Stage
 
 Pass = Callable[[], StepResult]
@@ -36,7 +35,7 @@ def diagnose(
     stage.zero_grad()
     table = torch.zeros(stage.placement.num_refiners, 2, dtype=torch.float64, device=found.y.device)
     for i in found.refiners:
-        drifts = [teacher_drift(a, b) for a, b in zip(found.received[i], expected.received[i], strict=True)]
+        drifts = [found.rule.drift(a, b) for a, b in zip(found.received[i], expected.received[i], strict=True)]
         table[i, 0] = torch.cat(drifts).double().sum() / found.samples  # each replica adds those of its share
         if stage.runtime.replica == 0:  # all have the same gradients
             table[i, 1] = _relative(stale_gradients[f"refiners.{i}"], gradients[f"refiners.{i}"])

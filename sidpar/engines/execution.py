@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state
 from sidpar.distributed.device import seed_generator
 from sidpar.engines.batch import ReplicaBatch
-from sidpar.engines.pending import Underway
+from sidpar.engines.pending import PendingMessages
 from sidpar.engines.resources import Resources
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
-from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.actions import Action, Do, known
 from sidpar.schedules.batching import BatchLayout
 from sidpar.seeding import mask_seed
 from sidpar.stages.versions import Version
@@ -65,7 +65,7 @@ class Execution:
         self._returned: dict[tuple[int, int], Tensor] = {}
         self._targets: dict[int, Tensor] = {}
         self._losses: dict[tuple[int, int], Tensor] = {}
-        self._pending = Underway()
+        self._pending = PendingMessages()
 
     def do(self, action: Action) -> None:
         """One action of the schedule."""
@@ -79,36 +79,38 @@ class Execution:
             case Do.AWAIT_GATHER:
                 self._cut_features(self._pending.finish(Do.START_GATHER))
             case Do.START_BROADCAST:
-                self._start_broadcast(action)
+                features = detach(self._features[known(m)]) if self._rank == 0 else None
+                message = self._transport.broadcast_features(features, self._specs.features, self._size(m))
+                self._pending.start(action, message)
             case Do.AWAIT_BROADCAST:
-                self._features[_known(m)] = self._leaves(self._pending.finish(Do.START_BROADCAST, m))
+                self._features[known(m)] = self._leaves(self._pending.finish(Do.START_BROADCAST, m))
             case Do.AWAIT_BROADCASTS_SENT:
                 self._pending.finish_all(Do.START_BROADCAST)
             case Do.POST_STATE:
                 specs = self._specs.states[self._view.refiners.start]
-                self._pending.start(action, self._transport.receive_state(specs, self._size(m), _known(action.peer)))
+                self._pending.start(action, self._transport.receive_state(specs, self._size(m), known(action.peer)))
             case Do.AWAIT_STATE:
-                self._states[self._view.refiners.start, _known(m)] = self._pending.finish(Do.POST_STATE, m)
+                self._states[self._view.refiners.start, known(m)] = self._pending.finish(Do.POST_STATE, m)
             case Do.FORWARD:
-                self._forward(_known(i), _known(m), graph=action.graph)
+                self._forward(known(i), known(m), graph=action.graph)
             case Do.SEND_STATE:
-                state = self._states.pop((self._view.refiners.stop, _known(m)))
+                state = self._states.pop((self._view.refiners.stop, known(m)))
                 self._check_outgoing(state)
-                self._pending.start(action, self._transport.send_state(state, _known(action.peer)))
+                self._pending.start(action, self._transport.send_state(state, known(action.peer)))
             case Do.AWAIT_STATES_SENT:
                 self._pending.finish_all(Do.SEND_STATE)
             case Do.BACKWARD:
-                self._backward(_known(i), _known(m))
+                self._backward(known(i), known(m))
             case Do.LEARN:
-                self._learn(_known(m))
+                self._learn(known(m))
             case Do.START_SCATTER:
-                gradient = self._local_feature_gradient(_known(m))
-                self._pending.start(action, self._transport.scatter_feature_gradient(gradient, self._layout, _known(m)))
+                gradient = self._local_feature_gradient(known(m))
+                self._pending.start(action, self._transport.scatter_feature_gradient(gradient, self._layout, known(m)))
             case Do.AWAIT_SCATTERS:
                 parts = [self._pending.finish(Do.START_SCATTER, m) for m in range(len(self._rows))]
                 self._feature_gradients[None] = _concatenate(parts)
             case Do.START_REDUCE:
-                gradient = self._local_feature_gradient(_known(m))
+                gradient = self._local_feature_gradient(known(m))
                 self._pending.start(action, self._transport.reduce_feature_gradient(gradient))
             case Do.AWAIT_REDUCE:
                 self._feature_gradients[m] = self._pending.finish(Do.START_REDUCE, m)
@@ -127,11 +129,6 @@ class Execution:
             case Do.UPDATE_EXTRACTOR | Do.UPDATE_REFINERS:
                 assert self._update is not None, "only streams update within their schedule"
                 self._update(action.do)
-
-    def _start_broadcast(self, action: Action) -> None:
-        m = _known(action.microbatch)
-        features = detach(self._features[m]) if self._rank == 0 else None
-        self._pending.start(action, self._transport.broadcast_features(features, self._specs.features, self._size(m)))
 
     def check_finished(self) -> None:
         """Nothing of this batch is under way any more."""
@@ -199,7 +196,7 @@ class Execution:
             count, part = self._view.placement.num_refiners, self._batch.part(self._rows[m])
             return self._rule.made_state(i, count, detach(self._features[m]), self._target(m), part)
         if i == 0 and (i, m) not in self._states:
-            self._states[i, m] = self._rule.first_state(detach(self._features[m]), self._stage.num_classes)
+            self._states[i, m] = initial_state(detach(self._features[m]), self._stage.num_classes)
         return self._states[i, m]
 
     def _keep(self, i: int, m: int, state: TensorTuple, following: TensorTuple) -> None:
@@ -272,7 +269,7 @@ class Execution:
             )
 
     def _size(self, m: int | None) -> int:
-        return len(self._layout.microbatches[_known(m)])
+        return len(self._layout.microbatches[known(m)])
 
     @property
     def _transport(self) -> Transport:
@@ -302,8 +299,3 @@ class Execution:
 
 def _concatenate(parts: list[TensorTuple]) -> TensorTuple:
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
-
-
-def _known(number: int | None) -> int:
-    assert number is not None, "this action needs its microbatch and refiner"
-    return number

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
-from sidpar.engines.base import Synchronous, check_batch, chosen, clip_each
+from sidpar.engines.base import Synchronous, check_batch, check_seams, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
@@ -66,7 +66,7 @@ class LocalEngine(Synchronous):
         batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
             features = self.stage.extract(batch.x, graph=False)
-            state = self.rule.first_state(features, self.stage.num_classes)
+            state = initial_state(features, self.stage.num_classes)
             for i in self.stage.own_refiners:
                 following = self.stage.refine(i, features, state, graph=False)
                 seen.keep(self.rule, i, state, following)
@@ -82,7 +82,7 @@ class LocalEngine(Synchronous):
         rule, device, seen = self.rule, batch.x.device, _Seen({}, {})
         seed_generator(device, mask_seed(self._seed, "extractor", self.steps, 0))
         features = self.stage.extract(batch.x, graph=self._trains_extractor)
-        state = rule.first_state(detach(features), self.stage.num_classes)
+        state = initial_state(detach(features), self.stage.num_classes)
         target = rule.target(batch.y, self.stage.num_classes, state[0].dtype)
         losses = []
         for i in self.stage.own_refiners:
@@ -93,21 +93,21 @@ class LocalEngine(Synchronous):
             read = features if trains_extractor else detach(features)
             following = self.stage.refine(i, read, state, graph=True)
             loss = rule.loss(i, read, state, following, target)
-            losses.append(loss.sum() / batch.samples if rule.sums_over_rows else loss)
+            losses.append(loss.sum() / batch.labels if rule.sums_over_rows else loss)
             seen.keep(rule, i, state, following)
             state = detach(following)
         return seen, torch.stack(losses).sum()
 
     def _admit(self, x: Tensor, y: Tensor, *, training: bool) -> ReplicaBatch:
         """The batch as it enters, checked if its shape is new."""
-        shapes = (x.shape, x.dtype, y.shape)
+        shapes, whole, device = (x.shape, x.dtype, y.shape, training), Share(len(y), 1, 0), self.stage.runtime.device
         if shapes not in self._admitted:
-            specs = self.stage.check(x)
-            self.rule.check_states(specs)
-            check_batch(x, y, specs, self.stage.num_classes)
+            check_batch(x, y, self.stage.num_classes)
+        batch = ReplicaBatch.take(x, y, whole, device, self.rule, seed=self._seed, step=self.steps, training=training)
+        if shapes not in self._admitted:
+            check_seams(self.stage, self.rule, batch.x, batch.y)
             self._admitted.add(shapes)
-        whole, device = Share(len(y), 1, 0), self.stage.runtime.device
-        return ReplicaBatch.take(x, y, whole, device, self.rule, seed=self._seed, step=self.steps, training=training)
+        return batch
 
     def _result(self, seen: "_Seen", batch: ReplicaBatch) -> StepResult:
         return StepResult(

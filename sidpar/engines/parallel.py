@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import Tensor, nn
 
@@ -74,7 +74,7 @@ class ParallelEngine(Synchronous):
         self.stage = stage
         self.rule = rule_of(objective)
         self.rule.check(stage.placement.num_refiners)
-        _check_parts(self.rule, microbatches, stage.runtime.num_replicas)
+        self.rule.check_parts(microbatches=microbatches, replicas=stage.runtime.num_replicas)
         self.steps = 0
         self.clock: Clock | None = None
         self._schedule = schedule
@@ -211,14 +211,14 @@ class ParallelEngine(Synchronous):
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
-            agree_on_batch(self.stage, self.rule, x, y, self.steps)
+            share = cache(lambda: self._take_share(x, y, self.steps, training=training))
+            agree_on_batch(self.stage, self.rule, x, y, self.steps, lambda: (share().x, share().y))
             if not self._layouts:
                 if self._resources.stacks is not None:
-                    agree_on_stacks(self.stage, x)
+                    agree_on_stacks(self.stage, share().x)
                 self._runtime.connect()
-            rows = len(self._take_share(x, y, self.steps, training=training).x)
-            parts = self._share_of(len(x)).microbatches(microbatches)
-            self._layouts[key] = BatchLayout(rows, parts, self._runtime.cascade_size)
+            cut, copies, ranks = self._share_of(len(x)), share().copies, self._runtime.cascade_size
+            self._layouts[key] = BatchLayout(len(cut.taken), cut.microbatches(microbatches), ranks, copies)
         return self._layouts[key]
 
     def _share_of(self, batch_size: int) -> Share:
@@ -235,14 +235,3 @@ class ParallelEngine(Synchronous):
     def _check_trainable(self) -> None:
         if self.stage.trainable_flags() != self._trainable:
             raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")
-
-
-def _check_parts(rule: LocalRule, microbatches: int, replicas: int) -> None:
-    if rule.sums_over_rows:
-        return
-    for name, parts in (("microbatches", microbatches), ("replicas", replicas)):
-        if parts > 1:
-            raise UsageError(
-                f"{name}={parts} cuts a batch into parts, but the loss of objective.rule={rule.name} is no sum over "
-                f"rows, so the parts' losses do not add up to the batch's: set parallel.{name}=1, or use another rule"
-            )

@@ -5,7 +5,7 @@ from sidpar.messages.transport import Pending
 from sidpar.schedules.actions import Action, Do
 
 
-class Underway:
+class PendingMessages:
     """By the verb that started them, and the microbatch; None is the whole batch."""
 
     def __init__(self) -> None:

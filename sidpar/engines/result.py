@@ -14,8 +14,8 @@ from sidpar.rules.base import LocalRule
 class StepResult:
     """Of this rank's n refiners. Nothing is computed until it is asked for.
 
-    `y` are the labels of the rows: of the whole batch, or of this rank's share of it, while `samples` counts the whole
-    batch.
+    `y` are the labels of the rows that entered: of the whole batch, or of this rank's share of it, while `samples`
+    counts the whole batch.
     """
 
     rule: LocalRule

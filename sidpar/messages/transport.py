@@ -171,7 +171,7 @@ class Transport:
 
     def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:
         """Rows of a microbatch to where reduce-scatter expects them: equal parts, the last ones padded with zeros."""
-        if len(layout.microbatches[m]) % self._size == 0:
+        if len(layout.microbatches[m]) == self._size * layout.padded_part(m):
             return gradient.contiguous()
         spread = gradient.new_zeros((self._size * layout.padded_part(m), *gradient.shape[1:]))
         spread[_scattered_index(layout, m, gradient.device)] = gradient

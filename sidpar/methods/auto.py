@@ -16,6 +16,7 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.methods.base import job_of, with_parallel
 from sidpar.methods.costs import measure_pieces
+from sidpar.planner.report import spoken
 from sidpar.planner.search import Freedom, choose_local, record_of
 from sidpar.schedules.placement import place_by_count
 from sidpar.stages.stage import depends_on_the_batch
@@ -38,8 +39,8 @@ def resolve(
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:
         raise UsageError(
-            f"parallel.auto=true knows no way of SID that fits {human(usable)} on each of {runtime.world_size} ranks: "
-            "start more ranks, or set a smaller data.batch_size"
+            f"parallel.auto=true knows no way of {spoken(job.rule)} that fits {human(usable)} on each of "
+            f"{runtime.world_size} ranks: start more ranks, or set a smaller data.batch_size"
         )
     settings = {name: choice[name] for name in ("extractor", "microbatches", "placement")}
     schedule = config.parallel.schedule or choice["schedule"]

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sidpar import rules
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.checks import known, without_effect
+from sidpar.config.groups.checks import without_effect
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine
@@ -16,8 +17,8 @@ from sidpar.errors import UsageError
 from sidpar.models import MODELS, forms_beliefs
 from sidpar.planner.candidates import Candidate
 from sidpar.planner.job import Job
-from sidpar.planner.search import MOST, Option, evaluate
-from sidpar.rules import RULES, rule_of
+from sidpar.planner.search import MAX_ACTIONS, Option, evaluate
+from sidpar.rules import rule_of
 from sidpar.simulation.costs import Costs
 from sidpar.stages.stage import Stage
 
@@ -26,6 +27,8 @@ class Method(ABC):
     """How a configuration is trained. A method is a file of this package and a line in its registry."""
 
     name: ClassVar[str]
+    learns_locally: ClassVar[bool] = False
+    """Whether refiners learn by a local rule."""
 
     @abstractmethod
     def complete(self, config: Config) -> Config:
@@ -43,7 +46,7 @@ class Method(ABC):
     def expected(self, config: Config, job: Job) -> Option:
         """What a plan expects of a configuration as it is."""
         candidate = self.candidate(config, job)
-        return evaluate(job, candidate, candidate.bound(job), simulate=candidate.actions(job) <= MOST)
+        return evaluate(job, candidate, candidate.bound(job), simulate=candidate.actions(job) <= MAX_ACTIONS)
 
     def choose(
         self, config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
@@ -66,14 +69,14 @@ class Method(ABC):
         """What executes the steps; from here on nobody asks which method it is."""
 
 
-def offers(config: Config, setting: str, choices: Sequence[str]) -> None:
+def check_offered(config: Config, setting: str, choices: Sequence[str]) -> None:
     """Refuse what a method does not have of a setting of `parallel`."""
     value = getattr(config.parallel, setting)
     if value not in (None, *choices):
         raise UsageError(f"method={config.method} has no parallel.{setting}={value}; choose one of {list(choices)}")
 
 
-def reads_costs(config: Config) -> None:
+def check_costs_are_read(config: Config) -> None:
     """Refuse costs that no placement would read."""
     parallel = config.parallel
     if parallel.placement != "cost":
@@ -83,23 +86,23 @@ def reads_costs(config: Config) -> None:
         without_effect("parallel", parallel, ["extractor_cost"], reason)
 
 
-def learns_locally(config: Config) -> None:
-    """Refuse what has no effect where refiners learn by a rule, and networks without beliefs to learn from."""
+def with_local_rule(config: Config) -> Config:
+    """With the rule's options decided. Refuses what has no effect where refiners learn by a rule, parts of a batch that
+    the rule cannot learn from, and networks without beliefs to learn from."""
     reason = f"method={config.method} is not bp or ddp"
     without_effect("bp", config.bp, ["checkpointing", "deep_supervision"], reason)
-    rule = known("objective.rule", config.objective.rule, RULES)
-    unread = [name for name in ("alpha", "kl", "label_smoothing", "extractor_update") if name not in rule.reads]
-    without_effect("objective", config.objective, unread, f"objective.rule={rule.name} does not read it")
-    rule_of(config.objective)
+    parallel = config.parallel
+    rule_of(config.objective).check_parts(microbatches=parallel.microbatches or 1, replicas=parallel.replicas)
     if not forms_beliefs(config.model):
         others = " or ".join(name for name, model in MODELS.items() if model.has_beliefs)
         raise UsageError(
             f"model.name={config.model.name} has a belief at its end only, so its blocks have nothing to learn from "
             f"locally: use method=bp or ddp, or model.name={others}"
         )
+    return replace(config, objective=rules.complete(config.objective))
 
 
-def has_one_loss(config: Config) -> None:
+def check_one_loss(config: Config) -> None:
     """Refuse what has no effect on backpropagation through the whole cascade."""
     reason = f"method={config.method} has no local losses"
     without_effect("objective", config.objective, ["alpha", "extractor_update", "rule", "options"], reason)
@@ -118,6 +121,8 @@ def job_of(config: Config, costs: Costs, num_ranks: int, device_memory: float | 
         rule=rule.name,
         trains_extractor=rule.trains_extractor and costs.extractor_parameter_bytes > 0,
         passes_states=rule.passes_states,
+        splits_batches=rule.sums_over_rows,
+        copies=rule.copies,
         refiner_execution=config.parallel.refiner_execution or "loop",
         state_per_byte=momentum if optim.name == "sgd" else 2.0,
         device_memory=device_memory,

@@ -14,7 +14,7 @@ from sidpar.engines.backpropagation.order import torch_order
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.base import Engine
 from sidpar.errors import UsageError
-from sidpar.methods.base import Method, has_one_loss, offers, reads_costs, with_parallel
+from sidpar.methods.base import Method, check_costs_are_read, check_offered, check_one_loss, with_parallel
 from sidpar.methods.costs import costs_for_placement, given_costs
 from sidpar.methods.ddp import DDPMethod, whole_candidate
 from sidpar.planner.candidates import Candidate, PipelineCandidate
@@ -30,16 +30,16 @@ class BPMethod(Method):
     name = "bp"
 
     def complete(self, config: Config) -> Config:
-        offers(config, "schedule", get_args(PipelineName))
-        offers(config, "extractor", get_args(CutExtractor))
+        check_offered(config, "schedule", get_args(PipelineName))
+        check_offered(config, "extractor", get_args(CutExtractor))
         parallel = config.parallel
         without_effect("parallel", parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
         reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
         without_effect("parallel", parallel, ["replicas"], reason)
         without_effect("parallel", parallel, ["auto"], "only method=sid chooses for itself")
         config = with_parallel(config, **filled(parallel, extractor="cut", schedule="1f1b", placement="cost"))
-        reads_costs(config)
-        has_one_loss(config)
+        check_costs_are_read(config)
+        check_one_loss(config)
         return config
 
     def candidate(self, config: Config, job: Job) -> Candidate:

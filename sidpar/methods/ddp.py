@@ -8,7 +8,7 @@ from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.whole import BPEngine
 from sidpar.engines.base import Engine
-from sidpar.methods.base import Method, has_one_loss, with_parallel
+from sidpar.methods.base import Method, check_one_loss, with_parallel
 from sidpar.planner.candidates import Candidate, WholeCandidate
 from sidpar.planner.job import Job
 from sidpar.schedules.placement import Copies
@@ -33,7 +33,7 @@ class DDPMethod(Method):
         ]
         without_effect("parallel", config.parallel, keys, "method=ddp has the whole cascade on every rank")
         config = with_parallel(config, **filled(config.parallel, microbatches=1))
-        has_one_loss(config)
+        check_one_loss(config)
         return config
 
     def candidate(self, config: Config, job: Job) -> Candidate:

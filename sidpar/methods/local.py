@@ -11,7 +11,7 @@ from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine
 from sidpar.engines.local import LocalEngine
-from sidpar.methods.base import Method, learns_locally
+from sidpar.methods.base import Method, with_local_rule
 from sidpar.planner.candidates import Candidate, LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.rules import rule_of
@@ -23,15 +23,15 @@ class LocalMethod(Method):
     """One process, whose engine is written for reading."""
 
     name = "local"
+    learns_locally = True
 
     def complete(self, config: Config) -> Config:
         keys = [field.name for field in dataclasses.fields(ParallelConfig) if field.name != "device"]
         without_effect("parallel", config.parallel, keys, "method=local is one process")
-        learns_locally(config)
-        return config
+        return with_local_rule(config)
 
     def candidate(self, config: Config, job: Job) -> Candidate:
-        return LocalCandidate("fused", Placement((len(job.costs.refiners),), "replicated"), 1, method=job.rule)
+        return LocalCandidate("fused", Placement((len(job.costs.refiners),), "replicated"), 1, rule=job.rule)
 
     def place(self, config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Stage:
         return Stage(cascade, runtime, compute=config.compute)

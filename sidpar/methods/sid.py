@@ -15,10 +15,11 @@ from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.methods.auto import resolve
-from sidpar.methods.base import Method, learns_locally, offers, reads_costs, with_parallel
+from sidpar.methods.base import Method, check_costs_are_read, check_offered, with_local_rule, with_parallel
 from sidpar.methods.costs import costs_for_placement, given_costs
 from sidpar.planner.candidates import Candidate, LocalCandidate
 from sidpar.planner.job import Job
+from sidpar.planner.report import spoken
 from sidpar.planner.search import FREE, Freedom, Option, choose_local, place
 from sidpar.rules import rule_of
 from sidpar.schedules.placement import Placement, place_by_cost, place_by_count
@@ -30,19 +31,19 @@ class SIDMethod(Method):
     """Model-parallel: the only method that places refiners apart, streams, and can choose for itself."""
 
     name = "sid"
+    learns_locally = True
 
     def complete(self, config: Config) -> Config:
-        offers(config, "schedule", get_args(ScheduleName))
-        offers(config, "extractor", get_args(ExtractorPlacement))
+        check_offered(config, "schedule", get_args(ScheduleName))
+        check_offered(config, "extractor", get_args(ExtractorPlacement))
         config = with_parallel(config, **filled(config.parallel, refiner_execution="loop"))
         if config.parallel.auto:
             _leaves_open(config)
         else:
             defaults = {"extractor": "sharded", "schedule": "fused", "microbatches": 1, "placement": "count"}
             config = with_parallel(config, **filled(config.parallel, **defaults))
-        reads_costs(config)
-        learns_locally(config)
-        return config
+        check_costs_are_read(config)
+        return with_local_rule(config)
 
     def check_ranks(self, config: Config, ranks: int) -> None:
         place_by_count(config.model.num_refiners, ranks // config.parallel.replicas)
@@ -52,7 +53,9 @@ class SIDMethod(Method):
             return super().expected(config, job)
         chosen = choose_local(job, _freedom(config))
         if chosen is None:
-            raise UsageError("parallel.auto=true finds no way of SID that fits: use more ranks, or a smaller batch")
+            raise UsageError(
+                f"parallel.auto=true finds no way of {spoken(job.rule)} that fits: use more ranks, or a smaller batch"
+            )
         return chosen
 
     def candidate(self, config: Config, job: Job) -> Candidate:

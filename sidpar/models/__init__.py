@@ -6,10 +6,11 @@ Start reading: base.py, what a network says of itself; simple_cnn.py, the paper'
 
 from dataclasses import replace
 
-from sidpar.config.groups.checks import check_options, known, without_effect
+from sidpar.config.groups.checks import check_options, check_types, known, without_effect
 from sidpar.config.groups.compute import Compute
-from sidpar.config.groups.model import ModelConfig
-from sidpar.models.base import GIVEN, Model
+from sidpar.config.groups.model import BUILDER_KEYWORDS, ModelConfig
+from sidpar.errors import UsageError
+from sidpar.models.base import Model
 from sidpar.models.plain import PLAIN_CNN, PLAIN_MLP
 from sidpar.models.simple_cnn import SIMPLE_CNN
 from sidpar.models.wide_mlp import WIDE_MLP
@@ -34,7 +35,12 @@ def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
     settings = model.settings
     unread = [size for size in SIZES if size not in settings]
     without_effect("model", config, unread, f"model.name={name} has fixed sizes")
-    check_options("model.options", config.options or {}, f"model.name={name}", model.build, [*GIVEN, *SIZES])
+    options = config.options or {}
+    for size in SIZES:
+        if size in options and size in settings:
+            raise UsageError(f"model.options.{size} is a setting of its own: set model.{size}={options[size]}")
+    check_options("model.options", options, f"model.name={name}", model.build, [*BUILDER_KEYWORDS, *SIZES])
+    check_types("model.options", options, model.build)
     if not model.has_convolutions:
         without_effect("compute", compute, ["channels_last"], f"model.name={name} has no convolutions")
     left_open = {size: settings[size] for size in SIZES if size in settings and getattr(config, size) is None}

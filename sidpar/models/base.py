@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidpar.cascade.cascade import Cascade
-
-GIVEN = ("image_shape", "num_classes", "num_refiners", "seed")
-"""What every network is built from; further keywords of `build` are settings."""
+from sidpar.config.groups.model import BUILDER_KEYWORDS
 
 
 @dataclass(frozen=True)
@@ -27,4 +25,4 @@ class Model:
     def settings(self) -> dict[str, Any]:
         """The settings that `build` takes, and their defaults."""
         parameters = inspect.signature(self.build).parameters.items()
-        return {name: parameter.default for name, parameter in parameters if name not in GIVEN}
+        return {name: parameter.default for name, parameter in parameters if name not in BUILDER_KEYWORDS}

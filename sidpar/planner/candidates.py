@@ -2,32 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 from sidpar.config.groups.choices import PipelineName, ScheduleName
 from sidpar.planner.job import Job
-from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.actions import Do
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.cut import PIPELINES, Cut
-from sidpar.schedules.pipelines import gpipe, one_f_one_b, with_messages
+from sidpar.schedules.pipelines import Lists, Order, pipeline_lists
 from sidpar.schedules.placement import Copies, Holding, Placement
 from sidpar.schedules.rank_view import RankView, rank_views
 from sidpar.schedules.streaming import unended_stream
 from sidpar.schedules.synchronous import SCHEDULES
-from sidpar.simulation.action_costs import PipelinePrices, Prices, SIDPrices
+from sidpar.simulation.action_costs import LocalPrices, PipelinePrices, Prices
 from sidpar.simulation.activation_memory import Occupancy
-from sidpar.simulation.cost_model import Prediction, predict_pipeline, predict_sid, predict_stream, predict_whole
+from sidpar.simulation.cost_model import Prediction, predict_local, predict_pipeline, predict_stream, predict_whole
 from sidpar.simulation.costs import Costs, Piece
-from sidpar.simulation.lower_bounds import pipeline_bound, sid_bound
+from sidpar.simulation.lower_bounds import local_bound, pipeline_bound
 from sidpar.simulation.rank_memory import Footprint, footprint
-
-Lists = Sequence[Iterable[Action]]
-Order = Callable[[PipelineName, Cut, int], Lists]
-"""The work of all ranks, for a cut and M microbatches, by a pipeline that is not written out in
-`schedules/pipelines.py`."""
 
 
 class Message(NamedTuple):
@@ -44,6 +39,8 @@ class Candidate(ABC):
     """One way."""
 
     method: str
+    rule: str | None = None
+    """The local rule's name; None for backpropagation."""
     schedule: str
     microbatches: int
     """M."""
@@ -80,7 +77,12 @@ class Candidate(ABC):
     @property
     def row(self) -> str:
         """What candidates that differ in M alone have in common."""
-        return f"{self.method} {self.schedule} {self.holding.extractor}"
+        return f"{self.way} {self.schedule} {self.holding.extractor}"
+
+    @property
+    def way(self) -> str:
+        """What learning it is, for people: by which rule, or by which method."""
+        return self.rule or self.method
 
     def footprints(self, job: Job, peaks: Mapping[int, tuple[float, float]]) -> dict[int, Footprint]:
         """Of the ranks whose peaks are given."""
@@ -112,8 +114,8 @@ class LocalCandidate(Candidate):
     placement: Placement
     microbatches: int
     staleness: int = 0
-    method: str = "sid"
-    """The name of the local rule."""
+    rule: str = "sid"
+    method = "sid"
     learns_locally = True
 
     @property
@@ -121,7 +123,7 @@ class LocalCandidate(Candidate):
         return self.placement
 
     def bound(self, job: Job) -> float:
-        return sid_bound(self.schedule, self._views(job), job.times, self._layout(job), self.staleness)
+        return local_bound(self.schedule, self._views(job), job.times, self._layout(job), self.staleness)
 
     def actions(self, job: Job) -> int:
         return self._turns * self.microbatches * (4 * self.placement.num_ranks + 2 * self.placement.num_refiners)
@@ -130,14 +132,14 @@ class LocalCandidate(Candidate):
         if self.schedule == "streaming":
             views, layout = self._views(job), self._layout(job)
             return predict_stream(views, job.costs, layout, self.staleness, keep_spans=keep_spans)
-        return predict_sid(self._lists(job), self.placement, job.costs, self._layout(job), keep_spans=keep_spans)
+        return predict_local(self._lists(job), self.placement, job.costs, self._layout(job), keep_spans=keep_spans)
 
     def peaks(self, job: Job, ranks: Iterable[int]) -> dict[int, tuple[float, float]]:
-        return _peaks(self._lists(job), SIDPrices(self.placement, job.costs, self._layout(job)), ranks)
+        return _peaks(self._lists(job), LocalPrices(self.placement, job.costs, self._layout(job)), ranks)
 
     def messages(self, job: Job) -> list[Message]:
         view, layout = self._views(job)[0], self._layout(job)
-        prices = SIDPrices(self.placement, job.costs, layout)
+        prices = LocalPrices(self.placement, job.costs, layout)
         m, rows, ranks = len(layout.microbatches), len(layout.microbatches[0]), range(self.placement.num_ranks)
         found = []
         if len(ranks) > 1 and view.passes_states:
@@ -181,7 +183,7 @@ class LocalCandidate(Candidate):
 
     def _layout(self, job: Job) -> BatchLayout:
         m = job.share.microbatches(self.microbatches)
-        return BatchLayout(len(job.share.taken), m, self.placement.num_ranks)
+        return BatchLayout(len(job.share.taken), m, self.placement.num_ranks, job.copies)
 
 
 @dataclass(frozen=True)
@@ -225,17 +227,7 @@ class PipelineCandidate(Candidate):
         return PIPELINES[self.schedule].sections_per_rank == 1
 
     def _lists(self) -> Lists:
-        ranks, m = range(self.cut.num_ranks), self.microbatches
-        work: Lists
-        match self.schedule:
-            case "naive" | "gpipe":
-                work = [gpipe(self.cut, rank, m) for rank in ranks]
-            case "1f1b":
-                work = [one_f_one_b(self.cut, rank, m) for rank in ranks]
-            case _:
-                assert self.order is not None, "somebody must know the order"
-                work = self.order(self.schedule, self.cut, m)
-        return [with_messages(self.cut, mine) for mine in work]
+        return pipeline_lists(self.schedule, self.cut, self.microbatches, self.order)
 
     def _rows(self, job: Job) -> int:
         return -(-job.batch_size // self.microbatches)

@@ -26,6 +26,10 @@ class Job:
     """Whether local learning does; backpropagation always does."""
     passes_states: bool = True
     """Whether local learning passes states from refiner to refiner."""
+    splits_batches: bool = True
+    """Whether local learning may cut a batch into microbatches."""
+    copies: int = 1
+    """How many rows local learning makes of each one."""
     refiner_execution: RefinerExecution = "loop"
     state_per_byte: float = 2.0
     """The optimizer's state, in bytes per byte of trained parameters."""

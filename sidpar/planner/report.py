@@ -50,18 +50,18 @@ def verdict(plan: Plan) -> str:
 def name_of(option: Option) -> str:
     """As people say it."""
     candidate = option.candidate
-    if candidate.schedule.startswith(candidate.method):  # which says all
-        name = candidate.schedule.replace(candidate.method, spoken(candidate.method))
+    if candidate.schedule.startswith(candidate.way):  # which says all
+        name = candidate.schedule.replace(candidate.way, spoken(candidate.way))
         return name if candidate.microbatches == 1 else f"{name} with M = {candidate.microbatches}"
-    parts = [spoken(candidate.method), candidate.schedule.replace("_", " ")]
+    parts = [spoken(candidate.way), candidate.schedule.replace("_", " ")]
     if not candidate.schedule.startswith("one device"):
         parts.append(f"({candidate.holding.extractor} extractor)")
     return " ".join(parts) + f" with M = {candidate.microbatches}"
 
 
-def spoken(method: str) -> str:
+def spoken(way: str) -> str:
     """Short names are abbreviations: SID, BP."""
-    return method.upper() if len(method) <= 3 else method.replace("_", " ")
+    return way.upper() if len(way) <= 3 else way.replace("_", " ")
 
 
 def described(job: Job, option: Option) -> Iterator[str]:

@@ -4,8 +4,8 @@ Candidates that differ in the number of microbatches M alone make a row; a plan 
 
 Every candidate has a bound, found at once (`simulation/lower_bounds.py`). Within a row, candidates are simulated in the
 order of their bounds until no bound is left below the best time: nothing is lost by that. What would take long to
-simulate, more than `CHEAP` actions, is simulated only while it might still be the best of local learning, or of
-backpropagation, and never if it has more than `MOST` actions. Otherwise the bound stands for the time, and the plan
+simulate, more than `CHEAP_ACTIONS`, is simulated only while it might still be the best of local learning, or of
+backpropagation, and never if it has more than `MAX_ACTIONS`. Otherwise the bound stands for the time, and the plan
 says so. So a plan takes seconds, also for thousands of ranks.
 """
 
@@ -18,14 +18,15 @@ from typing import Any, get_args
 
 from sidpar.config.groups.choices import CutExtractor, ExtractorPlacement, PipelineName, ScheduleName
 from sidpar.errors import UsageError
-from sidpar.planner.candidates import Candidate, LocalCandidate, Order, PipelineCandidate, WholeCandidate
+from sidpar.planner.candidates import Candidate, LocalCandidate, PipelineCandidate, WholeCandidate
 from sidpar.planner.job import Job
 from sidpar.schedules.cut import PIPELINES, check_microbatches, make_cut
+from sidpar.schedules.pipelines import Order
 from sidpar.schedules.placement import Copies, Placement, place_as_given, place_by_cost, place_by_count
 from sidpar.simulation.rank_memory import Footprint
 
-CHEAP = 50_000
-MOST = 600_000
+CHEAP_ACTIONS = 50_000
+MAX_ACTIONS = 600_000
 LEAST_MICROBATCHES = 64
 """M is tried up to this number at least, and up to what hides the chain of a stream; two rows remain at least."""
 WORTH = 1.05
@@ -60,6 +61,7 @@ def record_of(option: Option) -> dict[str, Any]:
     candidate = option.candidate
     return {
         "method": candidate.method,
+        "rule": candidate.rule,
         "schedule": candidate.schedule,
         "extractor": candidate.holding.extractor,
         "microbatches": candidate.microbatches,
@@ -162,7 +164,8 @@ def _best_of(job: Job, row: Sequence[tuple[float, Candidate]], best: float) -> O
         if found is not None and found.fits(job) and bound >= found.seconds:
             break
         effort = candidate.actions(job)
-        option = evaluate(job, candidate, bound, simulate=effort <= CHEAP or (effort <= MOST and bound < WORTH * best))
+        worth_it = effort <= CHEAP_ACTIONS or (effort <= MAX_ACTIONS and bound < WORTH * best)
+        option = evaluate(job, candidate, bound, simulate=worth_it)
         if found is None or _rank(job, option) < _rank(job, found):
             found = option
     assert found is not None, "a row has a candidate"
@@ -193,7 +196,7 @@ def local_candidates(job: Job, freedom: Freedom) -> Iterator[Candidate]:
     hidden = 2 * -(-(job.cascade_size + 4) // 3)  # the next power of two from (K+4)/3 on
     most = min(max(LEAST_MICROBATCHES, hidden), max(1, len(job.share.taken) // 2))
     for extractor in freedom.extractors:
-        for m in [freedom.microbatches] if freedom.microbatches else powers(most):
+        for m in [freedom.microbatches] if freedom.microbatches else powers(most if job.splits_batches else 1):
             loads = job.costs.loads(len(job.share.taken) / m)
             placement = Placement(place(loads, extractor, job.cascade_size, freedom.placement), extractor)
             for schedule in freedom.schedules:
@@ -205,18 +208,18 @@ def place(
     loads: tuple[Sequence[float], Sequence[float]],
     extractor: ExtractorPlacement,
     ranks: int,
-    wish: str | Sequence[int] | None,
+    given: str | Sequence[int] | None,
 ) -> tuple[int, ...]:
-    """Refiners per rank, from the loads of the extractor's layers and of the refiners: as wished, else by cost where
+    """Refiners per rank, from the loads of the extractor's layers and of the refiners: as given, else by cost where
     they are too uneven by count."""
     refiners, first = loads[1], sum(loads[0]) if extractor == "root" else 0.0
-    if wish is not None and not isinstance(wish, str):
-        return place_as_given(wish, len(refiners), ranks)
+    if given is not None and not isinstance(given, str):
+        return place_as_given(given, len(refiners), ranks)
     by_count = place_by_count(len(refiners), ranks)
-    if wish != "cost":
+    if given != "cost":
         placed = Placement(by_count)
         busiest = max(first * (r == 0) + sum(refiners[i] for i in placed.refiners(r)) for r in range(ranks))
-        if wish == "count" or busiest <= BALANCE * max(*refiners, (first + sum(refiners)) / ranks):
+        if given == "count" or busiest <= BALANCE * max(*refiners, (first + sum(refiners)) / ranks):
             return by_count
     return place_by_cost(refiners, ranks, first)
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sidpar.plots.pictures import add_legend
-from sidpar.runs.record_reader import Recorded, Rows
+from sidpar.runs.record_reader import MetricRows, Recorded
 
 Colour = tuple[float, float, float, float]
 MEASURES = {"loss": "loss", "kl": "KL to the label", "accuracy": "accuracy, %"}
@@ -51,7 +51,7 @@ def draw_curves(runs: Sequence[Recorded]) -> Figure:
     return figure
 
 
-def _measure(axes: Axes, rows: Rows | None, measure: str, colour: Colour | None) -> None:
+def _measure(axes: Axes, rows: MetricRows | None, measure: str, colour: Colour | None) -> None:
     """One line per refiner, coloured by depth; in the given colour, the last refiner only."""
     if rows is None or measure not in rows.columns:
         return
@@ -100,8 +100,10 @@ def draw_depth(runs: Sequence[Recorded], num_classes: Sequence[int | None]) -> F
         for k, shade in zip(chosen, shades, strict=False):
             label = f"epoch {rows.epochs[k]:.0f}" if len(runs) == 1 else None
             style = ":" if len(runs) > 1 and k != chosen[-1] else "-"
-            _by_depth(accuracy, 100 * rows.columns["accuracy"][k], 100 / classes if classes else None, shade, style)
-            _by_depth(kl, rows.columns["kl"][k], None, shade, style, label)
+            guessed = 100 / classes if classes else None
+            _by_depth(accuracy, 100 * rows.columns["accuracy"][k], guessed, shade, style, label)
+            if "kl" in rows.columns:  # which not every rule measures
+                _by_depth(kl, rows.columns["kl"][k], None, shade, style, label)
     for axes, title in ((accuracy, "test accuracy, %"), (kl, "test KL to the label")):
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("after refiner")
@@ -112,7 +114,7 @@ def draw_depth(runs: Sequence[Recorded], num_classes: Sequence[int | None]) -> F
     if all((np.asarray(line.get_ydata()) > 0).all() for line in kl.lines):
         kl.set_yscale("log")
     if len(runs) == 1:
-        kl.legend(frameon=False, fontsize=9)
+        (kl if kl.lines else accuracy).legend(frameon=False, fontsize=9)
     known = [100 / classes for classes in num_classes if classes]
     if known:
         accuracy.axhline(min(known), color="#888888", lw=0.8, ls="--")

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from sidpar.config.units import human, unit_of
 from sidpar.planner.job import Job
-from sidpar.planner.report import KINDS_OF_MEMORY, name_of, verdict
-from sidpar.planner.search import MOST, Option, Plan
+from sidpar.planner.report import KINDS_OF_MEMORY, name_of, spoken, verdict
+from sidpar.planner.search import MAX_ACTIONS, Option, Plan
 from sidpar.plots.gantt import PHASES, Span, gantt, legend_handles
 from sidpar.plots.pictures import save_picture
 from sidpar.schedules.phases import PHASE
@@ -27,7 +27,7 @@ def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -
 
     Raises StorageError.
     """
-    drawn = plan.chosen if plan.chosen is not None and plan.chosen.candidate.actions(job) <= MOST else None
+    drawn = plan.chosen if plan.chosen is not None and plan.chosen.candidate.actions(job) <= MAX_ACTIONS else None
     lanes = 0 if drawn is None else min(_LANES, drawn.candidate.holding.num_ranks)
     bars = len(plan.options)
     heights = [1.2 + 0.13 * lanes, 0.8 + 0.24 * bars] if lanes else [0.8 + 0.24 * bars]
@@ -69,7 +69,8 @@ def _times(axes: Axes, job: Job, plan: Plan) -> None:
         bound = "//" if option.bubble is None else None
         axes.barh(place, 1000 * option.seconds, color=colour, alpha=_alpha(job, option), hatch=bound, edgecolor="white")
     _name(axes, plan)
-    axes.set_xlabel("predicted ms of a step (SID blue; hatched: at least; pale: does not fit)", fontsize=9)
+    legend = f"{spoken(plan.rule)} blue; hatched: at least; pale: does not fit"
+    axes.set_xlabel(f"predicted ms of a step ({legend})", fontsize=9)
 
 
 def _memory(axes: Axes, job: Job, plan: Plan) -> None:

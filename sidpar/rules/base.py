@@ -14,7 +14,9 @@ from torch import Tensor
 from sidpar.cascade.cascade import TensorTuple, initial_state
 from sidpar.cascade.specs import CascadeSpecs
 from sidpar.config.groups.objective import Objective
+from sidpar.errors import UsageError
 from sidpar.rules.kl import kl_to, target_of
+from sidpar.rules.propositions import teacher_drift
 from sidpar.seeding import generator
 
 
@@ -51,19 +53,32 @@ class LocalRule(ABC):
     state travels between ranks in training, and all refiners begin at once. Inference is a chain in any case."""
     sums_over_rows: ClassVar[bool] = True
     """Whether the loss of a batch is the sum of losses of its rows, so that a batch may be cut in parts."""
+    copies: ClassVar[int] = 1
+    """How many rows `enter` makes of each one in training."""
     measures: ClassVar[tuple[str, ...]] = ("loss", "kl", "correct")
-    """What `measure` sums over samples. `loss` and `correct` (correct predictions) are among it."""
+    """What `measure` sums over samples. `loss` and `correct` (correct predictions) are among them."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
 
     def __str__(self) -> str:
-        """All that must be alike on all ranks."""
-        return str(self.objective)
+        """All that must be alike on all ranks: the class, and attributes that are plain values."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, _PLAIN)}
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value}' for name, value in plain.items())})"
 
     def check(self, num_refiners: int) -> None:
         """Raises UsageError if the settings do not fit a cascade of L refiners."""
         return
+
+    def check_parts(self, **parts: int) -> None:
+        """Raises UsageError if a batch is cut into so many parts, by the setting's name, though its loss is no sum."""
+        for name, number in parts.items():
+            if number > 1 and not self.sums_over_rows:
+                raise UsageError(
+                    f"{name}={number} cuts a batch into parts, but the loss of objective.rule={self.name} is no sum "
+                    f"over rows, so the parts' losses do not add up to the batch's: set parallel.{name}=1, or use "
+                    "another rule"
+                )
 
     def check_states(self, specs: CascadeSpecs) -> None:
         """Raises UsageError if the rule cannot train a cascade whose seams are these."""
@@ -72,17 +87,15 @@ class LocalRule(ABC):
     # What enters
 
     def enter(self, x: Tensor, y: Tensor, rows: Rows, *, training: bool) -> tuple[Tensor, Tensor]:
-        """What a batch x [b, ...], y [b] or [b, T] becomes before it enters. A row may become several, as many for
-        each; these stay together, in the order of the rows."""
+        """What a batch x [b, ...], y [b] or [b, T] becomes before it enters. In training a row
+        may become several, `copies` one after the other: these stay together in one microbatch, and on one rank of a
+        sharded extractor."""
         return x, y
 
-    def first_state(self, features: TensorTuple, num_classes: int) -> TensorTuple:
-        """What the first refiner receives where states are passed: the uniform log-belief."""
-        return initial_state(features, num_classes)
-
     def made_state(self, i: int, num_refiners: int, features: TensorTuple, target: Tensor, rows: Rows) -> TensorTuple:
-        """Where none are passed, what refiner i receives in training: by default what the first one does."""
-        return self.first_state(features, target.shape[-1])
+        """Where none are passed, what refiner i receives in training: by default the uniform log-belief, which the
+        first one receives in inference."""
+        return initial_state(features, target.shape[-1])
 
     def target(self, y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
         """What refiners are taught, [b, C] or [b, T, C]: by default p_y, the smoothed label."""
@@ -120,8 +133,13 @@ class LocalRule(ABC):
     # What is measured
 
     def kept(self, state: TensorTuple) -> Tensor:
-        """What of a state is kept until a batch is measured: its log-belief."""
+        """What of a state is kept until a batch is measured, [b, ...], of one shape for all states: its log-belief."""
         return state[0]
+
+    def drift(self, received: Tensor, fresh: Tensor) -> Tensor:
+        """How far what a refiner received is from what it would have received without late updates, both as `kept`
+        keeps them: of each row, [b] or [b, T]. By default ||q - q'|| of beliefs (Proposition 5)."""
+        return teacher_drift(received, fresh)
 
     def predict(self, returned: Tensor) -> Tensor:
         """The classes [...] that what a refiner returned stands for, of what `kept` keeps."""
@@ -130,7 +148,7 @@ class LocalRule(ABC):
     def measure(self, refiners: Sequence[int], received: Tensor, returned: Tensor, y: Tensor) -> Tensor:
         """The `measures` of n refiners, summed over samples: [n, k] in float64.
 
-        By default for beliefs, and for a loss that reads no features.
+        By default for a rule that keeps log-beliefs, and whose loss reads no features.
 
         Args:
             received, returned: what was kept of the states before and after each refiner, [n, b, ...].
@@ -139,13 +157,19 @@ class LocalRule(ABC):
         target = self.target(y, returned.shape[-1], returned.dtype)
         states = [(state,) for state in received]
         losses = self.losses(refiners, (), states, (returned,), target)
+        if not self.sums_over_rows:  # the batch's loss is that of each sample
+            losses = losses.unsqueeze(1).expand(len(losses), y.numel())
         return summed([losses, kl_to(returned, target.expand_as(returned), "forward"), self.predict(returned) == y])
 
     def row(self, means: Mapping[str, list[float]], num_classes: int) -> dict[str, Any]:
-        """What a row of metrics.jsonl shows of the means over samples, each [L]: by default as they are."""
+        """What a row of metrics.jsonl shows of the means over samples, each [L]: by default as they are, `correct` as
+        `accuracy`. `loss` and `accuracy` must be among it."""
         return {"accuracy" if name == "correct" else name: values for name, values in means.items()}
 
 
 def summed(columns: Sequence[Tensor]) -> Tensor:
     """Measures of each sample, [n, b, ...] each, as one table of their sums: [n, k] in float64."""
     return torch.stack([column.flatten(1).sum(1, dtype=torch.float64) for column in columns], dim=1)
+
+
+_PLAIN = (bool, int, float, str, tuple, list, Objective)

@@ -16,7 +16,7 @@ from sidpar.config.schema import Config
 from sidpar.errors import UsageError
 from sidpar.runs.run_folder import METRICS, read_config
 
-MOST = 2000
+MAX_ROWS = 2000
 """Rows of each kind that are read; more than a picture has room for."""
 
 _PER_RANK = "memory_bytes"
@@ -26,7 +26,7 @@ _KIND = re.compile(rb'\{"kind": "(\w+)"')
 
 
 @dataclass(frozen=True)
-class Rows:
+class MetricRows:
     """The rows of one kind, in the order of the file: n of them, for L refiners. What is not finite is NaN."""
 
     steps: NDArray[np.float64]
@@ -47,7 +47,7 @@ class Recorded:
 
     folder: Path
     config: Config
-    rows: dict[str, Rows]
+    rows: dict[str, MetricRows]
     """By kind: train, test, diagnosis; those that are there."""
 
     @classmethod
@@ -65,12 +65,12 @@ class Recorded:
         """The settings that tell runs apart, in one line."""
         data, model, optim = self.config.data, self.config.model, self.config.optim
         return (
-            f"{self.config.method}, {model.builder or model.name}, {data.name}, batch {data.batch_size}, "
+            f"{self.config.learning}, {model.builder or model.name}, {data.name}, batch {data.batch_size}, "
             f"{optim.name} with learning rate {optim.lr:g}, seed {self.config.run.seed}"
         )
 
 
-def _read(path: Path) -> dict[str, Rows]:
+def _read(path: Path) -> dict[str, MetricRows]:
     """Every k-th row of each kind, and its last."""
     try:
         totals = Counter(kind for _, kind, _ in _lines(path))
@@ -82,9 +82,9 @@ def _read(path: Path) -> dict[str, Rows]:
     seen: Counter[str] = Counter()
     for number, kind, line in _lines(path):
         seen[kind] += 1
-        if seen[kind] <= totals[kind] and (totals[kind] - seen[kind]) % math.ceil(totals[kind] / MOST) == 0:
+        if seen[kind] <= totals[kind] and (totals[kind] - seen[kind]) % math.ceil(totals[kind] / MAX_ROWS) == 0:
             taken[kind].append(_row(path, number, line, like=taken[kind][:1]))
-    return {kind: Rows.of(rows) for kind, rows in taken.items()}
+    return {kind: MetricRows.of(rows) for kind, rows in taken.items()}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, bytes]]:

@@ -76,3 +76,9 @@ class Action(NamedTuple):
         if self.peer is not None:
             words.append(f"{'to' if self.do in _SENDS else 'from'} rank {self.peer}")
         return " ".join(words)
+
+
+def known(number: int | None) -> int:
+    """The microbatch, refiner, section or peer of an action whose verb has one."""
+    assert number is not None, "this action needs its number"
+    return number

@@ -42,18 +42,21 @@ class BatchLayout:
     """The cut of one batch, or one share; ragged sizes differ by at most one row, and a shard may be empty."""
 
     batch_size: int
+    """Rows, before a rule makes several of each."""
     requested_microbatches: int
     num_ranks: int
+    copies: int = 1
+    """How many rows enter for each one. They stay together in every cut."""
 
     @cached_property
     def microbatches(self) -> list[range]:
         """Rows of each microbatch. A batch smaller than M has one row per microbatch, and fewer microbatches."""
-        return consecutive(even_split(self.batch_size, min(self.requested_microbatches, self.batch_size)))
+        return consecutive(self._split(self.batch_size, min(self.requested_microbatches, self.batch_size)))
 
     @cached_property
     def parts(self) -> list[list[range]]:
         """`parts[m][r]`: the rows of microbatch m, counted within it, that rank r extracts."""
-        return [consecutive(even_split(len(rows), self.num_ranks)) for rows in self.microbatches]
+        return [consecutive(self._split(len(rows) // self.copies, self.num_ranks)) for rows in self.microbatches]
 
     @cached_property
     def shards(self) -> list[list[int]]:
@@ -67,13 +70,18 @@ class BatchLayout:
     def shard_sizes(self) -> list[int]:
         """Rows of each rank's shard, by counting: microbatches have two sizes at most."""
         sizes = Counter(len(rows) for rows in self.microbatches)
-        splits = [(number, even_split(size, self.num_ranks)) for size, number in sizes.items()]
+        splits = [(number, self._split(size // self.copies, self.num_ranks)) for size, number in sizes.items()]
         return [sum(number * split[rank] for number, split in splits) for rank in range(self.num_ranks)]
 
     @cached_property
     def padded_shard(self) -> int:
         """Rows of the largest shard: collectives move equal sizes, so smaller shards are padded to it."""
         return max(self.shard_sizes)
+
+    @property
+    def rows(self) -> int:
+        """Rows that enter."""
+        return self.batch_size * self.copies
 
     def padded_part(self, m: int) -> int:
         return len(self.parts[m][0])
@@ -86,15 +94,19 @@ class BatchLayout:
             for rank, shard in enumerate(self.shards)
             for place, row in enumerate(shard)
         }
-        return [position[row] for row in range(self.batch_size)]
+        return [position[row] for row in range(self.rows)]
 
     @cached_property
     def gathered_in_order(self) -> bool:
         """Whether the gathered shards already are the batch: M = 1, and K divides B."""
-        return self.gathered_rows == list(range(self.batch_size))
+        return self.gathered_rows == list(range(self.rows))
 
     def scattered_rows(self, m: int) -> list[int]:
         """`scattered_rows(m)[b]`: where row b of microbatch m lies in the padded input of its reduce-scatter."""
         return [
             rank * self.padded_part(m) + place for rank, part in enumerate(self.parts[m]) for place in range(len(part))
         ]
+
+    def _split(self, rows: int, parts: int) -> list[int]:
+        """Sizes of parts of so many rows, with all their copies."""
+        return [size * self.copies for size in even_split(rows, parts)]

@@ -6,12 +6,32 @@ order of the sections' work is read off torch's own schedule. `with_messages` ad
 Letters: s section, m microbatch, M microbatches, K ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from sidpar.config.groups.choices import PipelineName
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.cut import Cut
 
+Lists = Sequence[Iterable[Action]]
+Order = Callable[[PipelineName, Cut, int], Lists]
+"""The work of all ranks, for a cut and M microbatches, by a pipeline that is not written out here."""
+
 BACKWARDS_TO_INPUT = (Do.SECTION_BACKWARD, Do.SECTION_INPUT_BACKWARD)
+
+
+def pipeline_lists(schedule: PipelineName, cut: Cut, microbatches: int, order: Order | None = None) -> Lists:
+    """All ranks' actions of a step, messages included. Only a pipeline that is not written out here needs an order."""
+    ranks = range(cut.num_ranks)
+    work: Lists
+    match schedule:
+        case "naive" | "gpipe":
+            work = [gpipe(cut, rank, microbatches) for rank in ranks]
+        case "1f1b":
+            work = [one_f_one_b(cut, rank, microbatches) for rank in ranks]
+        case _:
+            assert order is not None, "somebody must know the order"
+            work = order(schedule, cut, microbatches)
+    return [with_messages(cut, mine) for mine in work]
 
 
 def gpipe(cut: Cut, rank: int, microbatches: int) -> Iterator[Action]:

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Protocol
 
-from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.actions import Action, Do, known
 from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.cut import Cut
 from sidpar.schedules.placement import Placement
@@ -25,12 +25,12 @@ class Prices(Protocol):
         """Bytes from this action on, until another one frees them (`activation_memory.py`)."""
 
 
-class SIDPrices:
-    """Of the schedules of SID."""
+class LocalPrices:
+    """Of the schedules of local learning."""
 
     def __init__(self, placement: Placement, costs: Costs, layout: BatchLayout) -> None:
         self._placement, self._costs = placement, costs
-        self._batch_size = layout.batch_size
+        self._rows = layout.rows
         self._sizes = [len(rows) for rows in layout.microbatches]
         self._shares, self._largest_share = layout.shard_sizes, layout.padded_shard
         self._extractor = cache(costs.extractor)
@@ -64,7 +64,7 @@ class SIDPrices:
             case Do.SEND_STATE:
                 return rows * self._costs.state_bytes[self._placement.refiners(rank).stop]
             case Do.START_GATHER:
-                return self._batch_size * self._costs.feature_bytes
+                return self._rows * self._costs.feature_bytes
             case Do.RELEASE_PARAMETER_GRADIENTS:
                 return self._costs.extractor_parameter_bytes
             case Do.RELEASE_REFINER_GRADIENTS:
@@ -80,9 +80,9 @@ class SIDPrices:
             case Do.EXTRACTOR_BACKWARD:
                 return costs.overhead + self._extractor(rows)[1]
             case Do.FORWARD:
-                return costs.overhead + costs.refiners[_known(refiner)].forward(rows)
+                return costs.overhead + costs.refiners[known(refiner)].forward(rows)
             case Do.BACKWARD:
-                return costs.overhead + costs.refiners[_known(refiner)].backward(rows)
+                return costs.overhead + costs.refiners[known(refiner)].backward(rows)
             case Do.LEARN:  # priced like the loop: what stacking saves or costs is not calibrated
                 own = [costs.refiners[i] for i in self._placement.refiners(rank)]
                 return costs.overhead + sum(piece.forward(rows) + piece.backward(rows) for piece in own)
@@ -98,7 +98,7 @@ class SIDPrices:
                 copied = costs.input_bytes if self._placement.extractor == "sharded" and ranks > 1 else 0.0
                 return rows * copied + sum(layer.saved(rows) for layer in costs.layers)
             case Do.FORWARD:
-                return costs.refiners[_known(refiner)].saved(rows)
+                return costs.refiners[known(refiner)].saved(rows)
             case Do.LEARN:
                 return sum(costs.refiners[i].saved(rows) for i in self._placement.refiners(rank))
             case Do.POST_STATE:
@@ -120,10 +120,10 @@ class PipelinePrices:
         self._seconds_of, self._bytes_of = cache(self._find_seconds), cache(self._find_bytes)
 
     def seconds(self, rank: int, action: Action) -> float:
-        return self._seconds_of(action.do, _known(action.section))
+        return self._seconds_of(action.do, known(action.section))
 
     def held(self, rank: int, action: Action) -> float:
-        return self._bytes_of(action.do, _known(action.section))
+        return self._bytes_of(action.do, known(action.section))
 
     def message_bytes(self, section: int) -> float:
         """What enters a section, and the gradient of it."""
@@ -157,8 +157,3 @@ class PipelinePrices:
         own = cut.layers_of(section)
         layers = [costs.layers[k] for k in own] if cut.extractor == "cut" else costs.layers if own else []
         return [*layers, *(costs.refiners[i] for i in cut.refiners_of(section))]
-
-
-def _known(number: int | None) -> int:
-    assert number is not None
-    return number

@@ -15,7 +15,7 @@ from sidpar.schedules.cut import Cut
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView
 from sidpar.schedules.streaming import unended_stream
-from sidpar.simulation.action_costs import PipelinePrices, Prices, SIDPrices
+from sidpar.simulation.action_costs import LocalPrices, PipelinePrices, Prices
 from sidpar.simulation.activation_memory import Occupancy
 from sidpar.simulation.costs import Costs
 from sidpar.simulation.simulator import simulate
@@ -39,7 +39,7 @@ class Prediction:
     timeline: Timeline | None = None
 
 
-def predict_sid(
+def predict_local(
     lists: Iterable[Iterable[Action]],
     placement: Placement,
     costs: Costs,
@@ -48,9 +48,9 @@ def predict_sid(
     *,
     keep_spans: bool = True,
 ) -> Prediction:
-    """A step of the SID engine; or of a stream of several, its filling and its drain included. Of one replica, `layout`
-    being that of its share."""
-    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, _holders(placement))
+    """A step of local learning on ranks; or of a stream of several, its filling and its drain included. Of one replica,
+    `layout` being that of its share."""
+    timeline, held = _run(lists, LocalPrices(placement, costs, layout), keep_spans, _holders(placement))
     return Prediction(timeline.makespan / steps, timeline.bubble, *_peaks(held), timeline if keep_spans else None)
 
 
@@ -61,7 +61,7 @@ def predict_stream(
     # A rank's turns repeat after every S + 1 of them, once the first as many, which see the filling, are over.
     repeat, placement = staleness + 1, views[0].placement
     lists = [unended_stream(view, staleness, 2 * repeat) for view in views]
-    timeline, held = _run(lists, SIDPrices(placement, costs, layout), keep_spans, _holders(placement))
+    timeline, held = _run(lists, LocalPrices(placement, costs, layout), keep_spans, _holders(placement))
     times, work = ([begins[2 * repeat][k] - begins[repeat][k] for begins in timeline.begins] for k in (0, 1))
     bubble = 1 - sum(work) / (placement.num_ranks * times[-1]) if times[-1] else 0.0
     return Prediction(times[-1] / repeat, bubble, *_peaks(held), timeline if keep_spans else None)

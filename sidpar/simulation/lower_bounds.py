@@ -16,7 +16,7 @@ from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.cut import PIPELINES, Cut
 from sidpar.schedules.rank_view import RankView
 from sidpar.schedules.streaming import extractor_slots
-from sidpar.simulation.action_costs import PipelinePrices, SIDPrices
+from sidpar.simulation.action_costs import LocalPrices, PipelinePrices
 from sidpar.simulation.costs import Costs
 
 Way = Literal["forward", "backward"]
@@ -39,20 +39,20 @@ class Times:
         return [0.0, *accumulate(each)]
 
 
-def sid_bound(
+def local_bound(
     schedule: ScheduleName, views: Sequence[RankView], times: Times, layout: BatchLayout, staleness: int = 1
 ) -> float:
-    """Of a step of SID; of a stream, once it is under way. `views` are those of all ranks."""
-    return _SIDBound(schedule, views, times, layout).seconds(staleness)
+    """Of a step of local learning; of a stream, once it is under way. `views` are those of all ranks."""
+    return _LocalBound(schedule, views, times, layout).seconds(staleness)
 
 
-class _SIDBound:
+class _LocalBound:
     """Letters as in `schedules/synchronous.py`: r rank, m microbatch."""
 
     def __init__(self, schedule: ScheduleName, views: Sequence[RankView], times: Times, layout: BatchLayout) -> None:
         self._schedule, self._views, self._view = schedule, views, views[0]
         self._extractor, self._times = views[0].placement.extractor, times
-        self._prices = SIDPrices(views[0].placement, times.costs, layout)
+        self._prices = LocalPrices(views[0].placement, times.costs, layout)
         self._sizes = [len(rows) for rows in layout.microbatches]
         self._ranks, self._last = range(len(views)), len(layout.microbatches) - 1
         self._large = self._sizes.count(self._sizes[0])

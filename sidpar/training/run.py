@@ -125,7 +125,7 @@ class Run:
             )
         replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
         _log.info(
-            f"{self.config.method}: {replicas}{self.stage.placement.num_refiners} refiners on "
+            f"{self.config.learning}: {replicas}{self.stage.placement.num_refiners} refiners on "
             f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
             f"{describe(self.runtime.device)}"
         )
@@ -138,6 +138,7 @@ class Run:
         return {
             "name": self.config.run.name,
             "method": self.config.method,
+            "rule": self.config.objective.rule if method_of(self.config).learns_locally else None,
             "test_accuracy": outcome.test["accuracy"][-1],
             "refiner_test_accuracy": outcome.test["accuracy"],
             "steps": outcome.steps,

@@ -16,7 +16,7 @@ from sidpar.data.datasets import load
 from sidpar.errors import UsageError
 from sidpar.plot import main
 from sidpar.plots.curves import draw_curves, draw_depth, few
-from sidpar.runs.record_reader import MOST, Recorded
+from sidpar.runs.record_reader import MAX_ROWS, Recorded
 from sidpar.runs.run_folder import CONFIG, METRICS, WEIGHTS
 from tests.training.test_train import SMALL, train
 
@@ -135,12 +135,20 @@ def test_depth_begins_at_chance(copy: Path) -> None:
 
 
 @pytest.mark.processes
+def test_a_rule_need_not_measure_kl(copy: Path) -> None:
+    rows = [{name: value for name, value in row("test", step).items() if name != "kl"} for step in (2, 4)]
+    accuracy, kl = draw_depth([record(copy, rows)], [5]).axes
+    assert not kl.lines
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.processes
 def test_long_runs_are_thinned_out(copy: Path) -> None:
     """The last row is among those that are left, and a colour bar stands for 64 names."""
-    run = record(copy, [row("train", step, size=64) for step in range(2 * MOST + 1)])
+    run = record(copy, [row("train", step, size=64) for step in range(2 * MAX_ROWS + 1)])
     steps = run.rows["train"].steps
-    assert MOST // 2 < len(steps) <= MOST + 1
-    assert steps[-1] == 2 * MOST
+    assert MAX_ROWS // 2 < len(steps) <= MAX_ROWS + 1
+    assert steps[-1] == 2 * MAX_ROWS
     assert set(np.diff(steps)) == {3}
     figure = draw_curves([run])
     assert not figure.legends

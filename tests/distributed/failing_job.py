@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Objective, ParallelEngine, Runtime, Stage
 from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.seeding import seeded
 from tests import networks
@@ -40,7 +40,7 @@ def main() -> None:
         cascade = networks.plain(3)
         with seeded("failing"):
             cascade.refiners[1] = FailingRefiner(4, [7], networks.CLASSES).double()
-        engine = SIDEngine(Stage(cascade, runtime, extractor=EXTRACTOR), Objective())  # type: ignore[arg-type]
+        engine = ParallelEngine(Stage(cascade, runtime, extractor=EXTRACTOR), Objective())  # type: ignore[arg-type]
         x, y = networks.batch(6)
         for _ in range(10):
             engine.step(x, y)

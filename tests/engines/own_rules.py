@@ -4,16 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from sidpar.cascade.cascade import TensorTuple
 from sidpar.rules.base import LocalRule, Rows, summed
 
 
 class Contrast(LocalRule):
-    """Every row enters twice, as it is and turned around, noisily; the second time refiners learn the next class. What
-    is kept and measured is the square of the hidden activation. The last refiner's loss reads the features."""
+    """Every row enters twice, as it is and turned around, noisily; the second time refiners learn the next class, and
+    the hidden activation of the first is to be the larger. What is kept and measured is its square. The loss of all
+    refiners but the first reads the features."""
 
     name = "contrast"
+    copies = 2
     measures = ("loss", "correct", "goodness")
 
     def enter(self, x: Tensor, y: Tensor, rows: Rows, *, training: bool) -> tuple[Tensor, Tensor]:
@@ -26,7 +29,9 @@ class Contrast(LocalRule):
     def loss(self, i: int, features: TensorTuple, state: TensorTuple, following: TensorTuple, target: Tensor) -> Tensor:
         log_belief, hidden = following
         reads_features = 0.0 if i == 0 else features[1].square().mean(1)
-        return -(target * log_belief).sum(-1) + hidden.square().mean(1) + reads_features
+        as_it_is, turned = hidden.square().mean(1).unflatten(0, (-1, 2)).unbind(1)
+        larger = softplus(turned - as_it_is).repeat_interleave(2)
+        return -(target * log_belief).sum(-1) + larger + reads_features
 
     def kept(self, state: TensorTuple) -> Tensor:
         hidden = state[1] if len(state) > 1 else torch.zeros_like(state[0])
@@ -47,7 +52,3 @@ class Spread(LocalRule):
     def loss(self, i: int, features: TensorTuple, state: TensorTuple, following: TensorTuple, target: Tensor) -> Tensor:
         log_belief = following[0]
         return -(target * log_belief).sum(-1).mean() - log_belief.exp().std(0).sum()
-
-    def measure(self, refiners: Sequence[int], received: Tensor, returned: Tensor, y: Tensor) -> Tensor:
-        each = -returned.gather(-1, y.expand(len(refiners), -1).unsqueeze(-1)).squeeze(-1)
-        return summed([each, each, returned.argmax(-1) == y])

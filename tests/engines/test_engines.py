@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidpar import Compute, LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar import Compute, LocalEngine, Objective, ParallelEngine, Runtime, Stage
 from sidpar.cascade.cascade import Cascade
 from sidpar.models.simple_cnn import simple_cnn
 from sidpar.rules.kl import local_loss, target_of
@@ -40,7 +40,7 @@ def test_the_authors_algorithm_is_the_same_function(schedule: Any) -> None:
     ours = Stage(networks.plain(4), Runtime.single("cpu"))
     for engine in (
         LocalEngine(ours, Objective(0.5)),
-        SIDEngine(ours, Objective(0.5), schedule=schedule, microbatches=2),
+        ParallelEngine(ours, Objective(0.5), schedule=schedule, microbatches=2),
     ):
         engine.step(x, y)
         for name, parameter in theirs.named_parameters():
@@ -50,7 +50,7 @@ def test_the_authors_algorithm_is_the_same_function(schedule: Any) -> None:
 
 @pytest.mark.parametrize(("kl", "smoothing"), [("forward", 0.0), ("reverse", 0.1)])
 def test_the_oracle_agrees_with_finite_differences(kl: Any, smoothing: float) -> None:
-    """Invariant 2. A refiner's parameter moves its own loss, an extractor's the sum of all; teachers are held fixed."""
+    """A refiner's parameter moves its own loss, an extractor's the sum of all; teachers are held fixed."""
     objective = Objective([0.3, 0.6, 0.8], kl, smoothing)
     x, y = networks.batch(4)
     cascade = networks.plain(3)
@@ -84,7 +84,7 @@ def test_a_step_leaves_the_users_random_numbers_alone() -> None:
     x, y = networks.batch(4)
     torch.manual_seed(3)
     expected = torch.rand(2)
-    for make in (LocalEngine, SIDEngine):
+    for make in (LocalEngine, ParallelEngine):
         engine = make(Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root"), Objective())
         torch.manual_seed(3)
         engine.step(x, y)
@@ -94,7 +94,7 @@ def test_a_step_leaves_the_users_random_numbers_alone() -> None:
 def test_masks_change_from_step_to_step() -> None:
     x, y = networks.batch(8)
     stage = Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root")
-    engine = SIDEngine(stage, Objective(), seed=1)
+    engine = ParallelEngine(stage, Objective(), seed=1)
     found = []
     for _ in range(2):
         engine.step(x, y)
@@ -106,14 +106,14 @@ def test_step_replaces_gradients() -> None:
     """Not accumulated: two steps on one batch give the gradient of one."""
     x, y = networks.batch(4)
     stage = Stage(networks.plain(2), Runtime.single("cpu"))
-    engine = SIDEngine(stage, Objective())
+    engine = ParallelEngine(stage, Objective())
     engine.step(x, y)
     once = {name: gradient.clone() for name, gradient in gradients(stage).items()}
     engine.step(x, y)
     assert all(torch.equal(once[name], gradient) for name, gradient in gradients(stage).items())
 
 
-@pytest.mark.parametrize("make", [LocalEngine, SIDEngine])
+@pytest.mark.parametrize("make", [LocalEngine, ParallelEngine])
 def test_refiners_without_parameters(make: Any) -> None:
     """Nothing to train, nothing to reduce: a step still runs."""
 
@@ -147,7 +147,7 @@ def test_compute_options_change_rounding_only(options: dict[str, Any], tolerance
         cascade.extractor[1] = nn.Sequential(cascade.extractor[1], Witness())
         Witness.seen.clear()
         stage = Stage(cascade, Runtime.single("cpu"), compute=Compute(**chosen))
-        SIDEngine(stage, Objective()).step(x, y)
+        ParallelEngine(stage, Objective()).step(x, y)
         found.append(gradients(stage))
     bf16, channels_last = "autocast" in options, "channels_last" in options
     assert Witness.seen[-1] == (torch.bfloat16 if bf16 else torch.float32, channels_last)
@@ -162,7 +162,7 @@ def test_compile_changes_rounding_only() -> None:
     found = []
     for compiled in (False, True):
         stage = Stage(networks.plain(1), Runtime.single("cpu"), compute=Compute(compile=compiled))
-        SIDEngine(stage, Objective()).step(x, y)
+        ParallelEngine(stage, Objective()).step(x, y)
         assert all((module._compiled_call_impl is not None) == compiled for module in stage.parts().values())
         found.append(gradients(stage))
     for name, gradient in found[0].items():
@@ -172,12 +172,12 @@ def test_compile_changes_rounding_only() -> None:
 def test_messages() -> None:
     stage = Stage(networks.plain(2), Runtime.single("cpu"))
     with pytest.raises(ValueError, match="schedule 'gpipe' is unknown; choose one of"):
-        SIDEngine(stage, Objective(), schedule="gpipe")  # type: ignore[arg-type]
+        ParallelEngine(stage, Objective(), schedule="gpipe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="microbatches must be at least 1, got 0"):
-        SIDEngine(stage, Objective(), microbatches=0)
+        ParallelEngine(stage, Objective(), microbatches=0)
 
 
-@pytest.mark.parametrize("make", [LocalEngine, SIDEngine])
+@pytest.mark.parametrize("make", [LocalEngine, ParallelEngine])
 def test_messages_about_batches(make: Any) -> None:
     engine = make(Stage(networks.plain(2), Runtime.single("cpu")), Objective())
     x, y = networks.batch(4)
@@ -202,14 +202,14 @@ def different_settings(runtime: Runtime, settings: dict[str, Any]) -> None:
     mine = {name: values[runtime.rank] for name, values in settings.items()}
     cascade = networks.plain(2)
     cascade.refiners[0].layers[0].weight.data.mul_(mine.pop("scale", 1))
-    SIDEngine(Stage(cascade, runtime), Objective(mine.pop("alpha", 0.5)), **mine)
+    ParallelEngine(Stage(cascade, runtime), Objective(mine.pop("alpha", 0.5)), **mine)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": (0.5, 0.6)}, 'rank 1 has "Objective(alpha=0.6'),
+        ({"alpha": (0.5, 0.6)}, 'rank 1 has "SID(objective=Objective(alpha=0.6'),
         ({"seed": (1, 2)}, "seed: rank 0 has 1, rank 1 has 2"),
         ({"microbatches": (1, 2)}, "microbatches: rank 0 has 1, rank 1 has 2"),
         ({"schedule": ("fused", "two_phase")}, "schedule: rank 0 has 'fused', rank 1 has 'two_phase'"),
@@ -226,7 +226,7 @@ def different_batches(runtime: Runtime) -> None:
     """Rank 1 brings another batch size, as a loader with its own sampler would."""
     stage = Stage(networks.plain(2), runtime)
     x, y = networks.batch(4 + runtime.rank)
-    SIDEngine(stage, Objective()).step(x, y)
+    ParallelEngine(stage, Objective()).step(x, y)
 
 
 @pytest.mark.processes

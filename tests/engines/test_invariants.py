@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Objective, ParallelEngine, Runtime, Stage
 from tests import networks
 from tests.harness import run_ranks
 from tests.oracle import gradients
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.processes
 
 
 def perturbed_later_refiner(runtime: Runtime) -> None:
-    """Invariant 4, on ranks: other weights in the last refiner change no gradient before it, not by a bit."""
+    """On ranks: other weights in the last refiner change no gradient before it, not by a bit."""
     x, y = networks.batch(6)
     for extractor, schedule in product(("replicated", "root", "sharded"), ("fused", "two_phase")):
         found = []
@@ -27,7 +27,7 @@ def perturbed_later_refiner(runtime: Runtime) -> None:
                 for parameter in cascade.refiners[3].parameters():
                     parameter.data.mul_(-2)
             stage = Stage(cascade, runtime, extractor=extractor)  # type: ignore[arg-type]
-            SIDEngine(stage, Objective(), schedule=schedule, microbatches=2).step(x, y)  # type: ignore[arg-type]
+            ParallelEngine(stage, Objective(), schedule=schedule, microbatches=2).step(x, y)  # type: ignore[arg-type]
             found.append(gradients(stage))
         for name, gradient in found[0].items():
             if name.startswith("refiners.3"):
@@ -72,7 +72,7 @@ class SavedTensors:
 
 def peak_of(stage: Stage, schedule: Any, microbatches: int, batch_size: int) -> int:
     """The most bytes saved at any time of a step. The extractor is frozen, so they are the refiners' alone."""
-    engine = SIDEngine(stage, Objective(extractor_update="frozen"), schedule=schedule, microbatches=microbatches)
+    engine = ParallelEngine(stage, Objective(extractor_update="frozen"), schedule=schedule, microbatches=microbatches)
     x, y = networks.batch(batch_size)
     engine.step(x, y)
     with SavedTensors() as saved:
@@ -93,5 +93,5 @@ def saved_activations(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_only_one_microbatch_is_alive(ranks: int) -> None:
-    """Invariant 5, by saved-tensor hooks."""
+    """What is saved for backwards, by saved-tensor hooks."""
     run_ranks(saved_activations, ranks)

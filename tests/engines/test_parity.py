@@ -1,4 +1,4 @@
-"""Invariant 1: the gradient of every parameter on every rank equals the local oracle's, in float64 within 1e-10.
+"""The gradient of every parameter on every rank equals the local oracle's, in float64 within 1e-10.
 
 Compared parameter by parameter, because a sum over all of them would not see two refiners' gradients swapped. Each
 spawn of ranks runs a whole grid; a failure names its case.
@@ -237,7 +237,7 @@ def masked_gradients(runtime: Runtime) -> dict[str, Tensor]:
 
 
 def test_masks_do_not_depend_on_ranks_with_microbatches_either() -> None:
-    """Invariant 3: at one M, the masks of any number of ranks are those of one."""
+    """At one M, the masks of any number of ranks are those of one."""
     (alone,) = run_ranks(masked_gradients, 1)
     for ranks in (2, 3):
         for found in run_ranks(masked_gradients, ranks):

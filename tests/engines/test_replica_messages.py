@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sidpar import Objective, PipelineEngine, Runtime, SIDEngine, Stage, make_cut
+from sidpar import Objective, ParallelEngine, PipelineEngine, Runtime, Stage, make_cut
 from tests import networks
 from tests.harness import RankError, run_ranks
 
@@ -18,7 +18,7 @@ def failing(runtime: Runtime) -> None:
     stage = Stage(networks.plain(2), runtime)
     if runtime.rank == 2:
         stage.refiners["0"].register_forward_hook(lambda *arguments: 1 / 0)
-    SIDEngine(stage, Objective()).step(*networks.batch(4))
+    ParallelEngine(stage, Objective()).step(*networks.batch(4))
 
 
 def pipeline(runtime: Runtime) -> None:

@@ -1,4 +1,4 @@
-"""R replicas of a cascade on K ranks each: invariant 1 over the global batch, equal weights, own masks, refusals."""
+"""R replicas of a cascade on K ranks each: gradients over the global batch, equal weights, own masks, refusals."""
 
 from collections.abc import Callable
 from itertools import product
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidpar import BPEngine, Objective, Runtime, SIDEngine, Stage, StreamingEngine
+from sidpar import BPEngine, Objective, ParallelEngine, Runtime, Stage, StreamingEngine
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.messages.transport import Pending, Transport
@@ -40,7 +40,7 @@ def grid(runtime: Runtime) -> int:
         for extractor in EXTRACTORS:
             stage = Stage(networks.plain(5), runtime, extractor=extractor)  # type: ignore[arg-type]
             for schedule, microbatches in product(SCHEDULES, (1, 3)):
-                engine = SIDEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+                engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
                 case = f"B={size} M={microbatches} {extractor} {schedule} {objective}"
                 check(case, stage, engine, reference, x, y, evaluate=schedule == "fused" and microbatches == 1)
                 cases += 1
@@ -49,7 +49,7 @@ def grid(runtime: Runtime) -> int:
 
 @pytest.mark.parametrize(("replicas", "ranks"), [(2, 2), (3, 1), (2, 1)])
 def test_gradients_equal_the_oracle(replicas: int, ranks: int) -> None:
-    """Invariant 1, over the global batch: localises errors in shares, weights and sums over replicas."""
+    """Those of the oracle, over the global batch: localises errors in shares, weights and sums over replicas."""
     world = replicas * ranks
     assert run_ranks(grid, world, replicas=replicas) == [5 * 3 * 2 * 2] * world
 
@@ -66,7 +66,7 @@ def structures(runtime: Runtime) -> None:
             x, y = networks.batch(7, tokens)
             reference = oracle(lambda b=build: b(4), Objective(0.4), x, y)  # type: ignore[misc]
             stage = Stage(build(4), runtime, extractor=extractor, counts=[3, 1])  # type: ignore[arg-type]
-            engine = SIDEngine(stage, Objective(0.4), microbatches=2)
+            engine = ParallelEngine(stage, Objective(0.4), microbatches=2)
             for _ in range(2):
                 check(f"{build.__name__} {extractor}", stage, engine, reference, x, y)
 
@@ -82,7 +82,7 @@ def stacked(runtime: Runtime) -> None:
     for extractor, schedule in product(EXTRACTORS, SCHEDULES):
         stage = Stage(networks.plain(5), runtime, extractor=extractor)  # type: ignore[arg-type]
         settings: Any = {"schedule": schedule, "microbatches": 2, "refiner_execution": "stacked"}
-        engine = SIDEngine(stage, SEVERAL, **settings)
+        engine = ParallelEngine(stage, SEVERAL, **settings)
         for _ in range(2):
             check(f"{extractor} {schedule}", stage, engine, reference, x, y)
 
@@ -103,7 +103,7 @@ def departures(runtime: Runtime, how: Any) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sidpar.messages.gradients.BUCKET_BYTES", 8 * (7 * 7 + 7 + 7 * 3 + 3))
         patch.setattr(Transport, "sum_refiner_gradients", leave)
-        engine = SIDEngine(Stage(networks.plain(2), runtime), Objective(), microbatches=2, refiner_execution=how)
+        engine = ParallelEngine(Stage(networks.plain(2), runtime), Objective(), microbatches=2, refiner_execution=how)
         engine.step(*networks.batch(8))
     return seen
 
@@ -143,11 +143,11 @@ def trained(runtime: Runtime) -> list[tuple[dict[str, Tensor], dict[str, Tensor]
     found = []
     for extractor, streaming in product(EXTRACTORS, (False, True)):
         stage = Stage(networks.plain(4).float(), runtime, extractor=extractor)  # type: ignore[arg-type]
-        kind = StreamingEngine if streaming else SIDEngine
+        kind = StreamingEngine if streaming else ParallelEngine
         engine = kind(stage, Objective(), microbatches=2)
         optimizers = Optimizers(stage.parts(), config, steps_per_epoch=5)
 
-        def update(parts: Any, engine: SIDEngine = engine, optimizers: Optimizers = optimizers) -> None:
+        def update(parts: Any, engine: ParallelEngine = engine, optimizers: Optimizers = optimizers) -> None:
             engine.clip(0.1, parts)
             optimizers.update(parts)
 
@@ -173,7 +173,7 @@ def test_replicas_stay_equal_bit_for_bit() -> None:
 def masked(runtime: Runtime) -> tuple[Tensor, dict[str, Tensor]]:
     """Two steps with dropout in the refiners, on a batch whose two halves are the same."""
     stage = Stage(networks.with_dropout(2), runtime)
-    engine = SIDEngine(stage, Objective(), microbatches=2, seed=3)
+    engine = ParallelEngine(stage, Objective(), microbatches=2, seed=3)
     x, y = networks.batch(4)
     for _ in range(2):
         result = engine.step(torch.cat([x, x]), torch.cat([y, y]))
@@ -194,7 +194,7 @@ def test_replicas_have_masks_of_their_own() -> None:
 def statistics(runtime: Runtime) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Batch norm's running statistics after a step, after an evaluation, and what the evaluation showed."""
     stage = Stage(networks.noisy(2), runtime, extractor="root")
-    engine = SIDEngine(stage, Objective())
+    engine = ParallelEngine(stage, Objective())
     engine.step(*networks.batch(8))
     before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
     measures = engine.evaluate(*networks.batch(7)).measures()
@@ -225,7 +225,7 @@ def test_neighbours_in_a_cascade_are_neighbours_in_the_world() -> None:
 
 def traffic(runtime: Runtime) -> dict[str, float]:
     stage = Stage(networks.plain(2), runtime, extractor="root")
-    engine = SIDEngine(stage, Objective())
+    engine = ParallelEngine(stage, Objective())
     engine.step(*networks.batch(4))
     for kind, part in {"refiner gradients": stage.refiners, "parameter gradients": stage.extractor}.items():
         if part is not None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sidpar import rules
 from sidpar.config.command_line import from_yaml, to_yaml
 from sidpar.config.groups.data import DataConfig
 from sidpar.config.groups.model import ModelConfig
@@ -15,6 +16,7 @@ from sidpar.errors import UsageError
 from sidpar.methods import METHODS, complete
 from sidpar.models import MODELS
 from sidpar.rules import RULES
+from tests.engines.own_rules import Spread
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,7 +57,7 @@ def test_a_dataset_is_completed(name: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_are_for_methods_that_learn_locally(rule: str) -> None:
     objective = Objective(rule=rule)
-    assert complete(Config(objective=objective)).objective == objective
+    assert complete(Config(objective=objective)).objective == rules.complete(objective)
     if objective != Objective():
         with pytest.raises(UsageError, match=f"objective.rule={rule} would have no effect, because method=bp has no"):
             complete(Config(objective=objective, method="bp"))
@@ -77,3 +79,22 @@ def test_a_setting_of_another_configuration_that_it_does_not_have_is_the_default
     assert done.differences(old) == []
     other = replace(done, objective=Objective(rule="deep_supervision"))
     assert other.differences(old) == ["objective.rule: 'sid' there, 'deep_supervision' here"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("microbatches", 2), ("replicas", 2)])
+def test_a_rule_whose_loss_is_no_sum_takes_no_parts(setting: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "spread", Spread)
+    parallel = ParallelConfig(**{setting: value})
+    with pytest.raises(UsageError) as caught:
+        complete(Config(objective=Objective(rule="spread"), parallel=parallel))
+    assert str(caught.value) == (
+        f"{setting}=2 cuts a batch into parts, but the loss of objective.rule=spread is no sum over rows, so the "
+        f"parts' losses do not add up to the batch's: set parallel.{setting}=1, or use another rule"
+    )
+
+
+def test_a_size_of_a_network_is_no_option() -> None:
+    config = Config(model=ModelConfig(name="wide_mlp", options={"width": 512}))
+    with pytest.raises(UsageError) as caught:
+        complete(config)
+    assert str(caught.value) == "model.options.width is a setting of its own: set model.width=512"

@@ -23,6 +23,7 @@ from sidpar.planner.search import (
     local_candidates,
     make_plan,
     place,
+    record_of,
     search,
 )
 from sidpar.simulation.costs import Costs, Link, Links
@@ -156,10 +157,18 @@ def test_many_ranks_are_planned_by_bounds() -> None:
     assert "at least: not simulated" in text
     assert "refiners per rank   1 on 1024 ranks" in text
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "MOST", math.inf)
+        patch.setattr(planning, "MAX_ACTIONS", math.inf)
         small = [c for c in local_candidates(given_job, Freedom(["fused"], ["sharded"])) if c.microbatches <= 4]
         (simulated,) = search(given_job, small)
     assert simulated.seconds == pytest.approx(simulated.candidate.bound(given_job))
+
+
+def test_a_rule_whose_loss_is_no_sum_is_planned_without_microbatches() -> None:
+    given_job = replace(job(2, 4), rule="spread", splits_batches=False)
+    assert {candidate.microbatches for candidate in local_candidates(given_job, Freedom())} == {1}
+    chosen = make_plan(given_job).chosen
+    assert chosen is not None
+    assert (record_of(chosen)["method"], record_of(chosen)["rule"]) == ("sid", "spread")
 
 
 def test_freedom() -> None:

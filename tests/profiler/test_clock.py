@@ -6,7 +6,7 @@ from itertools import count, pairwise
 import pytest
 import torch
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Objective, ParallelEngine, Runtime, Stage
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.clock_offset import clock_offset
 from sidpar.schedules.actions import Do
@@ -56,7 +56,7 @@ def test_every_verb_has_a_phase() -> None:
 
 def phases(runtime: Runtime) -> set[str]:
     stage = Stage(networks.plain(4), runtime, extractor="sharded")
-    engine = SIDEngine(stage, Objective(), microbatches=2)
+    engine = ParallelEngine(stage, Objective(), microbatches=2)
     engine.clock = Clock(runtime.device)
     engine.clock.start()
     engine.step(*networks.batch(8))

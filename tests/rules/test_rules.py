@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidpar import LocalEngine, Objective, Runtime, Stage, UsageError
-from sidpar.cascade.cascade import detach
-from sidpar.rules import RULES, rule_of
+from sidpar import BPEngine, Copies, LocalEngine, Meter, Objective, Runtime, Stage, UsageError
+from sidpar.cascade.cascade import detach, initial_state
+from sidpar.rules import RULES, complete, rule_of
 from sidpar.rules.base import Rows
 from sidpar.rules.kl import target_of
 from tests import networks
+from tests.engines.own_rules import Contrast, Spread
 from tests.oracle import gradients, oracle
 
 L = 3
@@ -103,7 +104,7 @@ def test_the_first_refiner_sees_in_training_what_it_sees_in_inference() -> None:
     rule, features = made("label_denoising"), (torch.zeros(5, 2),)
     _, _, target = logits_and_target(0)
     state = rule.made_state(0, L, features, target.float(), Rows(0, 0, range(5), 5))
-    assert torch.allclose(state[0], rule.first_state(detach(features), 4)[0])
+    assert torch.allclose(state[0], initial_state(detach(features), 4)[0])
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,11 @@ def test_the_first_refiner_sees_in_training_what_it_sees_in_inference() -> None:
             {"rule": "label_denoising", "options": {"noise": "much"}},
             "objective.options.noise must be of type float, got 'much'",
         ),
+        (
+            {"rule": "label_denoising", "alpha": 0.2},
+            "objective.alpha=0.2 would have no effect, because objective.rule=label_denoising does not read it: "
+            "remove it",
+        ),
         ({"rule": "label_denoising", "options": {"noise": -1}}, "objective.options.noise must be at least 0, got -1"),
     ],
 )
@@ -136,3 +142,54 @@ def test_a_rule_that_makes_beliefs_refuses_hidden_activations() -> None:
     engine = LocalEngine(Stage(networks.with_hidden_state(L), Runtime.single("cpu")), Objective(rule="label_denoising"))
     with pytest.raises(UsageError, match="cannot make the 1 hidden activations that refiner 1 receives besides"):
         engine.step(x, y)
+
+
+def test_options_are_completed_from_the_rule() -> None:
+    assert complete(Objective()) == Objective()
+    completed = complete(Objective(rule="label_denoising", options={"noise": 0.5}))
+    assert completed.options == {"signal": 4.0, "noise": 0.5}
+
+
+def test_the_loss_of_a_rule_that_is_no_sum_is_measured_as_it_is() -> None:
+    x, y = networks.batch(7)
+    engine = LocalEngine(Stage(networks.plain(L), Runtime.single("cpu")), Spread(Objective()))
+    result = engine.step(x, y)
+    losses = [
+        Spread(Objective()).loss(i, (), (), (result.returned[i][0],), torch.eye(networks.CLASSES)[y].double())
+        for i in range(L)
+    ]
+    assert torch.allclose(result.loss, torch.stack(losses))
+
+
+def test_measures_are_means_over_all_rows_that_entered() -> None:
+    """Of a rule that makes two rows of each: its mean is what a plain average over both gives, in a meter too."""
+    x, y = networks.batch(7)
+    engine = LocalEngine(Stage(networks.with_float_state(L), Runtime.single("cpu")), Contrast(Objective()))
+    meter = Meter(engine)
+    result = engine.step(x, y)
+    meter.add(result)
+    assert len(result.y) == result.samples == 14
+    hits = [(result.returned[i][0][:, :-1].argmax(-1) == result.y).double().mean().item() for i in range(L)]
+    assert meter.read()["accuracy"] == pytest.approx(hits)
+    assert result.accuracy.tolist() == pytest.approx(hits)
+
+
+def test_a_rule_must_make_as_many_rows_as_it_says() -> None:
+    class Once(Contrast):
+        copies = 1
+
+    x, y = networks.batch(7)
+    engine = LocalEngine(Stage(networks.with_float_state(L), Runtime.single("cpu")), Once(Objective()))
+    with pytest.raises(UsageError) as caught:
+        engine.step(x, y)
+    assert str(caught.value) == (
+        "objective.rule=contrast makes 14 inputs and 14 labels of 7 rows, but says that it makes 1 of each: let its "
+        "`copies` say how many"
+    )
+
+
+def test_backpropagation_takes_no_local_rule() -> None:
+    stage = Stage(networks.plain(L), Runtime.single("cpu"), placement=Copies(L, 1))
+    for objective in (Objective(rule="deep_supervision"), Spread(Objective())):
+        with pytest.raises(UsageError, match="backpropagation has one loss and no local rule"):
+            BPEngine(stage, objective)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidpar import Objective, Runtime, SIDEngine, Stage
+from sidpar import Objective, ParallelEngine, Runtime, Stage
 from sidpar.runs.weights import gather_weights, save_weights
 from tests import networks
 from tests.harness import run_ranks
@@ -16,7 +16,7 @@ from tests.harness import run_ranks
 def gathered(runtime: Runtime, extractor: str) -> dict[str, Tensor]:
     """After a step, so that batch norm's buffers have moved."""
     stage = Stage(networks.noisy(5), runtime, extractor=extractor)  # type: ignore[arg-type]
-    SIDEngine(stage, Objective(), seed=1).step(*networks.batch(8))
+    ParallelEngine(stage, Objective(), seed=1).step(*networks.batch(8))
     return gather_weights(stage)
 
 

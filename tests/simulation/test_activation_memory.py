@@ -13,7 +13,7 @@ from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import rank_views
 from sidpar.schedules.synchronous import SCHEDULES
 from sidpar.simulation.activation_memory import Occupancy
-from sidpar.simulation.cost_model import Prediction, predict_pipeline, predict_sid
+from sidpar.simulation.cost_model import Prediction, predict_local, predict_pipeline
 from sidpar.simulation.costs import Costs, Curve, Piece
 from tests.harness import ROOT
 
@@ -51,7 +51,7 @@ def predicted(row: dict[str, Any], costs: Costs, batch: int) -> Prediction | Non
     if row["schedule"] in SCHEDULES:
         placement = Placement((num_refiners // ranks,) * ranks, row["extractor"])
         lists = [SCHEDULES[row["schedule"]](view) for view in rank_views(placement, microbatches)]  # type: ignore[index]
-        return predict_sid(lists, placement, costs, BatchLayout(batch, microbatches, ranks))
+        return predict_local(lists, placement, costs, BatchLayout(batch, microbatches, ranks))
     generate = {"naive": gpipe, "gpipe": gpipe, "1f1b": one_f_one_b}.get(row["schedule"])
     if generate is None:
         return None

@@ -19,8 +19,8 @@ from sidpar.simulation.cost_model import (
     law_speedup,
     naive_seconds,
     paper_seconds,
+    predict_local,
     predict_pipeline,
-    predict_sid,
     predict_stream,
     predict_whole,
 )
@@ -44,7 +44,7 @@ def sid(
 ) -> Prediction:
     placement = Placement(place_by_count(len(given.refiners), ranks), extractor)
     lists = [SCHEDULES[schedule](view) for view in rank_views(placement, microbatches, replicas=replicas)]
-    return predict_sid(lists, placement, given, BatchLayout(BATCH, microbatches, ranks), keep_spans=False)
+    return predict_local(lists, placement, given, BatchLayout(BATCH, microbatches, ranks), keep_spans=False)
 
 
 def stream(ranks: int, microbatches: int, given: Costs, extractor: Any) -> Prediction:
@@ -130,7 +130,7 @@ def test_sums_over_replicas_take_their_time() -> None:
     frozen = replace(given, layers=[pieces(0.0)])
     assert sid("fused", 1, 1, frozen, replicas=2).seconds == pytest.approx(2 * 3 + 0.5)
     stacked = RankView(Placement((2,)), 0, 1, False, 2, "stacked")
-    found = predict_sid([SCHEDULES["fused"](stacked)], stacked.placement, frozen, BatchLayout(BATCH, 1, 1))
+    found = predict_local([SCHEDULES["fused"](stacked)], stacked.placement, frozen, BatchLayout(BATCH, 1, 1))
     assert found.seconds == pytest.approx(2 + 2 * 3 + 0.75), "learnt at once, so nothing is left to hide behind"
 
 
@@ -195,8 +195,9 @@ def test_a_stream_under_way_is_what_a_long_one_tends_to() -> None:
     for extractor, microbatches in product(("replicated", "root", "sharded"), (1, 4)):
         placement, layout = Placement((1,) * 6, extractor), BatchLayout(BATCH, microbatches, 6)  # type: ignore[arg-type]
         lengths = [
-            steps * predict_sid(all_streams(placement, microbatches, 1, steps), placement, given, layout, steps).seconds
+            steps * predict_local(lists, placement, given, layout, steps).seconds
             for steps in (10, 14)
+            for lists in [all_streams(placement, microbatches, 1, steps)]
         ]
         under_way = predict_stream(rank_views(placement, microbatches), given, layout)
         assert under_way.seconds == pytest.approx((lengths[1] - lengths[0]) / 4, rel=0.01)

@@ -14,9 +14,9 @@ from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import rank_views
 from sidpar.schedules.streaming import stream
 from sidpar.schedules.synchronous import SCHEDULES
-from sidpar.simulation.cost_model import predict_pipeline, predict_sid
+from sidpar.simulation.cost_model import predict_local, predict_pipeline
 from sidpar.simulation.costs import Costs, Curve, Link, Links, Piece
-from sidpar.simulation.lower_bounds import Times, pipeline_bound, sid_bound
+from sidpar.simulation.lower_bounds import Times, local_bound, pipeline_bound
 from tests.simulation.test_cost_model import BATCH, costs
 
 SECONDS = st.sampled_from([0.0, 0.1, 0.3, 1.0, 2.0])
@@ -52,17 +52,17 @@ def test_no_step_of_sid_is_faster_than_its_bound(data: st.DataObject) -> None:
     if schedule == "streaming":
         staleness = data.draw(st.integers(1, 2))
         lengths = [steps(views, placement, given_costs, layout, staleness, count) for count in (14, 14 + staleness + 1)]
-        bound = sid_bound(schedule, views, Times(given_costs), layout, staleness)
+        bound = local_bound(schedule, views, Times(given_costs), layout, staleness)
         assert bound <= (lengths[1] - lengths[0]) / (staleness + 1) * (1 + 1e-9) + 1e-9
         return
     lists = [SCHEDULES[schedule](view) for view in views]
-    seconds = predict_sid(lists, placement, given_costs, layout).seconds
-    assert sid_bound(schedule, views, Times(given_costs), layout) <= seconds * (1 + 1e-9)
+    seconds = predict_local(lists, placement, given_costs, layout).seconds
+    assert local_bound(schedule, views, Times(given_costs), layout) <= seconds * (1 + 1e-9)
 
 
 def steps(views: Any, placement: Placement, given_costs: Costs, layout: BatchLayout, staleness: int, n: int) -> float:
     """The length of a stream."""
-    return predict_sid([stream(view, staleness, n) for view in views], placement, given_costs, layout).seconds
+    return predict_local([stream(view, staleness, n) for view in views], placement, given_costs, layout).seconds
 
 
 @settings(max_examples=200)
@@ -85,8 +85,8 @@ def test_alike_ranks_reach_it(ranks: int, microbatches: int) -> None:
     for extractor, (name, schedule) in product(("replicated", "root", "sharded"), SCHEDULES.items()):
         placement = Placement((1,) * ranks, extractor)  # type: ignore[arg-type]
         views = rank_views(placement, microbatches)
-        seconds = predict_sid([schedule(view) for view in views], placement, given_costs, layout).seconds
-        assert sid_bound(name, views, Times(given_costs), layout) == pytest.approx(seconds)
+        seconds = predict_local([schedule(view) for view in views], placement, given_costs, layout).seconds
+        assert local_bound(name, views, Times(given_costs), layout) == pytest.approx(seconds)
     cut = make_cut("gpipe", "root", ranks, [0.0], [1.0] * ranks)
     lists = [with_messages(cut, gpipe(cut, rank, microbatches)) for rank in range(ranks)]
     rows = BATCH // microbatches

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidpar import BPEngine, Copies, LocalEngine, Objective, Runtime, SIDEngine, Stage, UsageError, make_cut
+from sidpar import BPEngine, Copies, LocalEngine, Objective, ParallelEngine, Runtime, Stage, UsageError, make_cut
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.models.concat_refiner import ConcatRefiner
@@ -84,7 +84,7 @@ def with_layer(runtime: Runtime, layer: nn.Module) -> None:
     cascade = networks.plain(2)
     extractor = nn.Sequential(cascade.extractor, layer).double()
     stage = Stage(Cascade(extractor, cascade.refiners, 3), runtime, extractor="sharded")
-    SIDEngine(stage, Objective()).step(*networks.batch(8))
+    ParallelEngine(stage, Objective()).step(*networks.batch(8))
 
 
 def shared_parameters(runtime: Runtime, **placement: Any) -> None:
@@ -152,13 +152,13 @@ def changing_outputs(runtime: Runtime) -> None:
     with seeded(0):
         refiners = [Auxiliary(4, [7], 3).double() for _ in range(2)]
     stage = Stage(Cascade(networks.plain(1).extractor, refiners, 3), runtime)
-    SIDEngine(stage, Objective()).step(*networks.batch(4))
+    ParallelEngine(stage, Objective()).step(*networks.batch(4))
 
 
 def unfrozen_later(runtime: Runtime) -> None:
     stage = Stage(networks.plain(2), runtime)
     stage.extractor.requires_grad_(False)  # type: ignore[union-attr]
-    engine = SIDEngine(stage, Objective())
+    engine = ParallelEngine(stage, Objective())
     stage.extractor.requires_grad_(True)  # type: ignore[union-attr]
     engine.step(*networks.batch(4))
 
@@ -213,7 +213,7 @@ def test_teacher_passes_do_not_count_in_running_statistics() -> None:
     found = []
     for schedule in ("fused", "two_phase"):
         stage = Stage(networks.noisy(2), Runtime.single("cpu"), extractor="root")
-        SIDEngine(stage, Objective(), schedule=schedule).step(*networks.batch(8))  # type: ignore[arg-type]
+        ParallelEngine(stage, Objective(), schedule=schedule).step(*networks.batch(8))  # type: ignore[arg-type]
         found.append(dict(stage.named_buffers()))
     assert found[0]
     assert all(torch.allclose(value.double(), found[1][name].double()) for name, value in found[0].items())

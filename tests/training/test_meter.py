@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sidpar import LocalEngine, Objective, Runtime, SIDEngine, Stage
+from sidpar import LocalEngine, Objective, ParallelEngine, Runtime, Stage
 from sidpar.rules.kl import kl_to, target_of
 from sidpar.training.meter import Meter, Stopwatch, per_rank
 from tests import networks
@@ -14,7 +14,7 @@ OBJECTIVE = Objective([0.3, 0.5, 0.7])
 
 def read_on_ranks(runtime: Runtime) -> dict[str, list[float]]:
     stage = Stage(networks.plain(3), runtime)
-    engine = SIDEngine(stage, OBJECTIVE)
+    engine = ParallelEngine(stage, OBJECTIVE)
     meter = Meter(engine)
     for size in (4, 7):
         meter.add(engine.evaluate(*networks.batch(size)))

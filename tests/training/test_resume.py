@@ -1,4 +1,4 @@
-"""Invariant 7: a run that is interrupted and resumed ends with the same weights as one that was not."""
+"""A run that is interrupted and resumed ends with the same weights as one that was not."""
 
 import json
 from collections.abc import Callable, Iterator

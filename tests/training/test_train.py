@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def test_weights_do_not_depend_on_the_number_of_ranks(runs: dict[int, Path]) -> None:
-    """Invariant 3, after two epochs, to rounding."""
+    """One cascade on any number of ranks, after two epochs, to rounding."""
     alone = load_file(runs[1] / "weights.safetensors")
     for ranks in (2, 4):
         placed = load_file(runs[ranks] / "weights.safetensors")

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from sidpar.errors import UsageError
 
@@ -63,8 +64,24 @@ def check_options(
 
 
 def check_types(group: str, options: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuse options of another type than a function of ours says, which it must for each."""
+    """Refuse options of another type than a function says, where it says one."""
+    parameters = inspect.signature(function, eval_str=True).parameters
     for name, value in options.items():
-        kind = inspect.signature(function).parameters[name].annotation
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UsageError(f"{group}.{name} must be of type {kind.__name__}, got {value!r}")
+        annotation = parameters[name].annotation if name in parameters else Any
+        if annotation is not inspect.Parameter.empty and not _is_a(value, annotation):
+            kind = annotation.__name__ if isinstance(annotation, type) else annotation
+            raise UsageError(f"{group}.{name} must be of type {kind}, got {value!r}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a type; a whole number is a float too, true and false are not numbers."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is not None and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(_is_a(item, inner[0]) for item in value)
+    if kind is None:
+        return value is None
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)

@@ -7,7 +7,7 @@ from sidpar.config.groups.choices import Option
 from sidpar.errors import UsageError
 
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
-"""What every builder is given; `model.options` adds to them."""
+"""What every network is built from; `model.options` adds to them."""
 
 
 @dataclass(frozen=True)

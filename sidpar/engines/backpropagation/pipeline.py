@@ -27,7 +27,7 @@ from sidpar.rules.base import LocalRule
 from sidpar.rules.kl import kl_to
 from sidpar.schedules.actions import Action
 from sidpar.schedules.cut import PIPELINES, Cut, check_microbatches
-from sidpar.schedules.pipelines import gpipe, one_f_one_b, with_messages
+from sidpar.schedules.pipelines import pipeline_lists
 from sidpar.stages.sections import Section, seams
 from sidpar.stages.stage import Stage
 
@@ -108,14 +108,8 @@ class PipelineEngine(Synchronous):
 
     def lists(self) -> list[list[Action]]:
         """All ranks' actions of a step."""
-        ranks = range(self._cut.num_ranks)
-        if self._schedule in ("naive", "gpipe"):
-            work = [list(gpipe(self._cut, rank, self._microbatches)) for rank in ranks]
-        elif self._schedule == "1f1b":
-            work = [list(one_f_one_b(self._cut, rank, self._microbatches)) for rank in ranks]
-        else:
-            work = torch_order(self._schedule, self._cut, self._microbatches)
-        return [list(with_messages(self._cut, mine)) for mine in work]
+        actions = pipeline_lists(self._schedule, self._cut, self._microbatches, torch_order)
+        return [list(mine) for mine in actions]
 
     def _admit(self, x: Tensor, y: Tensor) -> list[tuple[Spec, ...]]:
         """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""

@@ -240,7 +240,9 @@ class _Chain(nn.Module):
 
 def backpropagated(objective: Objective) -> SID:
     """What backpropagation is measured by: the divergence from the target by which it trains, and nothing of the
-    teachers."""
+    teachers. Raises UsageError for a local rule."""
+    if isinstance(objective, LocalRule) or objective.rule != Objective.rule or objective.options:
+        raise UsageError("backpropagation has one loss and no local rule: give it an Objective without rule or options")
     if objective.extractor_update != "all":
         raise UsageError(
             f"objective.extractor_update={objective.extractor_update} chooses among local losses, and backpropagation "
