@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 
 from sidpar.calibration.links import measure_links
 from sidpar.config.command_line import config_parser, errors_in_one_line, parse
+from sidpar.config.console import printing
 from sidpar.config.groups.checks import at_least
 from sidpar.config.schema import Config
 from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
@@ -41,7 +42,7 @@ from sidpar.training.same_network import build_alike
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
     config, arguments_by_name = parse(_parser(), arguments, complete)
-    with errors_in_one_line("sidpar.plan"):
+    with printing(), errors_in_one_line("sidpar.plan"):
         given = PlanArguments.read(arguments_by_name)
         with _start(config, given) as runtime:
             _plan(config, given, runtime)

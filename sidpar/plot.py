@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sidpar.analysis.samples import find_samples, story, telling
 from sidpar.config.command_line import errors_in_one_line
+from sidpar.config.console import printing
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.plots.beliefs import Prediction, draw_predictions
@@ -24,7 +25,7 @@ _EACH = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw. A mistake ends the process with exit code 2 and one line that names it."""
-    with errors_in_one_line("sidpar.plot"):
+    with printing(), errors_in_one_line("sidpar.plot"):
         plot(_parser().parse_args(arguments))
 
 

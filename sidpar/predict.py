@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sidpar.config.command_line import errors_in_one_line
+from sidpar.config.console import printing
 from sidpar.config.groups.checks import at_least
 from sidpar.data.image_file import read_image
 from sidpar.distributed.runtime import Runtime
@@ -23,7 +24,7 @@ _BATCH = 256
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and draw. A mistake ends the process with exit code 2 and one line that names it."""
-    with errors_in_one_line("sidpar.predict"):
+    with printing(), errors_in_one_line("sidpar.predict"):
         predict(_parser().parse_args(arguments))
 
 

@@ -6,6 +6,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from sidpar.config import command_line
 from sidpar.config.command_line import errors_in_one_line
+from sidpar.config.console import printing, without_reader
 from sidpar.config.schema import Config
 from sidpar.distributed.environment import read_environment
 from sidpar.distributed.runtime import Runtime
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments)
     if was_stopped(config, read_environment().launch):
         raise SystemExit(REQUEUE_STATUS)  # before the ranks wait for each other: some may have left already
-    with errors_in_one_line("sidpar.train"), closing_logs():
+    with without_reader(), errors_in_one_line("sidpar.train"), closing_logs():
         runtime = Runtime.start(
             backend=config.parallel.backend,
             device=config.parallel.device,
@@ -52,7 +53,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
     config, others = command_line.parse(parser, arguments, complete)
     if others["print_config"]:
-        print(command_line.to_yaml(config), end="")
+        with printing():
+            print(command_line.to_yaml(config), end="")
         parser.exit()
     return config
 

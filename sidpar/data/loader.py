@@ -43,6 +43,11 @@ class Loader:
         return self._normalise(self._train.first(4))
 
     @property
+    def num_images(self) -> int:
+        """Of the training set."""
+        return len(self._train)
+
+    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self._train) / self._batch_size)
 

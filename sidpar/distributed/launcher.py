@@ -3,11 +3,12 @@
 import atexit
 import os
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 from torch.distributed.distributed_c10d import Store
+
+from sidpar.distributed.notes import within
 
 PATIENCE = 8.0
 """Seconds for the store to answer a question; one that is merely busy takes less."""
@@ -33,15 +34,10 @@ def end_launcher_if_cut_off(store: Store, hosts: int) -> str | None:
 
 
 def _answers(store: Store) -> bool:
-    answered = threading.Event()
-
-    def ask() -> None:
-        with suppress(RuntimeError):  # a closed connection is an answer too: the launcher gets the same
-            store.check(["anything"])
-        answered.set()
-
-    threading.Thread(target=ask, name="sidpar store", daemon=True).start()
-    return answered.wait(PATIENCE)
+    try:
+        return within(PATIENCE, lambda: [store.check(["anything"])]) is not None
+    except RuntimeError:  # a closed connection is an answer too: the launcher gets the same
+        return True
 
 
 def _is_torchrun(process: int) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from sidpar.distributed.device import synchronize
 from sidpar.distributed.environment import Launch, read_environment
 from sidpar.distributed.groups import Groups
 from sidpar.distributed.launcher import end_launcher_if_cut_off
+from sidpar.distributed.notes import Notes, within
 from sidpar.distributed.rendezvous import meet
 from sidpar.distributed.signals import Signals
 from sidpar.errors import UsageError
@@ -129,14 +132,35 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None and self.store is not None:
+            reason = self._failure_elsewhere(error)
+            if reason is not None:
+                print(f"{self._moment('ended')}: {reason}", file=sys.stderr, flush=True)
+                raise SystemExit(1)
             with suppress(RuntimeError):  # the store may be gone with its host: the error that passes says more
-                self.store.set(_FAILED, str(self.rank))
+                text = " ".join(str(error).split())
+                self.store.set(_FAILED, f"rank {self.rank} has failed ({kind.__name__}: {text})")
             if isinstance(error, Exception) and (cut_off := end_launcher_if_cut_off(self.store, self.launch.hosts)):
                 error.add_note(f"rank {self.rank}: {cut_off}")
         if kind is None and self.groups is not None:
             dist.destroy_process_group()
         if kind is None and self.signals is not None:
             self.signals.rest()
+
+    def _failure_elsewhere(self, error: BaseException | None) -> str | None:
+        """Which rank has failed and why, if `error` only says that its connection is gone: shown in its place, or the
+        last words of all ranks but one would hide the reason."""
+        if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
+            return None
+        store = self.store
+        assert store is not None
+
+        def ask() -> str | None:
+            own = store.clone()  # a question without an answer would occupy the connection
+            return own.get(_FAILED).decode() if own.check([_FAILED]) else None
+
+        with suppress(RuntimeError):
+            return within(_PATIENCE, ask)
+        return None
 
     def _listening(self) -> Self:
         """The same, which answers signals."""
@@ -181,6 +205,12 @@ class Runtime:
                 ) from error
             values.append(json.loads(self.store.get(f"{key}/{rank}")))
         return values
+
+    def notes(self, topic: str) -> Notes | None:
+        """Where the ranks leave something for each other in the store; all of them call it in the same order. None in a
+        world of one."""
+        number = next(self._sequence)
+        return None if self.store is None else Notes(self.store, f"{number}/{topic}", self.init_timeout)
 
     def raise_together(self, what: str, problem: str | None) -> None:
         """Raises UsageError, the same on every rank, if one of them has a problem; all ranks call it."""
@@ -281,7 +311,11 @@ class Runtime:
 
 
 _FAILED = "failed"
-"""Key of the store under which a rank that fails leaves its number."""
+"""Key of the store under which a rank that fails leaves its number and the reason."""
+_PATIENCE = 3.0
+"""Seconds for the store to tell it."""
+_LOST = re.compile("gloo|NCCL|Connection|in vain", re.IGNORECASE)
+"""What errors say that come of another rank's end."""
 
 
 def _check_replicas(replicas: int, world_size: int) -> None:

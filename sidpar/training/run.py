@@ -28,6 +28,7 @@ from sidpar.runs.run_folder import (
     write_summary,
 )
 from sidpar.runs.weights import save_weights
+from sidpar.stages.check import check
 from sidpar.training.same_dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 from sidpar.training.trainer import Outcome, Trainer
@@ -75,12 +76,12 @@ class Run:
         build = partial(build_network, config, dataset.image_shape, dataset.num_classes)
         cascade = build_alike(build, runtime)
         loader = build_loader(config, dataset, runtime.device)
-        self.preprocessing = loader.preprocessing
+        self.preprocessing, self._num_images = loader.preprocessing, loader.num_images
         method = method_of(config)
         config, self.choice = method.choose(config, build, loader.sample, runtime)
         self.config, self.runtime = config, runtime
         self.stage = method.place(config, cascade, loader.sample, runtime)
-        self.stage.check(loader.sample)  # refuse images that the network cannot take, before the folder exists
+        check(self.stage, loader.sample)  # refuse images that the network cannot take, before the folder exists
         engine = method.engine(config, self.stage, loader.sample)
         stored, skipped = find_newest(folder.path, runtime)
         if stored is not None:
@@ -122,6 +123,11 @@ class Run:
             _log.info(
                 f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
                 f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
+            )
+        images, batch_size = self._num_images, self.config.data.batch_size
+        if batch_size > images:
+            _log.warning(
+                f"data.batch_size={batch_size} is more than the {images} training images: an epoch is one batch of them"
             )
         replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
         _log.info(

@@ -115,7 +115,7 @@ def test_measured_messages() -> None:
     ("flags", "message"),
     [
         (["--ranks", "0"], "--ranks must be at least 1, got 0"),
-        (["--ranks", "two"], 'Parser key "ranks"'),
+        (["--ranks", "two"], "ranks: expected"),
         (["--ranks", "5"], "4 refiners cannot be placed on 5 ranks"),
         (["--latency", "5 fortnights"], "--latency must be a number and one of the units ns, us, ms, s"),
         (["--latency=-5us"], "--latency must be at least 0, got -5us"),

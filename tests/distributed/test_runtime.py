@@ -1,5 +1,7 @@
 """What ranks agree on before the first message, and how a job ends when one of them fails."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -122,6 +124,7 @@ def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[s
         assert re.search(text, output), output
     if failure == "raise":  # torchrun shows the first to fail, and that is not one of its victims
         assert re.search(r"Root Cause.*RuntimeError: this refiner is broken", output, re.DOTALL), output
+        assert "Connection" not in output, "which would say what came of it, after the reason"
     if failure == "kill":
         assert re.search(r"exitcode\s*: -9", output), output
     began = re.search(r"failing at ([\d.]+)", output)
@@ -146,6 +149,25 @@ def test_messages_outside_of_steps_are_named_too() -> None:
 def test_the_harness_shows_every_rank() -> None:
     with pytest.raises(RankError, match="--- rank 0 ---(.|\n)*--- rank 1 ---(.|\n)*ZeroDivisionError: 7"):
         run_ranks(divide, 2)
+
+
+def fail_alone(runtime: Runtime) -> str:
+    """What the others say when rank 1 fails."""
+    errors = io.StringIO()
+    if runtime.rank == 1:
+        with pytest.raises(ValueError, match="a bad"), runtime:
+            raise ValueError("a bad\nnumber")
+    else:
+        with contextlib.redirect_stderr(errors), pytest.raises(SystemExit), runtime:
+            runtime.barrier()
+    return errors.getvalue()
+
+
+@pytest.mark.processes
+def test_the_others_give_the_reason_instead_of_a_lost_connection() -> None:
+    said = run_ranks(fail_alone, 3)
+    for rank in (0, 2):
+        assert said[rank] == f"rank {rank} ended in the action: barrier: rank 1 has failed (ValueError: a bad number)\n"
 
 
 def divide(runtime: Runtime) -> None:

@@ -26,7 +26,7 @@ IMAGES = "--data.name image_folder --data.image_size 8 --data.workers 0 --data.b
 
 SETTINGS = {
     "--optim.lr -1": "optim.lr must be a positive number, got -1.0",
-    "--optim.lr fast": 'Parser key "optim.lr"',
+    "--optim.lr fast": "optim.lr: expected",
     "--optim.rate 1": "optim.rate",
     "--optim.epochs -1": "optim.epochs must be at least 0, got -1",
     "--optim.name sgd --optim.momentum 1.5": "optim.momentum must lie in [0, 1), got 1.5",
@@ -61,8 +61,18 @@ SETTINGS = {
     "--run.name a/b": "run.name is part of a folder's name, so it must have 1 to 200 characters and no slash, got",
     "--run.seed -1": "run.seed must be at least 0, got -1",
     "--config {tmp}/none.yaml": "none.yaml",
-    "--config {tmp}/broken.yaml": "Problems parsing config: while parsing a flow node",
+    "--config {tmp}/broken.yaml": "broken.yaml: line 1, column 9: expected the node content",
     "--config {tmp}/unknown.yaml": "optimizer",
+    "--config {tmp}/empty.yaml": "empty.yaml: expected settings by name, such as optim: {lr: 0.001}, got nothing",
+    "--config {tmp}/list.yaml": "list.yaml: expected settings by name, such as optim: {lr: 0.001}, got ['optim']",
+    "--config {tmp}/group_number.yaml": "optim: expected settings by name, such as optim.name, got 3",
+    "--config {tmp}/group_null.yaml": "optim: expected settings by name, such as optim.name, got null",
+    "--config {tmp}/group_list.yaml": "data: expected settings by name, such as data.name, got ['digits']",
+    "--config {tmp}/setting_mapping.yaml": "optim.lr: expected float, got {'base': 1}",
+    "--config {tmp}/setting_null.yaml": "optim.lr: expected float, got null",
+    "--config {tmp}/options.yaml": "model.options: expected dict or null, got 3",
+    "--config {tmp}/twice.yaml": "twice.yaml: lr is given twice, in line 2 and in line 3: remove one",
+    "--parallel.init_timeout .inf": "parallel.init_timeout must be a finite number, got inf",
 }
 """Refused by the parser; on the command line with exit code 2 and one line."""
 
@@ -76,6 +86,21 @@ TOPOLOGY = {
     "--method bp --parallel.microbatches 1": "it needs at least 2 microbatches",
     "--method bp --bp.checkpointing true": "start one process, or use method=ddp",
 }
+
+FILES = {
+    "broken": "optim: [",
+    "unknown": "optimizer: {lr: 1}",
+    "empty": "# nothing yet\n",
+    "list": "- optim",
+    "group_number": "optim: 3",
+    "group_null": "optim:",
+    "group_list": "data: [digits]",
+    "setting_mapping": "optim: {lr: {base: 1}}",
+    "setting_null": "optim: {lr: null}",
+    "options": "model: {options: 3}",
+    "twice": "optim:\n  lr: 1\n  lr: 2",
+}
+"""Configuration files, by name."""
 
 DATA = {
     "--data.name cifar10 --data.root {tmp}/none": "cifar10 is not in torchvision's layout under data.root=",
@@ -162,8 +187,8 @@ def begin(runtime: Runtime, folder: str, *flags: str) -> None:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     tmp = tmp_path_factory.mktemp("mistakes")
-    (tmp / "broken.yaml").write_text("optim: [")
-    (tmp / "unknown.yaml").write_text("optimizer: {lr: 1}")
+    for name, text in FILES.items():
+        (tmp / f"{name}.yaml").write_text(text)
     (tmp / "file").write_text("")
     (tmp / "foreign").mkdir()
     (tmp / "foreign" / "metrics.jsonl").write_text("{}\n")

@@ -16,8 +16,10 @@ def at_least(name: str, value: float | None, least: float) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
+    if not value > 0:
         raise UsageError(f"{name} must be a positive number, got {value}")
+    if value == float("inf"):
+        raise UsageError(f"{name} must be a finite number, got {value}: give the largest that you mean")
 
 
 def fill_in(settings: Any, **values: Any) -> None:

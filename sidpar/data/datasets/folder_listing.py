@@ -1,12 +1,20 @@
 """What lies in folders of images: files and labels. Nothing is decoded here."""
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sidpar.errors import UsageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef")
+"""Images of kinds that are not read."""
+LEFTOVERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
+"""Folders that archives, file managers and storage systems leave behind; as those whose names begin with a point."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,10 +25,40 @@ class Listing:
     labels: list[int]
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a folder or a file is none of the dataset's: `__MACOSX`, `._image.jpg`."""
+    return name in LEFTOVERS or name.startswith(".")
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Their names, in order, without leftovers. Raises UsageError if the folder cannot be read."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_leftover(entry.name))
+    except OSError as error:
+        raise unreadable(error) from error
+
+
 def images_below(folder: Path) -> list[str]:
     """None where there is no such folder. A folder that links lead to again is listed once, under the first of its
-    names. Raises UsageError if one cannot be read."""
+    names. Files that look like images but are not listed are counted in a warning. Raises UsageError if a folder cannot
+    be read."""
     found: list[str] = []
+    skipped: list[str] = []
+    for path in _files_below(folder):
+        name = os.path.basename(path).lower()
+        if name.endswith(SUFFIXES) and not is_leftover(name):
+            found.append(path)
+        elif name.endswith((*SUFFIXES, *UNREAD)):
+            skipped.append(path)
+    if skipped:
+        _log.warning(
+            f"{len(skipped)} files in {folder} are skipped, which are leftovers or images of a kind that is not read, "
+            f"such as {min(skipped)}"
+        )
+    return sorted(found)
+
+
+def _files_below(folder: Path) -> Iterator[str]:
     visited: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         status = os.stat(parent)
@@ -29,11 +67,8 @@ def images_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         visited.add(here)
-        folders.sort()  # so that the first of its names is the same on every machine
-        found += [
-            os.path.join(parent, file) for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-    return sorted(found)
+        folders[:] = sorted(name for name in folders if not is_leftover(name))  # the first of its names everywhere
+        yield from (os.path.join(parent, file) for file in files)
 
 
 def _refuse(error: OSError) -> None:

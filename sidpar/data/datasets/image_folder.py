@@ -6,10 +6,12 @@ import torch
 
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, images_below, unreadable
+from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, folders_in, images_below
 from sidpar.data.reader import Reader
 from sidpar.data.splits import Files
 from sidpar.errors import UsageError
+
+TEST_FOLDERS = ("val", "valid", "validation", "test")
 
 
 def _load(root: Path, image_size: int = 64, workers: int = 0) -> Dataset:
@@ -22,33 +24,27 @@ def _load(root: Path, image_size: int = 64, workers: int = 0) -> Dataset:
 
 
 def list_image_folder(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
-    """Training files, test files and class names of root/train/<class>/... and root/val/<class>/..., or root/test where
-    there is no val. Classes and files are in the order of their names; a class may have folders of its own."""
+    """Training files, test files and class names of root/train/<class>/... and root/val/<class>/..., or another of the
+    names in `TEST_FOLDERS` where there is no val. Classes and files are in the order of their names; a class may have
+    folders of its own."""
     train = root / "train"
-    test = root / "val" if (root / "val").is_dir() else root / "test"
-    for folder, name in ((train, "train"), (test, "val (or test)")):
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root / TEST_FOLDERS[0])
+    for folder, name in ((train, "train"), (test, f"{TEST_FOLDERS[0]} (or {', '.join(TEST_FOLDERS[1:])})")):
         if not folder.is_dir():
             raise UsageError(
                 f"data.root={root.resolve()} has no folder {name}: image_folder needs train/<class>/... and "
                 "val/<class>/..."
             )
-    names = _class_folders(train)
+    names = folders_in(train)
     if not names:
         raise UsageError(f"{train} has no folders: image_folder needs one for each class")
-    strangers = [name for name in _class_folders(test) if name not in names]
+    strangers = [name for name in folders_in(test) if name not in names]
     if strangers:
         raise UsageError(
             f"{test} has {len(strangers)} classes that {train} has not ({', '.join(strangers[:5])}): add their "
             "training images, or remove them"
         )
-    return _list_classes(train, names, names), _list_classes(test, _class_folders(test), names), tuple(names)
-
-
-def _class_folders(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise unreadable(error) from error
+    return _list_classes(train, names, names), _list_classes(test, folders_in(test), names), tuple(names)
 
 
 def _list_classes(folder: Path, present: list[str], names: list[str]) -> Listing:

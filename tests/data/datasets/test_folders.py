@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_read_is_named(
     ("spoil", "message"),
     [
         (remove("train"), "data.root=.* has no folder train: image_folder needs train/<class>/... and val/<class>/..."),
-        (remove("val"), r"data.root=.* has no folder val \(or test\): image_folder needs"),
+        (remove("val"), r"data.root=.* has no folder val \(or valid, validation, test\): image_folder"),
         (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], "train has no folders: .* one for each"),
         (lambda root: [shutil.rmtree(f) for f in (root / "val").iterdir()], "no images found in .*val: it needs a"),
         (remove("train/digit 2"), r"val has 1 classes that .*train has not \(digit 2\): add their training images, or"),
@@ -186,6 +186,40 @@ def test_image_folder_messages(spoil: Callable[[Path], object], message: str, tm
     spoil(root)
     with pytest.raises(ValueError, match=message):
         load("image_folder", str(root))
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_the_test_images_may_lie_under_other_names(name: str, tmp_path: Path) -> None:
+    root = digits_folder(tmp_path)
+    expected = load("image_folder", str(root), image_size=16).traits()
+    (root / "val").rename(root / name)
+    assert load("image_folder", str(root), image_size=16).traits() == expected
+
+
+def test_leftovers_are_no_part_of_a_dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of archives, file managers and storage systems; what looks like an image among them is counted."""
+    root = digits_folder(tmp_path)
+    expected = load("image_folder", str(root), image_size=16).traits()
+    for folder in (root / "train", root / "val", root / "train" / "digit 1"):
+        for name in ("__MACOSX", "@eaDir", ".ipynb_checkpoints"):
+            (folder / name).mkdir()
+            (folder / name / "a.jpg").write_bytes(b"")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.jpg", "photo.heic"):
+        (root / "train" / "digit 1" / name).write_bytes(b"")
+    assert load("image_folder", str(root), image_size=16).traits() == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2 files in {root / 'train' / 'digit 1'} are skipped, which are leftovers or images of a kind that is not "
+        f"read, such as {root / 'train' / 'digit 1' / '._000.jpg'}"
+    ]
+
+
+def test_jfif_files_are_images(tmp_path: Path) -> None:
+    root = digits_folder(tmp_path)
+    count = len(list_image_folder(root)[0].paths)
+    image = next((root / "train" / "digit 1").iterdir())
+    Image.open(image).convert("RGB").save(image.with_suffix(".jfif"), "jpeg")
+    assert len(list_image_folder(root)[0].paths) == count + 1
+    load("image_folder", str(root), image_size=16).train.first(count + 1)
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The reader of what a command prints goes away."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sidpar.runs.run_folder import SUMMARY
+from tests.harness import ROOT
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+pytestmark = pytest.mark.processes
+
+
+def without_reader(*command: str) -> subprocess.CompletedProcess[str]:
+    """The command with a pipe as standard output whose other end is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [sys.executable, *command],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TORCHRUN += ["--signals-to-handle", "SIGTERM,SIGINT,SIGQUIT"]
+TRAINING = ["-m", "sidpar.train", "--model.name", "wide_mlp", "--model.width", "16", "--model.num_refiners", "2"]
+TRAINING += ["--optim.epochs", "3", "--parallel.device", "cpu", "--run.dir"]
+
+
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["alone", "torchrun"])
+def test_a_training_goes_on_without_its_terminal(launcher: list[str], tmp_path: Path) -> None:
+    """Under nohup, which has SIGHUP ignored; the terminal closes once the training has begun."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the command inherits
+    try:
+        training = subprocess.Popen(
+            [sys.executable, *launcher, *TRAINING, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert training.stdout is not None
+    assert training.stderr is not None
+    assert training.stdout.readline() != ""
+    os.killpg(training.pid, signal.SIGHUP)
+    training.stdout.close()
+    errors = training.stderr.read()
+    assert training.wait(timeout=120) == 0, errors
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+    assert (tmp_path / SUMMARY).exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "sidpar.train", "--print_config"],
+        ["-m", "sidpar.plan", "--model.name", "wide_mlp", "--model.width", "16", "--ranks", "2"],
+    ],
+)
+def test_a_printing_command_ends_quietly(command: list[str]) -> None:
+    done = without_reader(*command)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
