@@ -50,7 +50,7 @@ class Compensating(StreamingEngine):
     def _update(self, update: Update, step: int, do: Do) -> None:
         def compensated(parts: Collection[str]) -> None:
             if do is Do.UPDATE_EXTRACTOR and self._extractors is not None:
-                for now, old in zip(self._extractors.present, self._extractors.of(step).parameters, strict=True):
+                for now, old in zip(self._extractors.present, self._extractors.of(step).weights or (), strict=True):
                     assert now.grad is not None
                     scale = now.grad.square().mean().sqrt() + 1e-12
                     now.grad.add_(now.grad.square() * (now.detach() - old.detach()) / scale)

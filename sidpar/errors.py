@@ -1,6 +1,9 @@
 """The exceptions that are the user's to mend."""
 
+import traceback
 from pathlib import Path
+
+_HERE = Path(__file__).parent
 
 
 class UsageError(ValueError):
@@ -26,3 +29,14 @@ class StorageError(RunError):
             f"{path} cannot be written ({reason}): free space there, or mend the folder, and start the same command "
             "again; what the run folder holds is kept"
         )
+
+
+def reason(error: Exception) -> str:
+    """What an error in a user's module says, with the line of it: `network.py, line 30: division by zero`."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_HERE) and "site-packages" not in frame.filename
+    ]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {text}" if own else text

@@ -1,9 +1,11 @@
 """Random numbers that depend on what they are for, never on how many ranks there are."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy
 import torch
 
 
@@ -19,6 +21,19 @@ def seeded(*keys: int | str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*keys))
         yield
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put all global generators back afterwards: torch's on the CPU and on this device, Python's, NumPy's."""
+    own, others = random.getstate(), numpy.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, device_type="cuda"):
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            numpy.random.set_state(others)
 
 
 def generator(*keys: int | str) -> torch.Generator:

@@ -1,6 +1,5 @@
 """Measures what each piece of a cascade costs: to share the work evenly, and to predict steps from."""
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -8,7 +7,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from sidpar.cascade.cascade import Cascade, TensorTuple, at_least_fp32, initial_state
+from sidpar.cascade.cascade import Cascade, TensorTuple, at_least_fp32, initial_state, leaves
+from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.specs import layer_names, named_sequence
 from sidpar.config.groups.compute import Compute
 from sidpar.distributed import device
@@ -16,6 +16,7 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.profiler.memory import bytes_of
 from sidpar.profiler.saved_activations import SavedTensors
 from sidpar.simulation.costs import Costs, Curve, Piece
+from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
 _REPEATS = 5
@@ -31,7 +32,7 @@ def measure_costs(
     copy of the cascade. Messages are not measured here (see `calibration/links.py`).
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
-    stage = Stage(copy.deepcopy(cascade), runtime, compute=compute)
+    stage = Stage(duplicate(cascade), runtime, compute=compute)
     sizes = sorted(set(rows) or {len(x)})
     layers = _layers(stage, apart)
     measured = [_measure(stage, x[:size], layers) for size in sizes]
@@ -47,7 +48,7 @@ def measure_costs(
         )
         for k, module in enumerate([*layers, *stage.refiners.values()])
     ]
-    specs = stage.skeleton.specs(x)
+    specs = check(stage, x)
     return Costs(
         layers=pieces[: len(layers)],
         refiners=pieces[len(layers) :],
@@ -135,12 +136,8 @@ def _chain(
     """Run the pieces in turn, each on what the one before returned, without its graph."""
     tensors: TensorTuple = (x,)
     for layer in layers:
-        tensors = _leaves(run(partial(stage.run_layers, layer, tensors[0], graph=True)))
-    features = _leaves(tuple(at_least_fp32(tensor) for tensor in tensors))
+        tensors = leaves(run(partial(stage.run_layers, layer, tensors[0], graph=True)))
+    features = leaves(tuple(at_least_fp32(tensor) for tensor in tensors))
     state = initial_state(features, stage.num_classes)
     for i in stage.own_refiners:
-        state = _leaves(run(partial(stage.refine, i, features, state, graph=True)))
-
-
-def _leaves(tensors: TensorTuple) -> TensorTuple:
-    return tuple(tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors)
+        state = leaves(run(partial(stage.refine, i, features, state, graph=True)))

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from sidpar.cascade.inputs import Inputs, Tensors
 from sidpar.errors import UsageError
-
-Tensors = Tensor | tuple[Tensor, ...]
-"""What modules take and give: a tensor, or a tuple of tensors, each with the batch as its first dimension."""
 
 TensorTuple = tuple[Tensor, ...]
 
@@ -34,6 +32,7 @@ class Cascade(nn.Module):
         self.extractor = extractor
         self.refiners = nn.ModuleList(refiners)
         self.num_classes = num_classes
+        self._inputs = Inputs()
         if not self.refiners:
             raise UsageError("a cascade needs at least one refiner, got none")
         if num_classes < 2:
@@ -50,15 +49,15 @@ class Cascade(nn.Module):
 
     def states(self, x: Tensor) -> Iterator[TensorTuple]:
         """The states after 0, 1, ..., L refiners."""
-        features = extract(self.extractor, x)
+        features = extract(self._inputs.of("the extractor", self.extractor), x)
         state = initial_state(features, self.num_classes)
         yield state
-        for refiner in self.refiners:
-            state = refine(refiner, features, state)
+        for i, refiner in enumerate(self.refiners):
+            state = refine(self._inputs.of(f"refiner {i}", refiner), features, state)
             yield state
 
 
-def extract(extractor: nn.Module, x: Tensor) -> TensorTuple:
+def extract(extractor: Callable[..., Tensors], x: Tensor) -> TensorTuple:
     """Features of x, as a tuple."""
     return tuple(at_least_fp32(feature) for feature in as_tuple(extractor(x)))
 
@@ -67,7 +66,7 @@ def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
     """log p_0, the uniform belief: [B, T, C] where the first feature is [B, T, D], else [B, C]."""
     first = features[0]
     lead = first.shape[:2] if first.dim() == 3 else first.shape[:1]
-    dtype = first.dtype if first.is_floating_point() else torch.get_default_dtype()
+    dtype = first.dtype.to_real() if is_differentiable(first.dtype) else torch.get_default_dtype()
     return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
 
 
@@ -84,8 +83,18 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def is_differentiable(dtype: torch.dtype) -> bool:
+    """Whether tensors of this dtype have gradients: real or complex numbers, not integers or truth values."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def detach(tensors: TensorTuple) -> TensorTuple:
     return tuple(tensor.detach() for tensor in tensors)
+
+
+def leaves(tensors: TensorTuple, *, trained: bool = True) -> TensorTuple:
+    """The same numbers with the beginning of a graph: each differentiable one collects a gradient, if `trained`."""
+    return tuple(tensor.detach().requires_grad_(trained and is_differentiable(tensor.dtype)) for tensor in tensors)
 
 
 def as_tuple(tensors: Tensors | list[Tensor]) -> TensorTuple:

@@ -4,7 +4,6 @@ A copy of the cascade on torch's `meta` device, which has shapes but no data, is
 sides of every message know its shape and dtype beforehand, and a module that does not fit is refused at once.
 """
 
-import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
-from sidpar.errors import UsageError
+from sidpar.cascade.duplicate import duplicate
+from sidpar.cascade.module_state import undone
+from sidpar.errors import UsageError, reason
 
 _BATCH = 3  # an arbitrary batch size, to check that modules keep it as the first dimension
 
@@ -58,12 +59,14 @@ class Skeleton:
         memo: dict[int, object] = {id(b): b.to("meta") for b in cascade.buffers()}
         memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in cascade.parameters()}
         try:
-            self._cascade = copy.deepcopy(cascade, memo)
+            self._cascade = duplicate(cascade, memo, device="meta")
         except Exception as error:
             raise UsageError(
                 f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor buffer"
             ) from error
         self._cache: dict[Spec, CascadeSpecs] = {}
+        self._learned: dict[Spec, list[Spec]] = {}
+        self._refused: dict[Spec, UsageError] = {}
         self.fingerprint = fingerprint(cascade)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -76,10 +79,31 @@ class Skeleton:
 
     def specs(self, x: Tensor) -> CascadeSpecs:
         """The specs for inputs like x [B, ...]. Raises UsageError naming the module that does not fit."""
-        key = Spec(tuple(x.shape[1:]), x.dtype)
+        key = _like(x)
+        if key in self._refused:
+            raise self._refused[key]
         if key not in self._cache:
-            self._cache[key] = self._infer(key)
+            try:
+                with undone(self._cascade):  # whose hooks are the cascade's own, and so is what they keep
+                    self._cache[key] = self._infer(key)
+            except UsageError as error:
+                self._refused[key] = error
+                raise
         return self._cache[key]
+
+    def can_infer(self, x: Tensor) -> bool:
+        """Whether `specs` are found for such inputs: not of modules whose forward looks at data, for one."""
+        try:
+            self.specs(x)
+        except UsageError:
+            return False
+        return True
+
+    def learn(self, x: Tensor, specs: CascadeSpecs, layers: list[Spec]) -> None:
+        """What a pass over real rows has shown for inputs like x, where nothing can be inferred. `layers` are those of
+        an extractor that is taken apart."""
+        self._refused.pop(_like(x), None)
+        self._cache[_like(x)], self._learned[_like(x)] = specs, layers
 
     @property
     def refiners(self) -> nn.ModuleList:
@@ -102,21 +126,22 @@ class Skeleton:
                 f"but it is a {type(extractor).__name__}: use extractor=root"
             )
         self.specs(x)  # refuses inputs that do not fit, with the better message
-        activation: Any = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+        if _like(x) in self._learned:
+            return self._learned[_like(x)]
+        activation: Any = _like(x).empty(_BATCH, torch.device("meta"))
         specs: list[Spec] = []
         for name in self.layer_names:
             activation = named_sequence(extractor, [name])(activation)
-            if not isinstance(activation, Tensor):
-                raise UsageError(
-                    f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only "
-                    "tensors travel between layers: use extractor=root"
-                )
-            specs += _specs((activation,))
+            check_activation(name, activation)
+            specs += specs_of((activation,))
         return specs
 
-    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str]:
-        """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]."""
-        sample = Spec(tuple(x.shape[1:]), x.dtype).empty(_BATCH, torch.device("meta"))
+    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str] | None:
+        """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]. None where
+        that cannot be inferred."""
+        if _like(x) in self._learned:
+            return None
+        sample = _like(x).empty(_BATCH, torch.device("meta"))
         with torch.enable_grad():
             beliefs = [state[0] for state in self._cascade.states(sample)][1:]
         reached = _leaves([beliefs[i] for i in heads])
@@ -130,26 +155,23 @@ class Skeleton:
             features = extract(cascade.extractor, sample.empty(_BATCH, torch.device("meta")))
         except Exception as error:
             raise UsageError(
-                f"the extractor does not take inputs of shape [B, *{shape}], tried on torch's meta device: {error}"
+                f"the extractor does not take inputs of shape [B, *{shape}], tried on torch's meta device: "
+                f"{reason(error)}"
             ) from error
-        _check_batch("the extractor", features)
-        state = initial_state(features, cascade.num_classes)
-        states = [_specs(state)]
+        check_outputs("the extractor", features, _BATCH)
+        state = first = initial_state(features, cascade.num_classes)
+        states = [specs_of(state)]
         for i, refiner in enumerate(cascade.refiners):
             try:
                 state = refine(refiner, features, state)
             except Exception as error:
                 raise UsageError(
-                    f"refiner {i} does not take features {_specs(features)} and state {states[-1]}: {error}"
+                    f"refiner {i} does not take features {specs_of(features)} and state {states[-1]}: {reason(error)}"
                 ) from error
-            _check_batch(f"refiner {i}", state)
-            if _specs(state)[0].shape != states[0][0].shape:
-                raise UsageError(
-                    f"refiner {i} returns a belief of shape [B, *{list(_specs(state)[0].shape)}], but the cascade has "
-                    f"num_classes={cascade.num_classes}, so it must be [B, *{list(states[0][0].shape)}]"
-                )
-            states.append(_specs(state))
-        return CascadeSpecs(_specs(features), tuple(states))
+            check_outputs(f"refiner {i}", state, _BATCH)
+            check_belief(i, state, first, cascade.num_classes)
+            states.append(specs_of(state))
+        return CascadeSpecs(specs_of(features), tuple(states))
 
 
 def layer_names(extractor: nn.Module) -> list[str]:
@@ -203,14 +225,58 @@ def _check_tensors(cascade: Cascade) -> None:
             )
 
 
-def _specs(tensors: TensorTuple) -> tuple[Spec, ...]:
+def specs_of(tensors: TensorTuple) -> tuple[Spec, ...]:
     return tuple(Spec(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)
 
 
-def _check_batch(what: str, tensors: TensorTuple) -> None:
+def check_outputs(what: str, tensors: TensorTuple, batch: int) -> None:
+    """Raises UsageError if a module cannot hand on what it returns for so many rows."""
     for tensor in tensors:
-        if tensor.dim() == 0 or tensor.shape[0] != _BATCH:
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
             raise UsageError(
-                f"{what} turns a batch of {_BATCH} into a tensor of shape {list(tensor.shape)}: "
+                f"{what} returns a {kind} tensor, but only dense ones are handed on in a cascade: let it return "
+                "to_dense(), and make what is needed of it where it is read"
+            )
+        if tensor.dim() == 0 or tensor.shape[0] != batch:
+            raise UsageError(
+                f"{what} turns a batch of {batch} into a tensor of shape {list(tensor.shape)}: "
                 "the first dimension must stay the batch"
             )
+
+
+def check_alike(what: str, found: tuple[Spec, ...], expected: tuple[Spec, ...]) -> None:
+    """Raises UsageError if a module hands on something else than is expected of it."""
+    if found != expected:
+        raise UsageError(
+            f"{what} returned tensors of shapes {_spoken(found)}, but {_spoken(expected)} when its shapes were "
+            "inferred: what is handed on must not depend on data or on the training mode"
+        )
+
+
+def _spoken(specs: tuple[Spec, ...]) -> str:
+    return " and ".join(f"[B, {', '.join(map(str, spec.shape))}] {spec.dtype}" for spec in specs)
+
+
+def check_activation(name: str, activation: object) -> None:
+    """Raises UsageError if a layer of an extractor that is taken apart cannot hand on what it returns."""
+    if not isinstance(activation, Tensor):
+        raise UsageError(
+            f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only tensors "
+            "travel between layers: use extractor=root"
+        )
+
+
+def check_belief(i: int, state: TensorTuple, first: TensorTuple, num_classes: int) -> None:
+    """Raises UsageError if refiner i returns another kind of belief than the first one receives."""
+    found, expected = specs_of(state)[0], specs_of(first)[0]
+    if found.shape != expected.shape:
+        raise UsageError(
+            f"refiner {i} returns a belief of shape [B, *{list(found.shape)}], but the cascade has "
+            f"num_classes={num_classes}, so it must be [B, *{list(expected.shape)}]"
+        )
+
+
+def _like(x: Tensor) -> Spec:
+    """What inputs that are alike have in common."""
+    return Spec(tuple(x.shape[1:]), x.dtype)

@@ -6,11 +6,14 @@ Run at once, it is the code of the first refiner that runs, with the parameters 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade.cascade import TensorTuple, refine
+from sidpar.cascade.history import history
+from sidpar.cascade.inputs import Inputs
+from sidpar.cascade.module_state import close
 from sidpar.errors import UsageError
 
 REMEDY = "use parallel.refiner_execution=loop"
@@ -81,7 +84,7 @@ def check_results(
         except Exception as error:
             raise UsageError(f"refiner {first} and those like it cannot run at once ({error}); {REMEDY}") from error
     for k, alone in enumerate(one_by_one):
-        if not _close(alone, tuple(tensor[k] for tensor in stacked)):
+        if not all(_close(one, tensor[k]) for one, tensor in zip(alone, stacked, strict=True)):
             raise UsageError(
                 f"refiner {first + k} gives another result one by one than at once, where the code of refiner {first} "
                 f"runs with the parameters and buffers of each; {REMEDY}"
@@ -90,17 +93,23 @@ def check_results(
 
 def _alone(i: int, refiner: nn.Module, features: TensorTuple, state: TensorTuple) -> TensorTuple:
     """The state that refiner i returns on its own, if it returns it twice and writes nothing."""
-    before = {name: buffer.clone() for name, buffer in refiner.named_buffers()}
-    following, again = (refine(refiner, features, state) for _ in range(2))
-    written = [name for name, buffer in refiner.named_buffers() if not torch.equal(buffer, before[name])]
-    for name in written:
-        refiner.get_buffer(name).copy_(before[name])
+    count, inputs = len(features), Inputs()
+    forward = inputs.of(f"refiner {i}", refiner)
+    tried = history(refiner, lambda given: refine(forward, given[:count], given[count:]), (*features, *state))
+    buffers = {name for name, _ in refiner.named_buffers()}
+    written = [name for name in tried.written if name in buffers or name in tried.kept]
+    if inputs.written_by(refiner):
+        raise UsageError(
+            f"refiner {i} writes into what it is given, which refiners that run at once cannot; {REMEDY}, or let its "
+            "forward clone() its inputs before it writes"
+        )
     if written:
         raise UsageError(
             f"refiner {i} writes buffers in its forward ({', '.join(written)}{_culprits(refiner, _NormBase)}), which "
             f"refiners that run at once cannot; {REMEDY}, or layers without running statistics, such as GroupNorm"
         )
-    if not _close(following, again):
+    following, again = (refine(forward, features, state) for _ in range(2))
+    if not all(map(_close, following, again)):
         raise UsageError(
             f"refiner {i} draws random numbers in its forward{_culprits(refiner, _DropoutNd)}, and refiners that run "
             f"at once would draw others than one by one; {REMEDY}, or refiners without dropout"
@@ -132,9 +141,6 @@ def _culprits(refiner: nn.Module, kind: type[nn.Module]) -> str:
     return "".join(f", {name} ({type(module).__name__})" for name, module in layers.items())
 
 
-def _close(one: TensorTuple, other: TensorTuple) -> bool:
+def _close(one: Tensor, other: Tensor) -> bool:
     """Equal up to rounding."""
-    return all(
-        torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-3 * a.double().abs().max().item(), equal_nan=True)
-        for a, b in zip(one, other, strict=True)
-    )
+    return close(one, other, 1e-3)

@@ -8,7 +8,6 @@ the activations of n refiners at a time.
 Letters: k is a refiner's place among the n stacked ones, b the rows of a microbatch.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from sidpar.cascade.cascade import Tensors, TensorTuple, detach, refine
+from sidpar.cascade.cascade import TensorTuple, detach, refine
+from sidpar.cascade.duplicate import duplicate
+from sidpar.cascade.inputs import Tensors
 from sidpar.cascade.stackable import check_results, check_states, check_structure
 from sidpar.errors import UsageError
 
@@ -150,7 +151,7 @@ def _template(refiner: nn.Module) -> nn.Module:
     """The refiner's code without its numbers. A copy, since the refiner itself may be compiled."""
     memo: dict[int, object] = {id(b): b.to("meta") for b in refiner.buffers()}
     memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in refiner.parameters()}
-    template = copy.deepcopy(refiner, memo)
+    template = duplicate(refiner, memo)
     for module in template.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear

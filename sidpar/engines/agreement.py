@@ -32,6 +32,8 @@ def agree_on_batch(
     y: Tensor,
     step: int,
     enter: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    *,
+    training: bool,
 ) -> None:
     """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank.
 
@@ -39,7 +41,8 @@ def agree_on_batch(
         enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
     """
     check_batch(x, y, stage.num_classes)
-    specs = check_seams(stage, rule, *(enter() if enter else (x, y)))
     labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()
     batch = {"x": f"{list(x.shape)} {x.dtype}", "y": f"{list(y.shape)}", "labels": labels, "step": step}
-    stage.runtime.agree("shapes", batch | specs.describe(), stage.runtime.step_timeout)
+    stage.runtime.agree("shapes", batch, stage.runtime.step_timeout)
+    specs = check_seams(stage, rule, *(enter() if enter else (x, y)), training=training)
+    stage.runtime.agree("seams", specs.describe(), stage.runtime.step_timeout)

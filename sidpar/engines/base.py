@@ -13,6 +13,7 @@ from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules.base import LocalRule
+from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
 Update = Callable[[Collection[str]], None]
@@ -119,10 +120,25 @@ def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
         raise UsageError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
 
 
-def check_seams(stage: Stage, rule: LocalRule, x: Tensor, y: Tensor) -> CascadeSpecs:
+def check_kept(stage: Stage, **parts: int) -> None:
+    """Refuse to cut a batch in parts, so many by what cuts it (`microbatches`, `replicas`, `ranks`), where a module
+    keeps something from one forward to the next: it would see parts of a batch where it sees whole ones in one process.
+    Batch norm's running statistics may."""
+    for cause, number in parts.items():
+        for name, kept in stage.kept.items():
+            if number > 1 and kept.names:
+                part = name.replace("extractor", "the extractor").replace("refiners.", "refiner ")
+                advice = "train it on one" if cause == "ranks" else f"set parallel.{cause}=1"
+                raise UsageError(
+                    f"{part} keeps {', '.join(kept.names)} from one forward to the next, but {cause}={number} gives "
+                    f"it parts of a batch, so it would not see what it sees in one process: {advice}"
+                )
+
+
+def check_seams(stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool) -> CascadeSpecs:
     """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade. Raises UsageError if it
     does not fit, or if the rule cannot train what crosses them."""
-    specs = stage.check(x)
+    specs = check(stage, x, training=training)
     rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]
     if tuple(y.shape[1:]) != per_sample:

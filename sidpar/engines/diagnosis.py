@@ -27,11 +27,9 @@ def diagnose(
     Args:
         weights, old_weights: of the extractor; empty where this rank holds none.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in stage.buffers()]
-    expected, gradients = fresh(), _gradients(stage)
-    found, stale_gradients = stale(), _gradients(stage)
-    for buffer, before in buffers:  # statistics count neither pass
-        buffer.copy_(before)
+    with stage.undone():  # statistics count neither pass
+        expected, gradients = fresh(), _gradients(stage)
+        found, stale_gradients = stale(), _gradients(stage)
     stage.zero_grad()
     table = torch.zeros(stage.placement.num_refiners, 2, dtype=torch.float64, device=found.y.device)
     for i in found.refiners:

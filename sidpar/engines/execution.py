@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.cascade.cascade import TensorTuple, detach, initial_state, is_differentiable, leaves
+from sidpar.cascade.specs import check_alike, specs_of
 from sidpar.distributed.device import seed_generator
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.pending import PendingMessages
 from sidpar.engines.resources import Resources
 from sidpar.engines.result import StepResult
-from sidpar.errors import UsageError
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.schedules.actions import Action, Do, known
@@ -118,6 +118,8 @@ class Execution:
                 self._pending.finish_all(Do.START_REDUCE)
             case Do.EXTRACTOR_BACKWARD:
                 self._extractor_backward(m)
+                if self._version.buckets is not None:
+                    self._version.buckets.complete()
             case Do.RELEASE_PARAMETER_GRADIENTS:
                 self._buckets.release()
             case Do.AWAIT_PARAMETER_GRADIENTS:
@@ -148,7 +150,8 @@ class Execution:
 
     def _extract(self, m: int, *, graph: bool) -> None:
         self._seed("extractor", m)
-        features = self._stage.extract(self._batch.x[self._rows[m]], graph=graph, version=self._version.module)
+        with self._version.in_use():
+            features = self._stage.extract(self._batch.x[self._rows[m]], graph=graph)
         if graph:
             self._extracted[m] = features
         self._features[m] = self._leaves(features)
@@ -160,7 +163,8 @@ class Execution:
             return
         self._seed("extractor", 0)
         x = self._batch.shard(self._layout, self._rank)
-        features = self._stage.extract(x, graph=graph, version=self._version.module)
+        with self._version.in_use():
+            features = self._stage.extract(x, graph=graph)
         if graph:
             self._extracted[None] = features
         self._shard = detach(features)
@@ -172,8 +176,7 @@ class Execution:
             self._features[m] = self._leaves(tuple(feature[rows] for feature in features))
 
     def _leaves(self, features: TensorTuple) -> TensorTuple:
-        trained = self._view.trains_extractor
-        return tuple(f.detach().requires_grad_(trained and f.is_floating_point()) for f in features)
+        return leaves(features, trained=self._view.trains_extractor)
 
     # Refiners
 
@@ -221,6 +224,8 @@ class Execution:
         if loss.requires_grad:  # not for a refiner without parameters on features that are not trained
             loss.backward()  # type: ignore[no-untyped-call]
         self._states.pop((i, m), None)
+        if i == self._view.refiners[-1]:
+            self._complete_refiners()
 
     def _learn(self, m: int) -> None:
         """Forward and backward of all this rank's refiners, whose states the teacher chain has cached."""
@@ -230,11 +235,15 @@ class Execution:
         loss = losses * self._batch.weight if self._rule.sums_over_rows else losses
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        if self._resources.refiner_buckets is not None:
-            self._resources.refiner_buckets.complete()  # which no hook has told: gradients come from stacked ones
+        self._complete_refiners()  # which no hook has told: gradients come from stacked ones
         for i in self._view.refiners:
             self._keep(i, m, states[i], returned[i])
             self._states.pop((i, m), None)
+
+    def _complete_refiners(self) -> None:
+        """All of them have had their backward of a microbatch: if it was the last one, their gradients are complete."""
+        if self._resources.refiner_buckets is not None:
+            self._resources.refiner_buckets.complete()
 
     # Gradients of the features and of the extractor
 
@@ -252,21 +261,17 @@ class Execution:
             gradient = _concatenate([self._local_feature_gradient(n) for n in range(len(self._rows))])
         else:
             gradient = self._local_feature_gradient(m)
-        outputs = [feature for feature in self._extracted.pop(m) if feature.is_floating_point()]
+        outputs = [feature for feature in self._extracted.pop(m) if is_differentiable(feature.dtype)]
         attached = [(o, g) for o, g in zip(outputs, gradient, strict=True) if o.requires_grad]
-        torch.autograd.backward([o for o, _ in attached], [g for _, g in attached])
+        with self._version.in_use():
+            torch.autograd.backward([o for o, _ in attached], [g for _, g in attached])
 
     # Messages
 
     def _check_outgoing(self, state: TensorTuple) -> None:
         """The receiver has posted buffers for what the skeleton showed, and would take anything else for that."""
-        specs = self._specs.states[self._view.refiners.stop]
-        found = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in state]
-        if found != [tuple(spec) for spec in specs]:
-            raise UsageError(
-                f"refiner {self._view.refiners.stop - 1} returned a state of shapes {found}, but {list(specs)} when "
-                "its shapes were inferred: what a refiner hands on must not depend on data or on the training mode"
-            )
+        i = self._view.refiners.stop
+        check_alike(f"refiner {i - 1}", specs_of(state), self._specs.states[i])
 
     def _size(self, m: int | None) -> int:
         return len(self._layout.microbatches[known(m)])

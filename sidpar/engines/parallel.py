@@ -10,7 +10,7 @@ from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.base import Synchronous, chosen, clip_each
+from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
 from sidpar.engines.resources import Resources
@@ -30,7 +30,7 @@ from sidpar.schedules.rank_view import RankView
 from sidpar.schedules.synchronous import SCHEDULES, inference
 from sidpar.stages.stacks import Stacks, agree_on_stacks
 from sidpar.stages.stage import Stage
-from sidpar.stages.versions import Version
+from sidpar.stages.versions import Version, trained
 
 
 class ParallelEngine(Synchronous):
@@ -122,7 +122,7 @@ class ParallelEngine(Synchronous):
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
-            return self._execute(inference, x, y, layout, lambda _: Version(self._extractor, None), training=False)
+            return self._execute(inference, x, y, layout, lambda _: Version.as_it_is(), training=False)
 
     def _execute(
         self,
@@ -157,7 +157,7 @@ class ParallelEngine(Synchronous):
     @cached_property
     def _present(self) -> Version:
         """The extractor itself, with buckets where its gradients are summed over ranks."""
-        return Version(self._extractor, self._sum_extractor())
+        return Version(trained(self._extractor), None, self._sum_extractor())
 
     def _sum_extractor(self) -> Callable[[Tensor], Pending] | None:
         """The message that sums the extractor's gradients over the ranks that hold it; None where no other does."""
@@ -177,13 +177,14 @@ class ParallelEngine(Synchronous):
         assert self._transport is not None
         # Backwards complete the refiners in cascade order, and buckets are filled from the last parameter on.
         refiners = [self.stage.refiners[str(i)] for i in reversed(self._view.refiners)]
-        parameters = [p for refiner in refiners for p in refiner.parameters() if p.requires_grad]
+        parameters = [parameter for refiner in refiners for parameter in trained(refiner)]
         return GradientBuckets(parameters, self._transport.sum_refiner_gradients)
 
     def _open_refiners(self) -> None:
         """A batch begins: no gradients."""
         if self._refiner_buckets is not None:
             self._refiner_buckets.reset()
+            self._refiner_buckets.attach()
 
     def _share_statistics(self) -> None:
         """Batch norm has seen another part of the data in each replica: take the statistics that are saved."""
@@ -212,14 +213,20 @@ class ParallelEngine(Synchronous):
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
             share = cache(lambda: self._take_share(x, y, self.steps, training=training))
-            agree_on_batch(self.stage, self.rule, x, y, self.steps, lambda: (share().x, share().y))
+            agree_on_batch(self.stage, self.rule, x, y, self.steps, lambda: (share().x, share().y), training=training)
             if not self._layouts:
                 if self._resources.stacks is not None:
                     agree_on_stacks(self.stage, share().x)
                 self._runtime.connect()
+            if training:
+                self._check_kept(microbatches)
             cut, copies, ranks = self._share_of(len(x)), share().copies, self._runtime.cascade_size
             self._layouts[key] = BatchLayout(len(cut.taken), cut.microbatches(microbatches), ranks, copies)
         return self._layouts[key]
+
+    def _check_kept(self, microbatches: int) -> None:
+        """Raises UsageError if this engine would do something else with what modules keep than one process."""
+        check_kept(self.stage, microbatches=microbatches, replicas=self._runtime.num_replicas)
 
     def _share_of(self, batch_size: int) -> Share:
         return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)

@@ -81,7 +81,7 @@ class StreamingEngine(ParallelEngine):
         self._extractors: Versions | None = None
         if self._view.runs_extractor_backward:
             ahead, send = staleness if weight_prediction else 0, self._sum_extractor()
-            self._extractors = Versions(self._extractor, staleness + 1, send, stage.compute, ahead=ahead)
+            self._extractors = Versions(self._extractor, staleness + 1, send, ahead=ahead)
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
@@ -188,7 +188,7 @@ class StreamingEngine(ParallelEngine):
             parameter.grad = gradient
 
     def _open_version(self, step: int) -> Version:
-        return Version(self._extractor, None) if self._extractors is None else self._extractors.open(step)
+        return Version.as_it_is() if self._extractors is None else self._extractors.open(step)
 
     def _actions_of(
         self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
@@ -223,6 +223,21 @@ class StreamingEngine(ParallelEngine):
         weights = [] if extractors is None else extractors.present
         with preserved_generator(self._runtime.device):
             return diagnose(self.stage, lambda: step(self._open_extractor), stale, weights, old_weights)
+
+    def _check_kept(self, microbatches: int) -> None:
+        super()._check_kept(microbatches)
+        kept = self.stage.kept["extractor"]
+        if kept.trained:
+            raise UsageError(
+                f"the forward of the extractor writes into parameters that are trained ({', '.join(kept.trained)}), "
+                "but in a stream each batch has weights of its own for as long as it is in flight: use schedule=fused, "
+                "or write after the update"
+            )
+        if not kept.overlaps:
+            raise UsageError(
+                f"the forward of the extractor writes into something ({', '.join(kept.names)}) that the backward of an "
+                "earlier batch in a stream still needs: use schedule=fused, or let it compute with a clone() of that"
+            )
 
     def _refuse_within_a_stream(self) -> None:
         if self._in_stream:

@@ -6,18 +6,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sidpar.errors import UsageError
 from sidpar.messages.transport import Pending
 
 BUCKET_BYTES = 4 * 2**20
 
 
 class GradientBuckets:
-    """Flat buffers that hold the gradients of `parameters`; every `.grad` is a view into one.
+    """Flat buffers for the gradients of `parameters`; `gradients` are views into them, one for each.
 
     Buckets follow the reverse order of registration, which is about the order in which a backward completes them.
     They leave strictly in bucket order, also where a later one is complete first, so that all ranks start the same
     collectives in the same order. The hooks run inside `backward`, on autograd's thread for CUDA, while the main
     thread waits for it: at no time do two threads issue messages.
+
+    A bucket leaves within the backward only if each of its parameters got its gradient at once in the first step. One
+    that is used in several checkpointed pieces (`use_reentrant=True`) gets it in as many parts, and nobody knows which
+    is the last one: it leaves at the end of the backward.
 
     Args:
         send: starts the sum of one bucket over the ranks that hold these parameters, in place.
@@ -25,23 +30,26 @@ class GradientBuckets:
 
     def __init__(self, parameters: Sequence[Tensor], send: Callable[[Tensor], Pending]) -> None:
         self._send = send
+        self._parameters = list(parameters)
         self._buffers: list[Tensor] = []
-        self._views: list[tuple[Tensor, Tensor]] = []
-        self._members: list[int] = []
-        self._missing: list[int] = []
+        self._parts: list[list[int]] = []
+        """Of each bucket, in how many parts each parameter's gradient has come since the release."""
+        self._early: list[bool] = []
+        """Whether each bucket leaves as soon as it is complete; not known before the end of the first step."""
         self._pending: list[Pending] = []
         self._released = False
-        for bucket, members in enumerate(_group(list(reversed(parameters)))):
+        views = []
+        for bucket, members in enumerate(_group(self._parameters[::-1])):
             buffer = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
             start = 0
-            for parameter in members:
+            for member, parameter in enumerate(members):
                 # The parameter's own strides (channels_last weights), or every accumulation would permute.
-                view = buffer[start : start + parameter.numel()].as_strided(parameter.size(), parameter.stride())
+                views.append(buffer[start : start + parameter.numel()].as_strided(parameter.size(), parameter.stride()))
                 start += parameter.numel()
-                self._views.append((parameter, view))
-                parameter.register_post_accumulate_grad_hook(partial(self._completed, bucket))  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket, member))  # type: ignore[no-untyped-call]
             self._buffers.append(buffer)
-            self._members.append(len(members))
+            self._parts.append([0] * len(members))
+        self.gradients = views[::-1]
 
     def reset(self) -> None:
         """Zero all gradients: the start of a step."""
@@ -49,31 +57,52 @@ class GradientBuckets:
         self._pending = []
         for buffer in self._buffers:
             buffer.zero_()
-        for parameter, view in self._views:
-            parameter.grad = view
+
+    def attach(self) -> None:
+        """Let backwards add to these gradients."""
+        for parameter, gradient in zip(self._parameters, self.gradients, strict=True):
+            parameter.grad = gradient
 
     def release(self) -> None:
         """The next backward of each parameter is its last one of the step: from now on buckets leave when complete."""
         self._released = True
-        self._missing = list(self._members)
+        self._parts = [[0] * len(parts) for parts in self._parts]
 
     def complete(self) -> None:
-        """If released, all gradients are complete, also those whose hooks have not been called."""
-        while self._released and len(self._pending) < len(self._buffers):
+        """If released, all gradients are complete, also those that no backward has added to (this rank had no samples,
+        say)."""
+        if not self._released:
+            return
+        while len(self._pending) < len(self._buffers):
             self._send_next()
+        self._early = self._early or [max(parts) <= 1 for parts in self._parts]
+        self._released = False
 
     def wait(self) -> None:
-        """Send what no backward completed (this rank had no samples, say), and wait for all sums."""
+        """For all sums."""
         self.complete()
         for pending in self._pending:
             pending.wait()
 
-    def _completed(self, bucket: int, _: Tensor) -> None:
+    def _arrived(self, bucket: int, member: int, parameter: Tensor) -> None:
         if not self._released:
             return
-        self._missing[bucket] -= 1
-        while len(self._pending) < len(self._buffers) and self._missing[len(self._pending)] == 0:
+        self._parts[bucket][member] += 1
+        if not self._early:
+            return
+        if self._parts[bucket][member] > 1:
+            if bucket < len(self._pending):
+                raise UsageError(
+                    f"a parameter of shape {list(parameter.shape)} got a part of its gradient after the sum over ranks "
+                    "had begun, but all of it at once in the first step: a module that is checkpointed in several "
+                    "places must be so from the first step on, or without use_reentrant=True"
+                )
+            self._early[bucket] = False
+        while (waiting := len(self._pending)) < len(self._buffers) and self._is_complete(waiting):
             self._send_next()
+
+    def _is_complete(self, bucket: int) -> bool:
+        return self._early[bucket] and min(self._parts[bucket]) == 1
 
     def _send_next(self) -> None:
         self._pending.append(self._send(self._buffers[len(self._pending)]))

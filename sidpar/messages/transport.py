@@ -57,9 +57,9 @@ class Transport:
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
         """The state of one microbatch to the next rank: [b, C] and hidden activations."""
-        buffers = tuple(tensor.to(self._wire).contiguous() for tensor in state)
+        buffers = tuple(self._to_wire(tensor) for tensor in state)
         group = self._groups.edge(self._rank, peer)
-        works = [_work(dist.isend(t, group=group, group_dst=peer)) for t in buffers]
+        works = [_work(dist.isend(_numbers(t), group=group, group_dst=peer)) for t in buffers]
         self.traffic.count("state", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic)
 
@@ -67,7 +67,7 @@ class Transport:
         """The state of one microbatch of `batch` rows from the previous rank."""
         buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
         group = self._groups.edge(self._rank, peer)
-        works = [_work(dist.irecv(t, group=group, group_src=peer)) for t in buffers]
+        works = [_work(dist.irecv(_numbers(t), group=group, group_src=peer)) for t in buffers]
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
@@ -75,18 +75,20 @@ class Transport:
         buffers = (
             tuple(spec.empty(batch, self._wire) for spec in specs)
             if features is None
-            else tuple(tensor.to(self._wire).contiguous() for tensor in features)
+            else tuple(self._to_wire(tensor) for tensor in features)
         )
-        works = [_work(dist.broadcast(t, group_src=0, group=self._groups.features, async_op=True)) for t in buffers]
+        works = [
+            _work(dist.broadcast(_numbers(t), group_src=0, group=self._groups.features, async_op=True)) for t in buffers
+        ]
         self.traffic.count("feature broadcast", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
         """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
-        inputs = tuple(_padded(tensor.to(self._wire), layout.padded_shard) for tensor in shard)
+        inputs = tuple(_padded(self._to_wire(tensor), layout.padded_shard) for tensor in shard)
         outputs = tuple(t.new_empty((self._size * layout.padded_shard, *t.shape[1:])) for t in inputs)
         works = [
-            _work(dist.all_gather_into_tensor(out, t, group=self._groups.features, async_op=True))
+            _work(dist.all_gather_into_tensor(_numbers(out), _numbers(t), group=self._groups.features, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
         ]
 
@@ -102,9 +104,9 @@ class Transport:
 
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
-        buffers = tuple(tensor.to(self._wire).contiguous() for tensor in gradient)
+        buffers = tuple(self._to_wire(tensor) for tensor in gradient)
         group = self._groups.feature_gradients
-        works = [_work(dist.reduce(t, group_dst=0, group=group, async_op=True)) for t in buffers]
+        works = [_work(dist.reduce(_numbers(t), group_dst=0, group=group, async_op=True)) for t in buffers]
         self.traffic.count("feature gradient reduction", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
@@ -112,10 +114,14 @@ class Transport:
         """Feature gradients [b, ...] of microbatch m, summed over ranks, to each rank the rows that it extracted."""
         size = layout.padded_part(m)
         own = len(layout.parts[m][self._rank])
-        inputs = tuple(self._spread(tensor.to(self._wire), layout, m) for tensor in gradient)
+        inputs = tuple(self._spread(self._to_wire(tensor), layout, m) for tensor in gradient)
         outputs = tuple(t.new_empty((size, *t.shape[1:])) for t in inputs)
         works = [
-            _work(dist.reduce_scatter_tensor(out, t, group=self._groups.feature_gradients, async_op=True))
+            _work(
+                dist.reduce_scatter_tensor(
+                    _numbers(out), _numbers(t), group=self._groups.feature_gradients, async_op=True
+                )
+            )
             for out, t in zip(outputs, inputs, strict=True)
         ]
         self.traffic.count("feature gradient scatter", self._others * bytes_of(inputs), len(inputs))
@@ -141,24 +147,24 @@ class Transport:
     def share_buffers(self, buffers: TensorTuple) -> None:
         """The first replica's running statistics to all others, in place, blocking."""
         for buffer in buffers:
-            wire = buffer.to(self._wire)
-            dist.broadcast(wire, group_src=0, group=self._groups.refiner_gradients)
+            wire = self._to_wire(buffer)
+            dist.broadcast(_numbers(wire), group_src=0, group=self._groups.refiner_gradients)
             self.traffic.count("running statistics", bytes_of((wire,)))
             buffer.copy_(wire)
 
     def fetch(self, tensor: Tensor, owner: int) -> Tensor:
         """A tensor from `owner` > 0 to rank 0 of the first replica, blocking; only these two call it. `tensor` is the
         value or a buffer."""
-        buffer = tensor.detach().to(self._wire).contiguous()
+        buffer = self._to_wire(tensor.detach())
         if self._rank == owner:
-            dist.send(buffer, group_dst=0, group=self._groups.world)
+            dist.send(_numbers(buffer), group_dst=0, group=self._groups.world)
         else:
-            dist.recv(buffer, group_src=owner, group=self._groups.world)
+            dist.recv(_numbers(buffer), group_src=owner, group=self._groups.world)
         return buffer
 
     def _sum(self, bucket: Tensor, group: dist.ProcessGroup, kind: str) -> Pending:
         buffer = bucket.to(self._wire)
-        work = _work(dist.all_reduce(buffer, group=group, async_op=True))
+        work = _work(dist.all_reduce(_numbers(buffer), group=group, async_op=True))
         self.traffic.count(kind, 2 * (group.size() - 1) / group.size() * bytes_of((buffer,)))
 
         def write_back(_: TensorTuple) -> TensorTuple:
@@ -172,10 +178,14 @@ class Transport:
     def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:
         """Rows of a microbatch to where reduce-scatter expects them: equal parts, the last ones padded with zeros."""
         if len(layout.microbatches[m]) == self._size * layout.padded_part(m):
-            return gradient.contiguous()
+            return gradient
         spread = gradient.new_zeros((self._size * layout.padded_part(m), *gradient.shape[1:]))
         spread[_scattered_index(layout, m, gradient.device)] = gradient
         return spread
+
+    def _to_wire(self, tensor: Tensor) -> Tensor:
+        """Contiguous in the memory that messages are sent from."""
+        return tensor.to(self._wire).resolve_conj().resolve_neg().contiguous()
 
     def _to_device(self, tensors: TensorTuple) -> TensorTuple:
         return tuple(tensor.to(self._device) for tensor in tensors)
@@ -191,9 +201,14 @@ def _scattered_index(layout: BatchLayout, m: int, device: torch.device) -> Tenso
     return torch.tensor(layout.scattered_rows(m), device=device)
 
 
+def _numbers(tensor: Tensor) -> Tensor:
+    """A contiguous tensor as messages send it: a complex number, which NCCL does not know, as two real ones."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def _padded(tensor: Tensor, rows: int) -> Tensor:
     if tensor.shape[0] == rows:
-        return tensor.contiguous()
+        return tensor
     return torch.cat([tensor, tensor.new_zeros((rows - tensor.shape[0], *tensor.shape[1:]))])
 
 

@@ -19,7 +19,7 @@ from sidpar.methods.costs import measure_pieces
 from sidpar.planner.report import spoken
 from sidpar.planner.search import Freedom, choose_local, record_of
 from sidpar.schedules.placement import place_by_count
-from sidpar.stages.stage import depends_on_the_batch
+from sidpar.stages.check import depends_on_the_batch
 
 
 def resolve(

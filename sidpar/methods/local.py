@@ -16,6 +16,7 @@ from sidpar.planner.candidates import Candidate, LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.rules import rule_of
 from sidpar.schedules.placement import Placement
+from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
 
@@ -38,5 +39,5 @@ class LocalMethod(Method):
 
     def engine(self, config: Config, stage: Stage, sample: Tensor) -> Engine:
         rule = rule_of(config.objective)
-        rule.check_states(stage.check(sample))
+        rule.check_states(check(stage, sample))
         return LocalEngine(stage, rule, seed=config.run.seed)

@@ -23,6 +23,7 @@ from sidpar.planner.report import spoken
 from sidpar.planner.search import FREE, Freedom, Option, choose_local, place
 from sidpar.rules import rule_of
 from sidpar.schedules.placement import Placement, place_by_cost, place_by_count
+from sidpar.stages.check import check
 from sidpar.stages.stacks import agree_on_stacks
 from sidpar.stages.stage import Stage
 
@@ -93,7 +94,7 @@ class SIDMethod(Method):
             "refiner_execution": parallel.refiner_execution,
             "seed": config.run.seed,
         }
-        rule.check_states(stage.check(sample))
+        rule.check_states(check(stage, sample))
         if parallel.staleness:
             names = ("staleness", "weight_prediction", "diagnose_every")
             settings |= {name: getattr(parallel, name) for name in names}

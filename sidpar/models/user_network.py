@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from sidpar.cascade.cascade import Cascade
+from sidpar.cascade.module_state import undone
 from sidpar.cascade.specs import Skeleton
 from sidpar.config.groups.checks import check_options
 from sidpar.config.groups.model import BUILDER_KEYWORDS, ModelConfig
-from sidpar.errors import UsageError
-from sidpar.seeding import seeded
+from sidpar.errors import UsageError, reason
+from sidpar.seeding import seeded, undisturbed
+
+_ROWS = 3
+"""Of random images: batch norm needs two."""
 
 
 def build_own(model: ModelConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Cascade:
@@ -96,7 +100,7 @@ def _check_cascade(
             "use the num_refiners that it is given, or set model.num_refiners"
         )
     try:
-        specs = Skeleton(cascade).specs(torch.empty(1, *image_shape, device="meta"))
+        belief = _belief_shape(cascade, image_shape)
     except UsageError as error:
         raise UsageError(f"model.builder={name}, images {list(image_shape)}: {error}") from error
     for parameter_name, parameter in cascade.named_parameters():
@@ -105,12 +109,27 @@ def _check_cascade(
                 f"model.builder={name}: {parameter_name} is {parameter.dtype}, but images and features are "
                 "torch.float32: return the network in float32; compute.autocast=bf16 computes in less"
             )
-    belief = specs.states[0][0].shape
-    if belief != (num_classes,):
+    if belief is not None and belief != (num_classes,):
         raise UsageError(
             f"model.builder={name}, images {list(image_shape)}: the beliefs are [B, {', '.join(map(str, belief))}], "
             f"but an image has one label, so they must be [B, {num_classes}]: let the first feature have two dimensions"
         )
+
+
+def _belief_shape(cascade: Cascade, image_shape: tuple[int, int, int]) -> tuple[int, ...] | None:
+    """Of a belief, without the batch. None if that is not known before the first batch. Raises UsageError."""
+    skeleton = Skeleton(cascade)
+    try:
+        return skeleton.specs(torch.empty(1, *image_shape, device="meta")).states[0][0].shape
+    except UsageError as inferred:  # perhaps since a forward looks at data
+        try:
+            with undisturbed(torch.device("cpu")), undone(cascade, parameters=True), torch.no_grad():
+                first, *_ = cascade.states(torch.randn(_ROWS, *image_shape))
+        except Exception as error:
+            if torch.accelerator.is_available():  # it may have kernels for that only
+                return None
+            raise UsageError(f"{inferred} (and of random images: {reason(error)})") from error
+        return tuple(first[0].shape[1:])
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidpar.cascade.cascade import TensorTuple, at_least_fp32, initial_state
+from sidpar.cascade.cascade import TensorTuple, at_least_fp32, initial_state, is_differentiable
 from sidpar.cascade.specs import Spec, named_sequence
 from sidpar.distributed.device import seed_generator
 from sidpar.errors import UsageError
 from sidpar.schedules.cut import Cut
 from sidpar.seeding import mask_seed
+from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
 
@@ -91,7 +92,7 @@ def seams(stage: Stage, cut: Cut, x: Tensor) -> list[tuple[Spec, ...]]:
 
     Raises UsageError for tensors that no gradient can come back for.
     """
-    specs = stage.check(x)
+    specs = check(stage, x)
     layers = stage.skeleton.layers(x) if cut.extractor == "cut" else [specs.features[0]]
     _refuse_integers(specs.features, "feature")
     for i, state in enumerate(specs.states):
@@ -135,7 +136,7 @@ def _layers(stage: Stage, layers: range) -> nn.Module | None:
 
 def _refuse_integers(specs: tuple[Spec, ...], what: str) -> None:
     for k, spec in enumerate(specs):
-        if not spec.dtype.is_floating_point:
+        if not is_differentiable(spec.dtype):
             raise UsageError(
                 f"{what} {k} is {spec.dtype}: a pipeline sends a gradient back for every tensor that it sends, and "
                 "integers have none; hand on floating-point tensors, or use method=ddp"

@@ -1,13 +1,13 @@
 """A stage's refiners in stacks that run at once."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from sidpar.cascade.cascade import TensorTuple, detach
+from sidpar.cascade.cascade import TensorTuple, detach, is_differentiable
+from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.specs import Spec
 from sidpar.cascade.stackable import PROBE_ROWS, check_structure
 from sidpar.cascade.stacked import StackedRefiners
@@ -87,7 +87,7 @@ def _try_out(stage: Stage, x: Tensor) -> None:
         states[i] = (logits.log_softmax(-1), *hidden)
     with preserved_generator(device):
         for run in _runs(states):
-            refiners = copy.deepcopy([stage.refiners[str(i)] for i in run])
+            refiners = [duplicate(stage.refiners[str(i)]) for i in run]
             StackedRefiners(refiners, first=run.start).forward(features, [states[i] for i in run])
 
 
@@ -97,7 +97,7 @@ def _made_up(specs: Sequence[Spec], device: torch.device) -> TensorTuple:
     made = []
     for spec in specs:
         tensor = spec.zeros(PROBE_ROWS, torch.device("cpu"))
-        made.append((tensor.normal_(generator=generator) if tensor.is_floating_point() else tensor).to(device))
+        made.append((tensor.normal_(generator=generator) if is_differentiable(spec.dtype) else tensor).to(device))
     return tuple(made)
 
 

@@ -1,24 +1,37 @@
 """What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
 
-import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, as_tuple, extract, refine
-from sidpar.cascade.specs import CascadeSpecs, Skeleton, layer_names, named_sequence
+from sidpar.cascade.inputs import Inputs
+from sidpar.cascade.module_state import undone
+from sidpar.cascade.specs import Skeleton, layer_names, named_sequence
 from sidpar.config.groups.choices import ExtractorPlacement
 from sidpar.config.groups.compute import Compute
-from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.schedules.placement import Holding, Placement, place_as_given, place_by_count
 
-_PROBE_ROWS = 32
+
+@dataclass(frozen=True)
+class Kept:
+    """What a part of the cascade keeps from one forward to the next, by the names of buffers, attributes and parameters
+    within it."""
+
+    names: Sequence[str]
+    statistics: Sequence[str] = ()
+    """The running statistics of torch's batch norm, which are not among `names`."""
+    parameters: Sequence[str] = ()
+    """Those that its forward writes into."""
+    trained: Sequence[str] = ()
+    """Those of them that get gradients."""
+    overlaps: bool = True
+    """Whether a forward may come between another one and its backward."""
 
 
 class Stage(nn.Module):
@@ -49,7 +62,11 @@ class Stage(nn.Module):
         self.compute = compute
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
-        self._checked: list[CascadeSpecs] = []
+        self.checked: set[object] = set()
+        """For what inputs the cascade has been tried (`stages/check.py`)."""
+        self.kept: dict[str, Kept] = {}
+        """What each part keeps, of all ranks, by global name; empty before it has been tried."""
+        self._inputs = Inputs()
         self.extractor = self._own_extractor(cascade.extractor)
         self.refiners = nn.ModuleDict({str(i): cascade.refiners[i] for i in self.own_refiners})
         self.to(runtime.device)
@@ -68,7 +85,7 @@ class Stage(nn.Module):
     def holders(self, name: str) -> list[int]:
         """The ranks that hold a parameter or buffer, given by its global name."""
         kind, child, *_ = name.split(".")
-        names = self._layer_names
+        names = self.layer_names
         layer = 0 if names == [""] or kind == "refiners" else names.index(child)
 
         def holds(rank: int) -> bool:
@@ -80,13 +97,13 @@ class Stage(nn.Module):
         return [rank for rank in range(self.runtime.world_size) if holds(rank % size)]
 
     @property
-    def _layer_names(self) -> list[str]:
+    def layer_names(self) -> list[str]:
         """The pieces of the extractor that the placement may put on different ranks."""
         return self.skeleton.layer_names if self.placement.extractor == "cut" else [""]
 
     def _own_extractor(self, extractor: nn.Module) -> nn.Module | None:
         """All of it, none of it, or those of its layers that lie here, under their global names."""
-        names = self._layer_names
+        names = self.layer_names
         own = self.placement.extractor_layers(self.runtime.cascade_rank, len(names))
         if len(own) == len(names):
             return extractor
@@ -106,44 +123,22 @@ class Stage(nn.Module):
         """`requires_grad` of every parameter, in order."""
         return [parameter.requires_grad for parameter in self.parameters()]
 
-    def check(self, x: Tensor) -> CascadeSpecs:
-        """What crosses the seams for inputs like x [B, ...]. Raises UsageError if the cascade cannot take them, or if
-        a sharded extractor would compute something else than one that sees the whole batch. Cached per shape."""
-        specs = self.skeleton.specs(x)
-        if self.placement.extractor == "sharded" and self.runtime.cascade_size > 1 and specs not in self._checked:
-            assert self.extractor is not None, "every rank holds a sharded extractor"
-            if depends_on_the_batch(self.extractor, x.to(self.runtime.device)):
-                suspects = [
-                    f"extractor.{name} ({type(module).__name__})"
-                    for name, module in self.extractor.named_modules()
-                    if isinstance(module, _NormBase | _DropoutNd)
-                ]
-                raise UsageError(
-                    "in training, the extractor's features of a sample depend on the rest of the batch or on random "
-                    f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
-                    f"1/{self.runtime.cascade_size} of the batch on each rank and would train on other ones: use "
-                    "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
-                )
-            self._checked.append(specs)
-        return specs
-
-    def extract(self, x: Tensor, *, graph: bool, version: nn.Module | None = None) -> TensorTuple:
-        """Features of x [b, ...], recorded by autograd if `graph`; by another version of the extractor, if given."""
-        extractor = version or self.extractor
-        assert extractor is not None, "only a rank that holds the extractor extracts"
-        with self._execution(extractor, graph):
-            return extract(extractor, self._in_memory_format(x))
+    def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
+        """Features of x [b, ...], recorded by autograd if `graph`."""
+        assert self.extractor is not None, "only a rank that holds the extractor extracts"
+        with self._execution("extractor", self.extractor, graph):
+            return extract(self._inputs.of("the extractor", self.extractor), self._in_memory_format(x))
 
     def run_layers(self, layers: nn.Module, x: Tensor, *, graph: bool) -> TensorTuple:
         """The whole extractor, or some of its layers, which lie here, on an activation x [b, ...]."""
-        with self._execution(layers, graph):
-            return as_tuple(layers(self._in_memory_format(x)))
+        with self._execution("extractor", layers, graph):
+            return as_tuple(self._inputs.of("the extractor", layers)(self._in_memory_format(x)))
 
     def refine(self, i: int, features: TensorTuple, state: TensorTuple, *, graph: bool) -> TensorTuple:
         """Refiner i of this rank: the next state, recorded by autograd if `graph`."""
         refiner = self.refiners[str(i)]
-        with self._execution(refiner, graph):
-            return refine(refiner, features, state)
+        with self._execution(f"refiners.{i}", refiner, graph):
+            return refine(self._inputs.of(f"refiner {i}", refiner), features, state)
 
     def _in_memory_format(self, x: Tensor) -> Tensor:
         channels_last = self.compute.channels_last and x.dim() == 4
@@ -165,14 +160,28 @@ class Stage(nn.Module):
         return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16")
 
     @contextmanager
-    def _execution(self, module: nn.Module, graph: bool) -> Iterator[None]:
-        # Running statistics count the passes that record a graph, and no other: a teacher pass before the student's
+    def _execution(self, name: str, module: nn.Module, graph: bool) -> Iterator[None]:
+        # What a module keeps counts the passes that record a graph, and no other: a teacher pass before the student's
         # would count the batch twice.
-        kept = [] if graph or not module.training else [(buffer, buffer.clone()) for buffer in module.buffers()]
-        with torch.set_grad_enabled(graph), self.autocast():
+        counts = graph or not module.training
+        with torch.set_grad_enabled(graph), self.autocast(), nullcontext() if counts else self._undone(name, module):
             yield
-        for buffer, before in kept:
-            buffer.copy_(before)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """What forwards within do to what the parts here keep is undone at the end."""
+        with ExitStack() as stack:
+            for name, module in self.parts().items():
+                stack.enter_context(self._undone(name, module))
+            yield
+
+    def _undone(self, name: str, module: nn.Module) -> AbstractContextManager[object]:
+        kept = self.kept.get(name)
+        if kept is None:  # it has not been tried
+            return undone(module, parameters=True)
+        if kept.names or kept.statistics:
+            return undone(module, parameters=bool(kept.parameters))
+        return nullcontext()
 
 
 def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, counts: Sequence[int] | None) -> Placement:
@@ -198,28 +207,3 @@ def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
                     f"{name}.{parameter_name} is also a parameter of {owner}, but the parts of a cascade are placed, "
                     f"clipped and updated each on its own: give each parameters of its own{whole}"
                 )
-
-
-def depends_on_the_batch(extractor: nn.Module, x: Tensor) -> bool:
-    """Whether a training pass over x treats a sample differently according to its company or to random numbers.
-
-    Found by trying, so it also sees what no list of module types would: functional dropout, a user's own layers.
-    """
-    probe = copy.deepcopy(extractor)
-    buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
-    rows = x[:_PROBE_ROWS]
-    with torch.no_grad(), preserved_generator(x.device):
-        try:
-            seed_generator(x.device, 0)
-            together = extract(probe, rows)
-            seed_generator(x.device, 1)
-            halves = [extract(probe, half) for half in rows.tensor_split(2) if len(half)]
-        except ValueError:  # batch norm refuses a single value per channel
-            return True
-    apart = [torch.cat(parts) for parts in zip(*halves, strict=True)]
-    same_features = all(
-        torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-3 * one.double().abs().max().item())
-        for one, other in zip(together, apart, strict=True)
-    )
-    same_buffers = all(torch.equal(buffer, buffers[name]) for name, buffer in probe.named_buffers())
-    return not (same_features and same_buffers)

@@ -1,87 +1,134 @@
-"""Extractors as of a step: where an update may come between a batch's forward and its backward, each batch in flight
-needs the weights that it began with."""
+"""The extractor's weights as of a step: where an update may come between a batch's forward and its backward, each batch
+in flight needs those that it began with."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from sidpar.config.groups.compute import Compute
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Pending
 
+Send = Callable[[Tensor], Pending]
+
 
 class Version:
-    """An extractor that features come from, and the gradients of the batches that they belong to."""
+    """Weights that features come from, and the gradients of the batches that they belong to.
 
-    def __init__(self, module: nn.Module, send: Callable[[Tensor], Pending] | None) -> None:
-        """`send`: for `GradientBuckets`, where gradients are summed over ranks."""
-        self.module = module
-        self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
-        self.buckets = GradientBuckets(self.parameters, send) if send is not None else None
+    The module is the one that the user gave, with its hooks and buffers. While a version is in use, its weights and
+    gradients stand in the module's parameters.
+
+    Args:
+        parameters: those of the extractor that are trained.
+        weights: one for each; None for those that the parameters have.
+        send: for `GradientBuckets`, where gradients are summed over ranks.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], weights: Sequence[Tensor] | None, send: Send | None) -> None:
+        self.weights = weights
+        self._parameters = parameters
+        self.buckets = GradientBuckets(parameters, send) if send is not None else None
+        self.gradients: Sequence[Tensor | None] = []
+        """Of a version with weights of its own."""
+        self._counts: list[int] = []
+
+    @classmethod
+    def as_it_is(cls) -> Self:
+        """For inference, and where nothing of the extractor is trained: what its parameters are."""
+        return cls([], None, None)
 
     def open(self) -> None:
         """A batch begins: no gradients."""
-        self.module.zero_grad()
         if self.buckets is not None:
             self.buckets.reset()
+        if self.weights is not None:
+            self.gradients = [None] * len(self._parameters) if self.buckets is None else self.buckets.gradients
+            self._counts = [parameter._version for parameter in self._parameters]
+        elif self.buckets is not None:
+            self.buckets.attach()
+        else:
+            for parameter in self._parameters:
+                parameter.grad = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, the extractor has these weights, and collects its gradients here."""
+        if self.weights is None:
+            yield
+            return
+        own = [(parameter.data, parameter.grad) for parameter in self._parameters]
+        with self._uncounted():
+            for parameter, weight, gradient in zip(self._parameters, self.weights, self.gradients, strict=True):
+                parameter.data, parameter.grad = weight, gradient
+            try:
+                yield
+            finally:
+                self.gradients = [parameter.grad for parameter in self._parameters]
+                for parameter, (weight, gradient) in zip(self._parameters, own, strict=True):
+                    parameter.data, parameter.grad = weight, gradient
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Autograd refuses to go back through weights that were written since the forward, by torch's count of writes.
+        But what updates write are the parameters' own weights, never those of a version in flight: within, the count
+        is what it was when the batch began."""
+        counts = [parameter._version for parameter in self._parameters]
+        torch._C._autograd._unsafe_set_version_counter(tuple(self._parameters), tuple(self._counts))
+        try:
+            yield
+        finally:
+            torch._C._autograd._unsafe_set_version_counter(tuple(self._parameters), tuple(counts))
 
 
 class Versions:
-    """The S + 1 versions that batches in flight use in turn; the extractor itself is only updated and evaluated.
+    """The S + 1 versions that batches in flight use in turn; the extractor's own weights are only updated and
+    evaluated.
 
-    A version has weights of its own, and the buffers of the extractor, so statistics count every batch once. That is
-    exact (the gradient of a batch is taken at the weights that made its features) and costs S + 1 times the weights and
-    gradients.
+    That is exact (the gradient of a batch is taken at the weights that made its features) and costs S + 1 times the
+    weights and gradients. Buffers there are once, so statistics count every batch once.
 
     Args:
         ahead: steps by which a version's weights are ahead of the extractor's, by continuing its last movement: where
             it is expected when the gradient is applied (SpecTrain, Chen et al. 2018). Costs its weights once more.
     """
 
-    def __init__(
-        self,
-        extractor: nn.Module,
-        count: int,
-        send: Callable[[Tensor], Pending] | None,
-        compute: Compute,
-        *,
-        ahead: int = 0,
-    ) -> None:
-        self._extractor = extractor
+    def __init__(self, extractor: nn.Module, count: int, send: Send | None, *, ahead: int = 0) -> None:
         self._ahead = ahead
         self.movement = list[Tensor]()
         """Of the last update; empty before the first, and where nothing is predicted."""
-        self._parameters: list[Tensor] = [p for p in extractor.parameters() if p.requires_grad]
-        self._versions = [Version(_copy(extractor, compute), send) for _ in range(count)]
+        self._parameters = trained(extractor)
+        self._versions = [
+            Version(self._parameters, [p.detach().clone() for p in self._parameters], send) for _ in range(count)
+        ]
 
     @property
-    def present(self) -> list[Tensor]:
+    def present(self) -> Sequence[Tensor]:
         """The extractor's own weights, those that are trained."""
         return self._parameters
 
     @property
-    def expected(self) -> list[Tensor]:
+    def expected(self) -> Sequence[Tensor]:
         """The weights that a batch would begin with now."""
         if not self.movement:
             return self._parameters
         with torch.no_grad():
-            return list(torch._foreach_add(self._parameters, self.movement, alpha=self._ahead))
+            return list(torch._foreach_add(list[Tensor](self._parameters), self.movement, alpha=self._ahead))
 
     @torch.no_grad()
-    def open(self, step: int, weights: list[Tensor] | None = None) -> Version:
+    def open(self, step: int, weights: Sequence[Tensor] | None = None) -> Version:
         """For the batch of `step`: the weights expected at this moment, or those given."""
         version = self.of(step)
-        torch._foreach_copy_(version.parameters, self.expected if weights is None else weights)
+        assert version.weights is not None
+        torch._foreach_copy_(list(version.weights), list(self.expected if weights is None else weights))
         version.open()
         return version
 
     def hand_over(self, step: int) -> None:
         """The gradients of the batch of `step` become those of the extractor."""
-        for parameter, gradient in zip(self._parameters, self.of(step).parameters, strict=True):
-            parameter.grad = gradient.grad
+        for parameter, gradient in zip(self._parameters, self.of(step).gradients, strict=True):
+            parameter.grad = gradient
 
     @contextmanager
     def updating(self, step: int) -> Iterator[None]:
@@ -100,16 +147,13 @@ class Versions:
     @property
     def weights(self) -> list[Tensor]:
         """Of all versions."""
-        return [parameter for version in self._versions for parameter in version.parameters]
+        return [weight for version in self._versions for weight in version.weights or ()]
 
     def of(self, step: int) -> Version:
         """The version that the batch of `step` uses."""
         return self._versions[step % len(self._versions)]
 
 
-def _copy(extractor: nn.Module, compute: Compute) -> nn.Module:
-    shared: dict[int, object] = {id(buffer): buffer for buffer in extractor.buffers()}
-    duplicate = copy.deepcopy(extractor, shared)
-    if compute.compile:
-        duplicate.compile()  # a copy of a compiled module is not compiled
-    return duplicate
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Its parameters that get gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -160,16 +160,27 @@ def test_parameters_that_left_the_storage_are_refused(change: Callable[[Cascade]
         stacked.forward(problem.features, states)
 
 
+_rows: list[int] = []
+"""Global, since a trial undoes what a hook keeps for itself."""
+
+
+def _note_rows(_: object, arguments: tuple[Tensor, ...], __: object) -> None:
+    _rows.append(len(arguments[0]))
+
+
 def test_the_trial_takes_few_rows_once_per_mode() -> None:
     """A trial costs the n forwards that stacking is there to avoid."""
     problem = Problem(rows=3 * PROBE_ROWS)
-    rows: list[int] = []
-    problem.refiners[-1].register_forward_hook(lambda _, arguments, __: rows.append(len(arguments[0])))
+    _rows.clear()
+    problem.refiners[-1].register_forward_hook(_note_rows)
     stacked = problem.stack()
     states = problem.states()
-    rows.clear()
-    for _ in range(3):
+    passes = []
+    for training in (True, True, True, False):
+        problem.cascade.train(training)
+        _rows.clear()
         stacked.forward(problem.features, states)
-    problem.cascade.eval()
-    stacked.forward(problem.features, states)
-    assert rows == [PROBE_ROWS] * 4
+        assert set(_rows) <= {PROBE_ROWS}
+        passes.append(len(_rows))
+    assert passes[1:3] == [0, 0]
+    assert passes[0] == passes[3] > 0

@@ -16,9 +16,11 @@ def nothing(runtime: Runtime) -> None:
 def failing(runtime: Runtime) -> None:
     """The third of four ranks, the first of the second replica."""
     stage = Stage(networks.plain(2), runtime)
+    engine = ParallelEngine(stage, Objective())
+    engine.step(*networks.batch(4))
     if runtime.rank == 2:
         stage.refiners["0"].register_forward_hook(lambda *arguments: 1 / 0)
-    ParallelEngine(stage, Objective()).step(*networks.batch(4))
+    engine.step(*networks.batch(4))
 
 
 def pipeline(runtime: Runtime) -> None:
@@ -57,5 +59,5 @@ def test_one_process_is_one_replica() -> None:
 def test_an_error_names_the_rank_in_the_world_and_in_its_cascade() -> None:
     with pytest.raises(RankError) as failure:
         run_ranks(failing, 4, replicas=2, step_timeout=5)
-    expected = "rank 2 (rank 0 of replica 1) failed in step 0, in the action: forward of refiner 0"
+    expected = "rank 2 (rank 0 of replica 1) failed in step 1, in the action: forward of refiner 0"
     assert expected in failure.value.errors[2]

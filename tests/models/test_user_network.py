@@ -191,7 +191,7 @@ def test_a_builder_that_fails_on_one_rank_ends_all() -> None:
         ("--model.builder a:b --model.options {1:2}", "model.options are keywords of the builder, and 1 is none"),
         ("--model.builder a:b --model.options {w-d:2}", "and 'w-d' is none: rename it"),
         ("--model.builder a:b --model.options {w:{class_path:c}}", "model.options.w must be a number, a text, true"),
-        ("--model.builder a:b --model.options 3", 'Parser key "model.options"'),
+        ("--model.builder a:b --model.options 3", "model.options: expected"),
     ],
 )
 def test_mistakes_of_the_configuration(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

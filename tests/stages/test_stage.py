@@ -144,7 +144,7 @@ class Auxiliary(ConcatRefiner):
     """A second output in training only, as some classifiers have."""
 
     def forward(self, features: Tensor, log_belief: Tensor) -> Any:
-        logits = super().forward(features, log_belief)
+        logits = super().forward(features, log_belief[0] if isinstance(log_belief, tuple) else log_belief)
         return logits if features.is_meta else (logits, logits)
 
 
@@ -199,8 +199,27 @@ def test_messages_are_the_same_on_every_rank(function: Any, args: tuple[Any, ...
 def test_a_state_of_another_shape_is_refused_before_it_is_sent() -> None:
     with pytest.raises(RankError) as error:
         run_ranks(changing_outputs, 2, step_timeout=5)
-    assert "refiner 0 returned a state of shapes" in error.value.errors[0]
-    assert "must not depend on data or on the training mode" in error.value.errors[0]
+    expected = (
+        "refiner 0 returned tensors of shapes [B, 3] torch.float64 and [B, 3] torch.float64, but [B, 3] torch.float64 "
+        "when its shapes were inferred: what is handed on must not depend on data or on the training mode"
+    )
+    assert all(expected in error.value.errors[rank] for rank in (0, 1))
+
+
+def changing_later(runtime: Runtime) -> None:
+    stage = Stage(networks.plain(2), runtime)
+    engine = ParallelEngine(stage, Objective())
+    engine.step(*networks.batch(4))
+    if runtime.rank == 0:
+        stage.refiners["0"].register_forward_hook(lambda module, inputs, output: (output, output))
+    engine.step(*networks.batch(4))
+
+
+@pytest.mark.processes
+def test_also_in_a_later_step() -> None:
+    with pytest.raises(RankError) as error:
+        run_ranks(changing_later, 2, step_timeout=5)
+    assert "refiner 0 returned tensors of shapes [B, 3] torch.float64 and [B, 3]" in error.value.errors[0]
 
 
 @pytest.mark.processes

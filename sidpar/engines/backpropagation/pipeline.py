@@ -17,7 +17,7 @@ from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order
 from sidpar.engines.backpropagation.torch_stage import TimedStage
 from sidpar.engines.backpropagation.whole import backpropagated
-from sidpar.engines.base import Synchronous
+from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.transport import Pending, Transport
@@ -115,7 +115,8 @@ class PipelineEngine(Synchronous):
         """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""
         key = (tuple(x.shape), x.dtype, tuple(y.shape))
         if key not in self._seams:
-            agree_on_batch(self.stage, self.rule, x, y, self.steps)
+            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=self.stage.training)
+            check_kept(self.stage, microbatches=self._microbatches)
             specs = seams(self.stage, self._cut, x)
             if not self._seams:
                 self.stage.runtime.connect()

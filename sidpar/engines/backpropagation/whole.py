@@ -14,7 +14,7 @@ from sidpar.cascade.cascade import TensorTuple, initial_state
 from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.base import Synchronous
+from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
@@ -27,6 +27,11 @@ from sidpar.schedules.batching import BatchLayout
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import mask_seed
 from sidpar.stages.stage import Stage
+
+_IN_PARTS = (
+    "DDP takes a gradient that comes in several parts for complete after the first one: where one parameter is used in "
+    "several checkpointed places, call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+)
 
 
 class BPEngine(Synchronous):
@@ -126,13 +131,21 @@ class BPEngine(Synchronous):
         with span(self.clock, "backward", f"microbatch {m}"):
             # The mean over the global batch, of which DDP takes the mean over ranks once more.
             loss = torch.stack(losses).sum() * (weight * self.stage.runtime.world_size / samples)
-            loss.backward()  # type: ignore[no-untyped-call]
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                if "mark a variable ready only once" in str(error):
+                    raise UsageError(_IN_PARTS) from error
+                raise
         return log_beliefs
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int | None = None) -> BatchLayout:
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
-            agree_on_batch(self.stage, self.rule, x, y, self.steps)
+            training = microbatches is None
+            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=training)
+            if training:
+                check_kept(self.stage, microbatches=self._microbatches, ranks=self.stage.runtime.world_size)
             if not self._layouts:
                 self._parallel = self._data_parallel(x)
             world_size = self.stage.runtime.world_size
@@ -142,11 +155,16 @@ class BPEngine(Synchronous):
     def _data_parallel(self, x: Tensor) -> nn.Module:
         """The chain for inputs like x [B, ...], its gradients summed over ranks if there are several."""
         runtime = self.stage.runtime
-        if runtime.groups is None:
+        if runtime.groups is None or runtime.world_size == 1:
             return self._chain
         # DDP waits for the gradients of all parameters, or looks for those without in every step, which takes time.
         unused = self.stage.skeleton.without_gradient(x, self._heads)
-        if unused and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
+        if unused is None and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
+            raise UsageError(
+                "which parameters get a gradient cannot be inferred, since a forward looks at data, and DDP does not "
+                "find out with bp.checkpointing=true: set bp.checkpointing=false"
+            )
+        if unused and self._checkpointing:
             raise UsageError(
                 f"{unused[0]} gets no gradient from the loss, which DDP with bp.checkpointing=true takes for one that "
                 "is late: set bp.checkpointing=false, use the parameter, or freeze it by requires_grad_(False)"
@@ -156,7 +174,7 @@ class BPEngine(Synchronous):
             device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
             process_group=runtime.groups.world,
             gradient_as_bucket_view=True,
-            find_unused_parameters=bool(unused),
+            find_unused_parameters=unused is None or bool(unused),
         )
 
     def _rows(self, layout: BatchLayout, m: int) -> range:

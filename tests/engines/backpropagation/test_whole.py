@@ -15,7 +15,8 @@ from sidpar.rules.kl import kl_to, target_of
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import seeded
 from tests import networks
-from tests.harness import run_ranks
+from tests.engines import quirks
+from tests.harness import RankError, run_ranks
 from tests.oracle import assert_close_gradients, gradients
 
 OBJECTIVES = (Objective(), Objective(kl="reverse", label_smoothing=0.1))
@@ -215,3 +216,16 @@ def test_settings_without_meaning_are_refused() -> None:
         BPEngine(Stage(networks.plain(2), runtime), Objective())
     with pytest.raises(UsageError, match="microbatches must be at least 1, got 0"):
         BPEngine(whole(networks.plain(2), runtime), Objective(), microbatches=0)
+
+
+def checkpointed(runtime: Runtime) -> None:
+    stage = whole(quirks.build(["looks"], []), runtime)
+    BPEngine(stage, Objective(), checkpointing=True).step(*quirks.batches(1)[0])
+
+
+@pytest.mark.processes
+def test_ddp_cannot_checkpoint_where_gradients_are_not_known_beforehand() -> None:
+    with pytest.raises(RankError) as failure:
+        run_ranks(checkpointed, 2)
+    expected = "which parameters get a gradient cannot be inferred, since a forward looks at data, and DDP does not"
+    assert all(expected in failure.value.errors[rank] for rank in (0, 1))

@@ -1,0 +1,90 @@
+"""What modules are given to read, which some write into: `log_belief.exp_()`, `hidden += ...`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sidpar.errors import UsageError
+
+Tensors = Tensor | tuple[Tensor, ...]
+"""What modules take and give: a tensor, or a tuple of tensors, each with the batch as its first dimension."""
+
+
+class Inputs:
+    """Calls modules with tensors that others read too, as if each had a copy of its own.
+
+    Only a module that writes into what it is given gets one. Which do is seen in the first call of each in each mode,
+    which gets a copy in any case; from then on torch's count of a tensor's writes tells.
+    """
+
+    def __init__(self) -> None:
+        self._writes: dict[tuple[nn.Module, bool, bool], bool] = {}
+
+    def of(self, name: str, module: nn.Module) -> Callable[..., Tensors]:
+        """The module, to be called with tensors and tuples of tensors. `name` is its name in messages.
+
+        The call raises UsageError if the module writes into them although it did not in its first call.
+        """
+        return partial(self._call, name, module)
+
+    def written_by(self, module: nn.Module) -> bool:
+        """Whether it has been seen to write into what it is given, in any mode."""
+        return any(writes for (known, *_), writes in self._writes.items() if known is module)
+
+    def _call(self, name: str, module: nn.Module, *given: Tensors) -> Tensors:
+        if torch.compiler.is_compiling():  # which leaves out the copies that nobody needs
+            return _call(module, _copies(given))
+        key = (module, module.training, torch.is_grad_enabled())
+        writes = self._writes.get(key)
+        if writes or any(tensor.is_inference() for tensor in _flat(given)):  # of whose writes there is no count
+            return _call(module, _copies(given))
+        if writes is None:
+            copies = _copies(given)
+            before = _counts(copies)
+            result = _call(module, copies)
+            # Some writes are not counted (`x.data.mul_(2)`, `x.numpy()[0] = 1`), but seen in the numbers.
+            self._writes[key] = _counts(copies) != before or not all(map(_equal, _flat(copies), _flat(given)))
+            return result
+        before = _counts(given)
+        try:
+            result = _call(module, given)
+        except RuntimeError as error:
+            if "in-place operation" in str(error):  # autograd refuses writes into the beginning of a graph
+                raise UsageError(_late(name)) from error
+            raise
+        if _counts(given) != before:
+            raise UsageError(_late(name))
+        return result
+
+
+def _call(module: nn.Module, given: tuple[Tensors, ...]) -> Tensors:
+    result: Tensors = module(*given)
+    return result
+
+
+def _flat(given: tuple[Tensors, ...]) -> list[Tensor]:
+    return [tensor for tensors in given for tensor in ((tensors,) if isinstance(tensors, Tensor) else tensors)]
+
+
+def _copies(given: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    return tuple(
+        tensors.clone() if isinstance(tensors, Tensor) else tuple(tensor.clone() for tensor in tensors)
+        for tensors in given
+    )
+
+
+def _counts(given: tuple[Tensors, ...]) -> list[int]:
+    return [tensor._version for tensor in _flat(given)]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.is_meta or torch.equal(one, other)
+
+
+def _late(name: str) -> str:
+    return (
+        f"{name} writes into what it is given, which it did not in its first forward, and which others read too: let "
+        "its forward clone() its inputs before it writes"
+    )

@@ -1,0 +1,297 @@
+"""A first pass of a few real rows, which tells what torch's meta device cannot: the shapes of modules whose forward
+looks at data, and what a module keeps from one forward to the next.
+
+No message is sent: what a rank needs of another goes through the store. Nothing that the pass does stays.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sidpar.cascade.cascade import TensorTuple, at_least_fp32, detach, initial_state, leaves
+from sidpar.cascade.history import TOLERANCE, History, history
+from sidpar.cascade.module_state import close, undone
+from sidpar.cascade.specs import (
+    CascadeSpecs,
+    Spec,
+    check_activation,
+    check_belief,
+    check_outputs,
+    named_sequence,
+    specs_of,
+)
+from sidpar.distributed.device import seed_generator
+from sidpar.distributed.notes import Notes
+from sidpar.errors import UsageError, reason
+from sidpar.seeding import undisturbed
+from sidpar.stages.stage import Kept, Stage
+
+ROWS = 3
+"""Batch norm needs two. Some modules want as many rows as a batch has, and get these where a few do not do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What all ranks together have found."""
+
+    specs: CascadeSpecs
+    layers: list[Spec]
+    """What each layer of an extractor that is taken apart returns."""
+    kept: dict[str, Kept]
+
+
+def try_out(stage: Stage, x: Tensor) -> Found:
+    """One pass over rows of x [B, ...], in the mode in which the stage is; all ranks call it.
+
+    Raises UsageError, the same on every rank, if a part of the cascade does not take what it is given.
+    """
+    everyone: list[dict[str, Any]] = []
+    for rows in sorted({min(ROWS, len(x)), len(x)}):
+        notes = stage.runtime.notes("trial")
+        trial = _Trial(stage, x[:rows].to(stage.runtime.device), notes)
+        with undisturbed(stage.runtime.device), torch.compiler.set_stance("force_eager"):
+            trial.run()
+        everyone = stage.runtime.exchange("trial", trial.plain())
+        if notes is not None:
+            notes.remove()
+        if all(rank["problem"] is None for rank in everyone):
+            break
+    for rank in everyone:
+        if rank["problem"] is not None:
+            raise UsageError(rank["problem"])
+    specs = {int(j): _from_plain(found) for rank in everyone for j, found in rank["specs"].items()}
+    kept = {name: Kept(**each) for rank in everyone for name, each in rank["kept"].items()}
+    return trial.found(specs, kept)
+
+
+class _OtherRankError(Exception):
+    """The rank that computes what is needed here could not."""
+
+
+class _Trial:
+    """One rank's share of the pass: those of the pieces in cascade order that lie here. Letters: j piece, i refiner."""
+
+    def __init__(self, stage: Stage, x: Tensor, notes: Notes | None) -> None:
+        self._stage, self._x, self._notes = stage, x, notes
+        self._layers = stage.layer_names
+        self._count = len(self._layers) + stage.placement.num_refiners
+        self._values: dict[int, TensorTuple] = {}
+        self._specs: dict[int, tuple[Spec, ...]] = {}
+        self._kept: dict[str, Kept] = {}
+        self._problem: str | None = None
+
+    def run(self) -> None:
+        """All own pieces. If one of them has a problem, the ranks that wait for it are told."""
+        failed = False
+        for j in self._own_pieces:
+            if not failed:
+                try:
+                    self._values[j] = self._run(j)
+                    self._specs[j] = specs_of(self._values[j])
+                except _OtherRankError:
+                    failed = True
+                except Exception as error:
+                    failed, self._problem = True, self._explain(j, error)
+            self._leave(j)
+
+    def plain(self) -> dict[str, Any]:
+        """What this rank tells the others."""
+        return {
+            "problem": self._problem,
+            "specs": {j: [(list(spec.shape), str(spec.dtype)) for spec in found] for j, found in self._specs.items()},
+            "kept": {name: asdict(kept) for name, kept in self._kept.items()},
+        }
+
+    def found(self, specs: dict[int, tuple[Spec, ...]], kept: dict[str, Kept]) -> Found:
+        """The same of all ranks."""
+        layers, features = len(self._layers), specs[len(self._layers) - 1]
+        example = tuple(spec.empty(1, torch.device("meta")) for spec in features)
+        states = [specs_of(initial_state(example, self._stage.num_classes))]
+        states += [specs[j] for j in range(layers, self._count)]
+        return Found(CascadeSpecs(features, tuple(states)), [specs[j][0] for j in range(layers)], kept)
+
+    def _run(self, j: int) -> TensorTuple:
+        given, module, stage = self._given(j), self._module(j), self._stage
+
+        def forward(tensors: TensorTuple) -> TensorTuple:
+            seed_generator(stage.runtime.device, 0)
+            outputs = self._call(j, tensors)
+            check_outputs(self._spoken(j), outputs, len(self._x))
+            return outputs
+
+        if stage.training:
+            tried = history(module, forward, given)
+            outputs = detach(tried.result)
+            self._kept[self._name(j)] = _what_is_kept(module, tried, lambda: forward(given))
+        else:
+            with undone(module):
+                outputs = detach(forward(given))
+        i = j - len(self._layers)
+        if i >= 0:
+            check_belief(i, outputs, initial_state(self._features(), stage.num_classes), stage.num_classes)
+        elif i < -1:
+            check_activation(self._layers[j], outputs if len(outputs) > 1 else outputs[0])
+        return outputs
+
+    def _given(self, j: int) -> TensorTuple:
+        """What piece j is called with."""
+        i = j - len(self._layers)
+        if i < 0:
+            return self._value(j - 1) if j else (self._x,)
+        features = self._features()
+        state = self._value(j - 1) if i else initial_state(features, self._stage.num_classes)
+        return (*leaves(features, trained=self._stage.training), *state)
+
+    def _call(self, j: int, tensors: TensorTuple) -> TensorTuple:
+        stage, i, graph = self._stage, j - len(self._layers), self._stage.training
+        if i >= 0:
+            count = len(self._features())
+            return stage.refine(i, tensors[:count], tensors[count:], graph=graph)
+        if self._layers == [""]:
+            return stage.extract(tensors[0], graph=graph)
+        activations = stage.run_layers(self._module(j), tensors[0], graph=graph)
+        return activations if i < -1 else tuple(at_least_fp32(tensor) for tensor in activations)
+
+    def _features(self) -> TensorTuple:
+        return self._value(len(self._layers) - 1)
+
+    def _value(self, j: int) -> TensorTuple:
+        """What piece j returned, here or elsewhere."""
+        if j not in self._values:
+            if self._notes is None or self._rank in self._holders(j):
+                raise _OtherRankError
+            note = self._notes.read(self._key(j))
+            if not note:
+                raise _OtherRankError
+            device = self._stage.runtime.device
+            self._values[j] = tuple(torch.load(io.BytesIO(note), map_location=device, weights_only=True))
+        return self._values[j]
+
+    def _leave(self, j: int) -> None:
+        """For the ranks that go on with it: nothing, if it could not be computed."""
+        readers = [j + 1] if j + 1 < self._count else []
+        if j == len(self._layers) - 1:
+            readers = list(range(j + 1, self._count))
+        holders = self._holders(j)
+        if self._notes is None or self._rank != holders[0]:
+            return
+        if all(rank in holders for reader in readers for rank in self._holders(reader)):
+            return
+        buffer = io.BytesIO()
+        if j in self._values:
+            torch.save(list(self._values[j]), buffer)
+        self._notes.leave(self._key(j), buffer.getvalue())
+
+    def _module(self, j: int) -> nn.Module:
+        stage, i = self._stage, j - len(self._layers)
+        if i >= 0:
+            return stage.refiners[str(i)]
+        assert stage.extractor is not None, "only a rank that holds a layer runs it"
+        return stage.extractor if self._layers == [""] else named_sequence(stage.extractor, [self._layers[j]])
+
+    def _holders(self, j: int) -> list[int]:
+        """Ranks of the cascade."""
+        placement, i = self._stage.placement, j - len(self._layers)
+        return [
+            rank
+            for rank in range(self._stage.runtime.cascade_size)
+            if (i in placement.refiners(rank) if i >= 0 else j in placement.extractor_layers(rank, len(self._layers)))
+        ]
+
+    @property
+    def _rank(self) -> int:
+        return self._stage.runtime.cascade_rank
+
+    @property
+    def _own_pieces(self) -> list[int]:
+        return [j for j in range(self._count) if self._rank in self._holders(j)]
+
+    def _name(self, j: int) -> str:
+        """The global name of a piece."""
+        i = j - len(self._layers)
+        if i >= 0:
+            return f"refiners.{i}"
+        return f"extractor.{self._layers[j]}" if self._layers[j] else "extractor"
+
+    def _spoken(self, j: int) -> str:
+        """The name of a piece in messages."""
+        i = j - len(self._layers)
+        if i >= 0:
+            return f"refiner {i}"
+        return f"layer {self._layers[j]} of the extractor" if self._layers[j] else "the extractor"
+
+    def _key(self, j: int) -> str:
+        return f"replica {self._stage.runtime.replica}, what {self._spoken(j)} returns"
+
+    def _explain(self, j: int, error: Exception) -> str:
+        if isinstance(error, UsageError):
+            return str(error)
+        given = [list(spec.shape) for spec in specs_of(self._given(j))]
+        i = j - len(self._layers)
+        if i >= 0:
+            count = len(self._features())
+            inputs = f"features {_shapes(given[:count])} and a state {_shapes(given[count:])}"
+        else:
+            inputs = f"inputs of shape {_shapes(given)}"
+        return f"{self._spoken(j)} does not take {inputs}: {reason(error)}"
+
+
+def _shapes(given: list[list[int]]) -> str:
+    return " and ".join(f"[B, *{shape}]" for shape in given)
+
+
+def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], TensorTuple]) -> Kept:
+    statistics = {
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules()
+        if isinstance(part, _NormBase)
+        for name, _ in part.named_buffers(recurse=False)
+    }
+    parameters = dict(module.named_parameters())
+    return Kept(
+        names=tuple(name for name in tried.kept if name not in statistics),
+        statistics=tuple(name for name in tried.kept if name in statistics),
+        parameters=tuple(name for name in tried.written if name in parameters),
+        trained=tuple(name for name in tried.written if name in parameters and parameters[name].requires_grad),
+        overlaps=not tried.kept or _overlaps(module, forward),
+    )
+
+
+def _overlaps(module: nn.Module, forward: Callable[[], TensorTuple]) -> bool:
+    """Whether the backward of a forward finds what it needs where another forward came between."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    own = [parameter.grad for parameter in parameters]
+    try:
+        alone, between = (_gradients(module, parameters, forward, forwards) for forwards in (1, 2))
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return False
+    finally:
+        for parameter, gradient in zip(parameters, own, strict=True):
+            parameter.grad = gradient
+    return all(map(partial(close, tolerance=TOLERANCE), between, alone))
+
+
+def _gradients(
+    module: nn.Module, parameters: Sequence[nn.Parameter], forward: Callable[[], TensorTuple], forwards: int
+) -> list[Tensor]:
+    """Of the first of so many forwards."""
+    for parameter in parameters:
+        parameter.grad = None
+    with undone(module, parameters=True):
+        outputs = [tensor for tensor in forward() if tensor.requires_grad]
+        for _ in range(forwards - 1):
+            forward()
+        torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+
+def _from_plain(found: list[tuple[list[int], str]]) -> tuple[Spec, ...]:
+    return tuple(Spec(tuple(shape), getattr(torch, dtype.removeprefix("torch."))) for shape, dtype in found)
