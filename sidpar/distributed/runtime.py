@@ -314,8 +314,9 @@ _FAILED = "failed"
 """Key of the store under which a rank that fails leaves its number and the reason."""
 _PATIENCE = 3.0
 """Seconds for the store to tell it."""
-_LOST = re.compile("gloo|NCCL|Connection|in vain", re.IGNORECASE)
-"""What errors say that come of another rank's end."""
+_LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|remote process|aborted|in vain", re.IGNORECASE)
+"""What errors say that come of another rank's end. A message that came too late is none: that rank may be the first to
+notice what is wrong."""
 
 
 def _check_replicas(replicas: int, world_size: int) -> None:
