@@ -111,6 +111,8 @@ def _start(config: Config, given: PlanArguments) -> Runtime:
         init_timeout=parallel.init_timeout,
         step_timeout=parallel.step_timeout,
         replicas=parallel.replicas if given.measured else 1,
+        tf32=config.compute.tf32,
+        cudnn_benchmark=config.compute.cudnn_benchmark,
     )
 
 
@@ -126,7 +128,7 @@ def _plan(config: Config, given: PlanArguments, runtime: Runtime) -> None:
         messages = given.assumed
     if runtime.rank > 0:
         return
-    memory = given.memory or (None if given.costs else usable_memory(runtime.device))
+    memory = given.memory or (None if given.costs else usable_memory(runtime.device, runtime.sharers))
     conditions = {
         "job": f"{config.model.name or config.model.builder}, {config.model.num_refiners} refiners, "
         f"batch {config.data.batch_size}, on {ranks} ranks"

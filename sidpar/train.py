@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             init_timeout=config.parallel.init_timeout,
             step_timeout=config.parallel.step_timeout,
             replicas=config.parallel.replicas,
+            tf32=config.compute.tf32,
+            cudnn_benchmark=config.compute.cudnn_benchmark,
         )
         log_to_console(runtime.rank)
         with runtime:

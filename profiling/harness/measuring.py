@@ -11,7 +11,7 @@ from harness.contenders import Contender
 from harness.workloads import Workload
 from sidpar import Runtime
 from sidpar.config.groups.optim import OptimConfig
-from sidpar.distributed.device import peak_memory, reset_peak_memory
+from sidpar.distributed.device import give_back_unused, peak_memory, reset_peak_memory
 from sidpar.engines.base import Engine
 from sidpar.profiler.clock import Clock, Span
 from sidpar.profiler.memory import Memory, bytes_of, measure_memory
@@ -81,6 +81,7 @@ def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memor
     """A step that is not counted, then one whose memory and traffic are."""
     assert entry.engine is not None
     gc.collect()
+    give_back_unused(runtime.device)
     reset_peak_memory(runtime.device)
     clock, steps = Clock(runtime.device), entry.contender.stream
     entry.run(clock, 1)

@@ -18,10 +18,37 @@ USABLE = 0.9
 """Share of a GPU's memory that may be planned with: the rest is CUDA's, NCCL's and the allocator's."""
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new window for `peak_memory` and `peak_reserved`: gives back what the allocator holds unused."""
+def set_arithmetic(device: torch.device, *, tf32: bool, cudnn_benchmark: bool) -> None:
+    """What this process computes fp32 with from now on. On a GPU, torch's own defaults are TF32 in convolutions and
+    fp32 in matrix products; here both are the same.
+
+    Args:
+        tf32: products of fp32 numbers with mantissas of 10 bits, on tensor cores (Ampere and later).
+        cudnn_benchmark: cuDNN times its algorithms for each new shape and takes the fastest, in place of choosing by
+            heuristics. Which one that is, and so the rounding, may differ from run to run.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = cudnn_benchmark
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. From pinned memory the host does not wait for the copy; the work that is queued after
+    it does, and pinned memory is not used anew before the copy is over."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def give_back_unused(device: torch.device) -> None:
+    """Give back what CUDA's allocator holds unused, so that `peak_reserved` tells what is needed from now on. Waits for
+    the device, and the next allocations are slow: not for a training loop."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new window for `peak_memory` and `peak_reserved`."""
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _forget_peak()
@@ -48,9 +75,13 @@ def peak_reserved(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def usable_memory(device: torch.device) -> float | None:
-    """Bytes of a GPU that may be planned with; None on CPU, where ranks share what there is."""
-    return USABLE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def usable_memory(device: torch.device, sharers: int = 1) -> float | None:
+    """Bytes of a GPU that each of `sharers` ranks which compute on it may plan with: its part of what is free, besides
+    what it holds already. None on CPU, where ranks share what there is."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return min(USABLE * total, free) / sharers + torch.cuda.memory_reserved(device)
 
 
 def driver_memory(device: torch.device) -> int | None:
@@ -71,9 +102,17 @@ def driver_memory(device: torch.device) -> int | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for everything that was queued on the device; only at the edges of a timed window."""
+    """Wait for everything that was queued on the device, messages that wait for other ranks included; only at the edges
+    of a timed window."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def wait_for_queued(device: torch.device) -> None:
+    """Wait for what this thread has queued on its current stream. Unlike `synchronize` not for messages under way,
+    which end when other ranks come to them."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 Mark = torch.cuda.Event | float

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous as read_rendezvous
 from sidpar.config.groups.checks import at_least
 from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
-from sidpar.distributed.device import synchronize
+from sidpar.distributed.device import set_arithmetic, synchronize
 from sidpar.distributed.environment import Launch, read_environment
 from sidpar.distributed.groups import Groups
 from sidpar.distributed.launcher import end_launcher_if_cut_off
@@ -55,15 +55,19 @@ class Runtime:
     step_timeout: float = 100.0
     num_replicas: int = 1
     """R."""
+    sharers: int = 1
+    """How many ranks compute on this rank's GPU, this one included."""
     signals: Signals | None = None
     launch: Launch = field(default_factory=Launch)
     _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
-    def single(cls, device: DeviceKind = "auto") -> Self:
-        """One process without a process group: the oracle, or inference."""
-        return cls(rank=0, world_size=1, device=choose_device(device, 0), backend="none")
+    def single(cls, device: DeviceKind = "auto", *, tf32: bool = False, cudnn_benchmark: bool = False) -> Self:
+        """One process without a process group: the oracle, or inference. Arguments as of `start`."""
+        chosen = choose_device(device, 0)
+        set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
+        return cls(rank=0, world_size=1, device=chosen, backend="none")
 
     @classmethod
     def start(
@@ -74,6 +78,8 @@ class Runtime:
         init_timeout: float = 300.0,
         step_timeout: float = 100.0,
         replicas: int = 1,
+        tf32: bool = False,
+        cudnn_benchmark: bool = False,
         rendezvous: tuple[Store, int, int] | None = None,
     ) -> Self:
         """Join the job that torchrun's environment describes; without one, a world of one process.
@@ -83,6 +89,7 @@ class Runtime:
             init_timeout: seconds for all ranks to appear.
             step_timeout: seconds that any one message may take.
             replicas: R, which divides the number of ranks.
+            tf32, cudnn_benchmark: as in `device.set_arithmetic`, for the whole process.
             rendezvous: (store, rank, world size) instead of the environment's.
         """
         environment = read_environment()
@@ -90,7 +97,8 @@ class Runtime:
             raise UsageError("backend=nccl moves tensors between GPUs, but these ranks compute on the CPU: use gloo")
         if rendezvous is None and environment.world_size == 1:
             _check_replicas(replicas, 1)
-            return replace(cls.single(device), launch=environment.launch)._listening()
+            alone = cls.single(device, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
+            return replace(alone, launch=environment.launch)._listening()
         if rendezvous is None:
             store, rank, world_size = next(read_rendezvous("env://", timeout=timedelta(seconds=init_timeout)))
             local_rank = environment.local_rank
@@ -101,15 +109,18 @@ class Runtime:
         chosen = choose_device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
+        set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
         alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
         alone = replace(alone, launch=environment.launch)
 
         # Before anything else: nodes with other software or other devices would wait for each other for ever.
         versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
         settings = {"device": chosen.type, "backend": backend, "replicas": replicas}
-        alone.agree("versions, devices and replicas", versions | settings)
+        arithmetic = {"tf32": tf32, "cudnn_benchmark": cudnn_benchmark}
+        alone.agree("versions, devices and replicas", versions | settings | arithmetic)
         _check_replicas(replicas, world_size)
-        name = choose_backend(backend, alone.exchange("GPUs", gpu_identity(chosen)))
+        gpus = alone.exchange("GPUs", gpu_identity(chosen))
+        name, sharers = choose_backend(backend, gpus), gpus.count(gpus[rank]) if chosen.type == "cuda" else 1
         timeout = timedelta(seconds=step_timeout)
         dist.init_process_group(
             name,
@@ -119,7 +130,7 @@ class Runtime:
             timeout=timeout,
             device_id=chosen if name == "nccl" else None,
         )
-        runtime = replace(alone, backend=name, num_replicas=replicas)
+        runtime = replace(alone, backend=name, num_replicas=replicas, sharers=sharers)
         groups = Groups.make(replicas, runtime.wire_device.type, timeout, timedelta(seconds=init_timeout))
         runtime = replace(runtime, groups=groups)
         runtime.exchange("groups", "made")  # a rank that went on and failed would cut off one that still connects

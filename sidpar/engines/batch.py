@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sidpar.distributed.device import move
 from sidpar.errors import UsageError
 from sidpar.rules.base import LocalRule, Rows
 from sidpar.schedules.batching import BatchLayout, Share
@@ -48,7 +49,8 @@ class ReplicaBatch:
         the rule makes another number of rows than its `copies` say."""
         first, last, total = share.taken.start, share.taken.stop, len(y)
         rows = Rows(seed, step, share.taken, total)
-        entered, labels = rule.enter(x[first:last].to(device), y[first:last].to(device), rows, training=training)
+        own = move(x[first:last], device), move(y[first:last], device)
+        entered, labels = rule.enter(*own, rows, training=training)
         copies = rule.copies if training else 1
         if not len(entered) == len(labels) == len(share.taken) * copies:
             raise UsageError(

@@ -8,7 +8,7 @@ Start reading: base.py, what a method says; ddp.py, the shortest one.
 from dataclasses import replace
 
 from sidpar import models
-from sidpar.config.groups.checks import known
+from sidpar.config.groups.checks import known, without_effect
 from sidpar.config.schema import Config
 from sidpar.data import datasets
 from sidpar.methods.base import Method
@@ -27,5 +27,7 @@ def method_of(config: Config) -> Method:
 
 def complete(config: Config) -> Config:
     """A configuration whose every setting is decided and has an effect, as a new object. Raises UsageError."""
+    if config.parallel.device == "cpu":
+        without_effect("compute", config.compute, ["tf32", "cudnn_benchmark"], "parallel.device=cpu computes on no GPU")
     config = replace(config, data=datasets.complete(config.data), model=models.complete(config.model, config.compute))
     return method_of(config).complete(config)

@@ -32,7 +32,9 @@ def resolve(
     """
     place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
-    usable = min(runtime.exchange("memory", usable_memory(runtime.device)), key=lambda size: size or math.inf)
+    usable = min(
+        runtime.exchange("memory", usable_memory(runtime.device, runtime.sharers)), key=lambda size: size or math.inf
+    )
     job = job_of(config, costs, runtime.world_size, usable)
     chosen = choose_local(job, feasible(freedom, build().extractor, sample, runtime))
     # All ranks have the same costs and find the same; rank 0's choice counts all the same.

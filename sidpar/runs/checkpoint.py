@@ -30,6 +30,7 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
 from sidpar.runs.atomic_files import publish, sync
 from sidpar.runs.run_folder import CHECKPOINTS
+from sidpar.runs.snapshot import Snapshot
 
 PROGRESS, _METADATA, _CHECKSUM = "progress.json", ".metadata", ".crc32"
 _ALONE = "torch.distributed is disabled, unavailable or uninitialized"
@@ -123,8 +124,8 @@ class Checkpoints:
     """Writes the checkpoints of a run and keeps the newest ones.
 
     All ranks write at once, each a part, to a folder that gets its name when everything is on the disk: a checkpoint is
-    visible whole or not at all. One at a time is written, by a thread of its own if `asynchronous`, from a copy of the
-    tensors in host memory. Each file has a checksum beside it, because disks lose bytes later.
+    visible whole or not at all. One at a time is written, by a thread of its own if `asynchronous`, from a snapshot in
+    host memory. Each file has a checksum beside it, because disks lose bytes later.
 
     Made once the run folder is this job's own: what a killed run has left half-written there is removed.
     """
@@ -137,6 +138,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._step = 0
+        self._snapshot = Snapshot(runtime.device)
         if runtime.groups is None:  # for good: the thread that writes must not change filters now and then
             warnings.filterwarnings("ignore", _ALONE)
         if runtime.rank == 0:
@@ -151,7 +153,7 @@ class Checkpoints:
         """
         self.wait()
         self._step = progress["step"]
-        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        staged = self._snapshot.take(tensors)
         self._thread = threading.Thread(
             target=self._write, args=(staged, dict(progress)), name="sidpar checkpoint", daemon=True
         )
@@ -213,7 +215,9 @@ class _Writer(FileSystemWriter):
     """Calls back on the coordinator when all ranks have written; its failures become those of every rank."""
 
     def __init__(self, path: Path, publish: Callable[[Path], None]) -> None:
-        super().__init__(path)
+        # Nothing is copied ahead: the tensors are in host memory. Copying ahead, torch would wait here, in the thread
+        # that writes, for all that training has queued on GPU 0, and open a context there.
+        super().__init__(path, per_thread_copy_ahead=0)
         self._publish = publish
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

@@ -95,7 +95,7 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def stop(self) -> None:
-        """Bank the time since `start`; waits for the device."""
+        """Bank the time since `start`; waits for what is queued on the device, not for messages under way."""
         self._bank()
         self._started = None
         self.peak_memory = max(self.peak_memory, device.peak_memory(self._runtime.device))
@@ -105,14 +105,14 @@ class Stopwatch:
         return self.seconds if self._started is None else self.seconds + time.perf_counter() - self._started
 
     def lap(self) -> float:
-        """Images per second since the last lap; waits for the device."""
+        """Images per second since the last lap; waits as `stop` does."""
         self._bank()
         seconds, images = self._lap
         self._lap = (self.seconds, self.images)
         return (self.images - images) / max(self.seconds - seconds, 1e-9)
 
     def _bank(self) -> None:
-        device.synchronize(self._runtime.device)
+        device.wait_for_queued(self._runtime.device)
         now = time.perf_counter()
         if self._started is not None:
             self.seconds += now - self._started

@@ -114,6 +114,10 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.label_noise much", "data.label_noise: expected"),
         ("--model.name vgg", "model.name=vgg is unknown; choose one of ['simple_cnn', 'wide_mlp', 'plain_cnn', "),
         ("--model.num_refiners 0", "model.num_refiners must be at least 1, got 0"),
+        (
+            "--parallel.device cpu --compute.tf32 true",
+            "compute.tf32=True would have no effect, because parallel.device",
+        ),
         ("--model.width 10", "model.width=10 would have no effect, because model.name=simple_cnn has fixed sizes"),
         ("--model.name wide_mlp --model.width 0", "model.width must be at least 1, got 0"),
         ("--parallel.microbatches 0", "parallel.microbatches must be at least 1, got 0"),

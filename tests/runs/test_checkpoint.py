@@ -16,6 +16,7 @@ from torch import Tensor
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError
 from sidpar.runs.checkpoint import Checkpoints, find_newest
+from sidpar.runs.snapshot import Snapshot
 from sidpar.train import parse
 from sidpar.training.run import train
 from tests.harness import RankError, run_ranks
@@ -52,6 +53,26 @@ def test_the_newest_are_kept(ranks: int, asynchronous: bool, tmp_path: Path) -> 
     assert (stored.progress, skipped) == (progress(20), [])
     tensors = stored.read([f"model/{rank}" for rank in range(ranks)])
     assert [tensor.tolist() for tensor in tensors.values()] == [[200.0 + rank] * 3 for rank in range(ranks)]
+
+
+def test_writing_does_not_touch_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch sees a GPU, it would copy ahead, on GPU 0, and wait for what training has queued there."""
+
+    def touched(*_: object) -> None:
+        raise AssertionError("the thread that writes has asked for a stream")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", touched)
+    alone(tmp_path).save(TENSORS, progress(5))
+
+
+def test_a_snapshot_is_a_copy(tmp_path: Path) -> None:
+    """The next one does not change what is still being written from this one."""
+    tensor, snapshot = torch.ones(2), Snapshot(torch.device("cpu"))
+    first = snapshot.take({"a": tensor})
+    tensor.fill_(2)
+    second = snapshot.take({"a": tensor})
+    assert (first["a"].tolist(), second["a"].tolist()) == ([1, 1], [2, 2])
 
 
 def alone(folder: Path, **options: Any) -> Checkpoints:

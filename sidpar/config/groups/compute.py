@@ -15,3 +15,9 @@ class Compute:
     """The extractor's weights and images in NHWC order, faster for convolutions."""
     compile: bool = False
     """torch.compile each module on its own."""
+    tf32: bool = False
+    """GPUs from Ampere on: products of fp32 numbers, convolutions included, with mantissas of 10 bits. Faster, and
+    another number of ranks gives another rounding of about 1e-3."""
+    cudnn_benchmark: bool = False
+    """GPUs: cuDNN times its algorithms for each new shape in place of choosing by heuristics. Which one wins, and so
+    the rounding, may differ from run to run."""

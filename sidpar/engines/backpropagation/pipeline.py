@@ -12,7 +12,7 @@ from sidpar.cascade.cascade import TensorTuple, as_tuple
 from sidpar.cascade.specs import Spec
 from sidpar.config.groups.choices import PipelineName
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import preserved_generator
+from sidpar.distributed.device import move, preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order
 from sidpar.engines.backpropagation.torch_stage import TimedStage
@@ -77,7 +77,7 @@ class PipelineEngine(Synchronous):
             section.step = self.steps
             section.log_beliefs.clear()
         rows, self._weights = self._filled(len(x), size * self._microbatches, y[0].numel())
-        x, self._targets = x.to(device), y.to(device)
+        x, self._targets = move(x, device), move(y, device)
         if len(rows) > len(x):
             x, self._targets = x[rows], self._targets[rows]
         arguments = (x,) if 0 in self._sections else ()
@@ -94,7 +94,7 @@ class PipelineEngine(Synchronous):
             for section in self._sections.values():
                 section.log_beliefs.clear()
                 section.microbatch = 0
-            self._forward(x.to(self.stage.runtime.device), specs)
+            self._forward(move(x, self.stage.runtime.device), specs)
         return self._result(y, 1)
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
@@ -161,7 +161,7 @@ class PipelineEngine(Synchronous):
             weights = (rows < batch).to(torch.float64) / (batch * labels_per_row)
             rows[batch:] = 0
             device = self.stage.runtime.device
-            self._fillings[key] = rows.to(device), weights.to(device)
+            self._fillings[key] = move(rows, device), move(weights, device)
             if filled > len(self._places):
                 self._places = torch.arange(filled, device=device)
         return self._fillings[key]
@@ -202,7 +202,7 @@ class PipelineEngine(Synchronous):
                     log_beliefs[i] = []
                 log_beliefs[i].append(log_belief[: remaining[m]])
         refiners = self.stage.own_refiners
-        y = y.to(self.stage.runtime.device)
+        y = move(y, self.stage.runtime.device)
         received, returned = ({i: log_beliefs[i + k] for i in refiners} for k in (0, 1))
         return StepResult(self.rule, refiners, received, returned, y, y.numel(), len(y))
 

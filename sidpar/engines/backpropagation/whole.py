@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sidpar.cascade.cascade import TensorTuple, initial_state
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import preserved_generator, seed_generator
+from sidpar.distributed.device import move, preserved_generator, seed_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
@@ -187,7 +187,7 @@ class BPEngine(Synchronous):
         the gradients of every rank."""
         taken = slice(rows.start, rows.stop) if rows else slice(0, 1)
         device = self.stage.runtime.device
-        return x[taken].to(device), y[taken].to(device), 1.0 if rows else 0.0
+        return move(x[taken], device), move(y[taken], device), 1.0 if rows else 0.0
 
     def _accumulation(self, last: bool) -> AbstractContextManager[None]:
         """Gradients travel with the last microbatch only."""
@@ -207,7 +207,7 @@ class BPEngine(Synchronous):
         """`y` are the labels of this rank's share of `whole`."""
         refiners = self.stage.own_refiners
         received, returned = ({i: [part[i + k] for part in seen] for i in refiners} for k in (0, 1))
-        y = y.to(self.stage.runtime.device)
+        y = move(y, self.stage.runtime.device)
         return StepResult(self.rule, refiners, received, returned, y, whole.numel(), len(whole))
 
 
