@@ -11,10 +11,19 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.harness import ROOT
+from tests.harness import ROOT, compute_on
 
 settings.register_profile("no deadline", deadline=None)  # the machine may be busy; time is not what is tested
 settings.load_profile("no deadline")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "where the ranks that tests start compute; with cuda, all of them share one GPU and talk over gloo"
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help=help_)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    compute_on(config.getoption("device"))
 
 
 @pytest.fixture(autouse=True)

@@ -23,12 +23,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sidpar.config.groups.choices import DeviceKind
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.runs.run_folder import find_run_folder
 from sidpar.training.run import Run
 
 ROOT = Path(__file__).parent.parent
+DEVICE: DeviceKind = "cpu"
+"""Where ranks compute: on the CPU, or all on one GPU (`pytest --device cuda`)."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "sidpar.train", "tests.harness", "tests.warm"])
@@ -50,9 +53,10 @@ def run_ranks(
     step_timeout: float = 30.0,
     replicas: int = 1,
 ) -> list[Any]:
-    """`function(runtime, *args)` on every rank of a gloo world; the results in rank order. Raises RankError."""
+    """`function(runtime, *args)` on every rank of a gloo world, which computes on `DEVICE`; the results in rank order.
+    Raises RankError."""
     store, results = _store(), _context.Queue()
-    arguments = (results, function, args, world_size, store.port, step_timeout, replicas)
+    arguments = (results, function, args, world_size, store.port, step_timeout, replicas, DEVICE)
     processes = [_context.Process(target=_rank_main, args=(rank, *arguments)) for rank in range(world_size)]
     for process in processes:
         process.start()
@@ -62,6 +66,17 @@ def run_ranks(
         for process in processes:
             process.kill()
             process.join()
+
+
+def compute_on(device: DeviceKind) -> None:
+    """The ranks of later calls, and the oracles that they are compared with."""
+    global DEVICE
+    DEVICE = device
+
+
+def alone() -> Runtime:
+    """One process, on the same device as the ranks."""
+    return Runtime.single(DEVICE)
 
 
 def _store() -> dist.TCPStore:
@@ -77,13 +92,15 @@ def _rank_main(
     port: int,
     step_timeout: float,
     replicas: int,
+    device: DeviceKind,
 ) -> None:
+    compute_on(device)
     torch.set_num_threads(1)
     try:
         store = dist.TCPStore("127.0.0.1", port)
         runtime = Runtime.start(
             backend="gloo",
-            device="cpu",
+            device=device,
             init_timeout=step_timeout,
             step_timeout=step_timeout,
             replicas=replicas,

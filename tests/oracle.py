@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sidpar import LocalEngine, Objective, Runtime, Stage
+from sidpar import LocalEngine, Objective, Stage
 from sidpar.cascade.cascade import Cascade
 from sidpar.engines.base import Engine
 from sidpar.rules.base import LocalRule
+from tests.harness import alone
 
 TOLERANCE = 1e-10
 
@@ -25,17 +26,17 @@ class Reference(NamedTuple):
 
 
 def oracle(build: Callable[[], Cascade], objective: Objective | LocalRule, x: Tensor, y: Tensor) -> Reference:
-    stage = Stage(build(), Runtime.single("cpu"))
+    stage = Stage(build(), alone())
     engine = LocalEngine(stage, objective, seed=5)
-    training = engine.step(x, y).measures()
-    evaluation = engine.evaluate(x, y).measures()
-    return Reference(gradients(stage), training, evaluation, dict(stage.named_buffers()))
+    training = engine.step(x, y).measures().cpu()
+    evaluation = engine.evaluate(x, y).measures().cpu()
+    return Reference(gradients(stage), training, evaluation, {n: b.cpu() for n, b in stage.named_buffers()})
 
 
 def gradients(stage: Stage) -> dict[str, Tensor]:
-    """By global name; a parameter that no loss reaches has the gradient zero."""
+    """By global name, on the CPU; a parameter that no loss reaches has the gradient zero."""
     return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        name: (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).cpu()
         for name, parameter in stage.named_parameters()
     }
 
@@ -63,7 +64,7 @@ def check(
         difference = (gradient - reference.gradients[name]).abs().max().item()
         assert difference < TOLERANCE, f"{case}: the gradient of {name} is off by {difference}"
     for name, buffer in stage.named_buffers():
-        assert torch.allclose(buffer.double(), reference.buffers[name].double()), f"{case}: {name}"
+        assert torch.allclose(buffer.cpu().double(), reference.buffers[name].double()), f"{case}: {name}"
     assert torch.allclose(training, reference.training[own]), f"{case}: measures in training"
     if evaluate:
         evaluation = over_replicas(stage, engine.evaluate(x, y).measures())
@@ -71,7 +72,8 @@ def check(
 
 
 def over_replicas(stage: Stage, measures: Tensor) -> Tensor:
-    """The sum over all replicas of this rank's refiners, each of which has seen its share of the batch."""
+    """The sum over all replicas of this rank's refiners, each of which has seen its share of the batch; on the CPU."""
+    measures = measures.cpu()
     if stage.runtime.groups is not None:
         dist.all_reduce(measures, group=stage.runtime.groups.refiner_gradients)
     return measures

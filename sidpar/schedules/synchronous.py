@@ -46,7 +46,7 @@ from sidpar.schedules.rank_view import RankView, rank_views
 def fused(view: RankView) -> Iterator[Action]:
     """One forward per refiner, kept as teacher of the next and as student; its backward follows at once.
 
-    Only one microbatch of one rank's refiners has saved activations at any time.
+    Only one microbatch of one rank's refiners has saved activations at any time; with K = 1, of one refiner.
     """
     graph = view.runs_extractor_backward
     ahead, lag = _lookahead(view), _lag(view)
@@ -182,12 +182,12 @@ def receive(view: RankView, m: int) -> Iterator[Action]:
 
 def learn(view: RankView, m: int) -> Iterator[Action]:
     """One microbatch through this rank's refiners, its belief sent before the backward starts. Stacked, the forwards
-    that make the beliefs record no graph, and all refiners then learn in one batched computation. Where no states are
-    passed, one refiner's activations are alive at a time."""
-    if not view.passes_states:
+    that make the beliefs record no graph, and all refiners then learn in one batched computation. Where no other rank
+    waits for a belief, one refiner's activations are alive at a time."""
+    stacked, alone = view.refiner_execution == "stacked", view.placement.num_ranks == 1
+    if not view.passes_states or (alone and not stacked):
         yield from _learn_one_by_one(view, m)
         return
-    stacked = view.refiner_execution == "stacked"
     for i in view.refiners:
         yield Action(Do.FORWARD, m, i, graph=not stacked)
     yield from send(view, m)

@@ -13,7 +13,7 @@ from sidpar.models.concat_refiner import ConcatRefiner
 from sidpar.seeding import seeded
 from tests import networks
 
-FAILURE, EXTRACTOR, STEP_TIMEOUT = sys.argv[1], sys.argv[2], float(sys.argv[3])
+FAILURE, EXTRACTOR, STEP_TIMEOUT, DEVICE = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
 
 
 class FailingRefiner(ConcatRefiner):
@@ -36,7 +36,7 @@ class FailingRefiner(ConcatRefiner):
 
 @record
 def main() -> None:
-    with Runtime.start(backend="gloo", device="cpu", step_timeout=STEP_TIMEOUT) as runtime:
+    with Runtime.start(backend="gloo", device=DEVICE, step_timeout=STEP_TIMEOUT) as runtime:
         cascade = networks.plain(3)
         with seeded("failing"):
             cascade.refiners[1] = FailingRefiner(4, [7], networks.CLASSES).double()

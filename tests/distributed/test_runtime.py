@@ -114,9 +114,8 @@ ENDED = r"(failed|was ended) in step 2, in the action:"
 def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[str]) -> None:
     """Rank 1 of 3 raises, is killed, or falls silent in its third step: the job ends non-zero, soon, and says which
     rank was doing what. A killed rank cannot speak for itself: the one that waits for it names it."""
-    done = torchrun(
-        3, str(ROOT / "tests" / "distributed" / "failing_job.py"), failure, extractor, str(STEP_TIMEOUT), timeout=90
-    )
+    job = str(ROOT / "tests" / "distributed" / "failing_job.py")
+    done = torchrun(3, job, failure, extractor, str(STEP_TIMEOUT), "cpu", timeout=90)
     ended = time.time()
     output = done.stdout + done.stderr
     assert done.returncode != 0, output

@@ -112,7 +112,7 @@ def place(cascade: Cascade, runtime: Runtime, case: Case) -> Stage:
 
 def check(case: Case, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, tensor in found.items():
-        difference = (tensor - expected[name]).abs().max().item()
+        difference = (tensor.cpu() - expected[name]).abs().max().item()
         assert difference <= TOLERANCE * max(1.0, expected[name].abs().max().item()), f"{case}: {name} {difference}"
 
 

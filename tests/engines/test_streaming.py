@@ -13,7 +13,7 @@ from sidpar.cascade.cascade import Cascade
 from sidpar.rules import RULES
 from sidpar.schedules.batching import Share
 from tests import networks
-from tests.harness import RankError, run_ranks
+from tests.harness import RankError, alone, run_ranks
 from tests.oracle import TOLERANCE
 
 EXTRACTORS = ("replicated", "root", "sharded")
@@ -30,7 +30,7 @@ def late(
     """The weights after one step per batch, by the definition: the gradient of a batch is taken at the extractor that
     knows all batches but the last `staleness`; refiners are never late. Before a batch of another size nothing is. With
     prediction, the extractor is moved on as far as `staleness` updates like the last one would."""
-    stage = Stage(build(), Runtime.single("cpu"))
+    stage = Stage(build(), alone())
     engine = LocalEngine(stage, objective, seed=5)
     assert stage.extractor is not None
     extractor = list(stage.extractor.parameters())
@@ -64,7 +64,7 @@ def late(
         refiners.step()
     while due:
         apply()
-    return {name: tensor.detach().clone() for name, tensor in stage.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in stage.state_dict().items()}
 
 
 def streamed(stage: Stage, objective: Objective, sizes: Sizes, **settings: Any) -> StreamingEngine:
@@ -88,7 +88,7 @@ def streamed(stage: Stage, objective: Objective, sizes: Sizes, **settings: Any) 
 
 def compare(case: str, stage: Stage, expected: dict[str, Tensor]) -> None:
     for name, tensor in stage.state_dict().items():
-        assert (tensor - expected[name]).abs().max() < TOLERANCE, f"{case}: {name}"
+        assert (tensor.cpu() - expected[name]).abs().max() < TOLERANCE, f"{case}: {name}"
 
 
 def definition(runtime: Runtime) -> int:

@@ -15,7 +15,7 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.distributed.signals import Signals
 from sidpar.train import parse
 from sidpar.training.run import train
-from tests.harness import run_ranks
+from tests.harness import alone, run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -40,7 +40,7 @@ def finish(ranks: int, folder: Path, flags: list[str], stop_at: int | None = Non
 
 def job(runtime: Runtime, arguments: list[str], stop_at: int | None) -> bool:
     if runtime.world_size == 1:
-        single = Runtime.single("cpu")
+        single = alone()
         runtime = Runtime(0, 1, single.device, "none", signals=Signals(lambda _: "", lambda: False))
     if stop_at is not None and runtime.rank == runtime.world_size - 1:
         Loader.train_batches = asking(runtime, Loader.train_batches, stop_at)  # type: ignore[method-assign]
