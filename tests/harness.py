@@ -203,7 +203,8 @@ def torchrun(
         "--standalone",
         f"--nproc_per_node={world_size}",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(
         [*command, *arguments],
         cwd=cwd,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACK = Path(__file__).parent / "pack"
 WHEELS, DATA = PACK / "wheels", PACK / "data"
-PURE = ("jsonargparse", "docstring-parser", "typeshed-client", "importlib-resources", "hypothesis", "sortedcontainers")
+PURE = ("jsonargparse", "docstring-parser", "typeshed-client", "importlib-resources")
 MOST = 60 * 2**20
 """Bytes: what travels to such a machine with the checkout."""
 

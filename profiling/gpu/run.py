@@ -30,6 +30,8 @@ from pack import DATA, WHEELS
 ROOT = Path(__file__).parent.parent.parent
 SITE = Path(__file__).parent / "pack" / "site"
 KEPT_LINES = 6
+LAST_WORDS = 10.0
+"""Seconds for a part that is ended to say how far it came."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def parts(out: Path, data: Path, *, small: bool) -> list[Part]:
     engines = [f"tests/engines/test_{name}.py" for name in ("parity", "streaming", "replicas", "diagnosis")]
     pipelines = [f"tests/engines/backpropagation/test_{name}.py" for name in ("pipeline", "whole")]
     found = [
+        Part("first_use", 30, ["profiling/gpu/first_use.py", "--out", str(out / "first_use.json")], needs_gpu=True),
         Part("tests", 90, [*test, "tests/gpu", "-rs"]),
-        Part("tests_of_engines", 150, [*test, *engines, *pipelines, "--device", "cuda"], needs_gpu=True),
+        Part("tests_of_engines", 120, [*test, *engines, *pipelines, "--device", "cuda"], needs_gpu=True),
         Part("tests_of_resuming", 60, [*test, "tests/training/test_resume.py", "--device", "cuda"], needs_gpu=True),
         Part("engine_overhead", 60, _overhead(out, small=small)),
     ]
@@ -144,11 +147,20 @@ def carry_out(part: Part, seconds: float, log: Path) -> Verdict:
             code = process.wait(seconds)
             status = "passed" if code == 0 else f"failed with status {code}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
             status = f"ended after {seconds:.0f} s"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return Verdict(part.name, status, time.monotonic() - began, given, lines[-KEPT_LINES:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would, upon which pytest says what has failed so far; then for good."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(LAST_WORDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def install() -> None:
