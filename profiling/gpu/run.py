@@ -34,6 +34,21 @@ LAST_WORDS = 10.0
 """Seconds for a part that is ended to say how far it came."""
 
 
+ON_SEVERAL_RANKS = (
+    "test_parity.py::test_gradients_equal_the_oracle[2]",
+    "test_streaming.py::test_the_weights_are_those_of_the_definition[3]",
+    "test_parity.py::test_every_structure_of_features_and_state[2]",
+    "test_parity.py::test_stacked_refiners_get_the_same_gradients[2]",
+    "test_parity.py::test_random_masks_and_statistics_do_not_depend_on_ranks[2]",
+    "test_parity.py::test_buckets_and_memory_formats",
+    "test_replicas.py::test_every_structure_of_features_and_state",
+    "backpropagation/test_pipeline.py::test_gradients_equal_one_process[2]",
+    "backpropagation/test_whole.py::test_gradients_equal_a_plain_loop[2]",
+    "test_parity.py::test_gradients_equal_the_oracle[4]",
+)
+"""Tests of engines whose ranks share the GPU, over gloo, the most telling first."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A command, its name, the seconds that it may take, and whether it makes sense without a GPU."""
@@ -57,13 +72,12 @@ class Verdict:
 
 def parts(out: Path, data: Path, *, small: bool) -> list[Part]:
     """In the order in which they run. Names of results are those of the parts."""
-    test = ["-m", "pytest", "-p", "no:cacheprovider", "-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile"]
-    engines = [f"tests/engines/test_{name}.py" for name in ("parity", "streaming", "replicas", "diagnosis")]
-    pipelines = [f"tests/engines/backpropagation/test_{name}.py" for name in ("pipeline", "whole")]
+    test = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--tb", "short"]
+    engines = [f"tests/engines/{name}" for name in ON_SEVERAL_RANKS]
     found = [
         Part("first_use", 30, ["profiling/gpu/first_use.py", "--out", str(out / "first_use.json")], needs_gpu=True),
         Part("tests", 90, [*test, "tests/gpu", "-rs"]),
-        Part("tests_of_engines", 120, [*test, *engines, *pipelines, "--device", "cuda"], needs_gpu=True),
+        Part("tests_of_engines", 120, [*test, *engines, "--device", "cuda"], needs_gpu=True),
         Part("tests_of_resuming", 60, [*test, "tests/training/test_resume.py", "--device", "cuda"], needs_gpu=True),
         Part("engine_overhead", 60, _overhead(out, small=small)),
     ]
