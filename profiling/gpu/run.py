@@ -34,21 +34,6 @@ LAST_WORDS = 10.0
 """Seconds for a part that is ended to say how far it came."""
 
 
-ON_SEVERAL_RANKS = (
-    "test_parity.py::test_gradients_equal_the_oracle[2]",
-    "test_streaming.py::test_the_weights_are_those_of_the_definition[3]",
-    "test_parity.py::test_every_structure_of_features_and_state[2]",
-    "test_parity.py::test_stacked_refiners_get_the_same_gradients[2]",
-    "test_parity.py::test_random_masks_and_statistics_do_not_depend_on_ranks[2]",
-    "test_parity.py::test_buckets_and_memory_formats",
-    "test_replicas.py::test_every_structure_of_features_and_state",
-    "backpropagation/test_pipeline.py::test_gradients_equal_one_process[2]",
-    "backpropagation/test_whole.py::test_gradients_equal_a_plain_loop[2]",
-    "test_parity.py::test_gradients_equal_the_oracle[4]",
-)
-"""Tests of engines whose ranks share the GPU, over gloo, the most telling first."""
-
-
 @dataclass(frozen=True)
 class Part:
     """A command, its name, the seconds that it may take, and whether it makes sense without a GPU."""
@@ -72,13 +57,10 @@ class Verdict:
 
 def parts(out: Path, data: Path, *, small: bool) -> list[Part]:
     """In the order in which they run. Names of results are those of the parts."""
-    test = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--tb", "short"]
-    engines = [f"tests/engines/{name}" for name in ON_SEVERAL_RANKS]
+    test = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "4", "--dist", "worksteal", "--tb", "short"]
     found = [
         Part("first_use", 30, ["profiling/gpu/first_use.py", "--out", str(out / "first_use.json")], needs_gpu=True),
-        Part("tests", 90, [*test, "tests/gpu", "-rs"]),
-        Part("tests_of_engines", 120, [*test, *engines, "--device", "cuda"], needs_gpu=True),
-        Part("tests_of_resuming", 60, [*test, "tests/training/test_resume.py", "--device", "cuda"], needs_gpu=True),
+        Part("tests", 150, [*test, "tests/gpu", "-rs"]),
         Part("engine_overhead", 60, _overhead(out, small=small)),
     ]
     found += [Part(name, 60, command) for name, command in _speedups(out, small=small).items()]
