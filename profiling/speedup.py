@@ -8,6 +8,7 @@ All methods run in one process group, in turn (A B C A B C ...), so that drift o
 everything from a barrier to the end of the optimizer step on the slowest rank; the barrier itself is not counted. The
 steps of `streaming` overlap, so there it is a whole stream of --stream steps, from a barrier to the end of the drain,
 divided by their number. A first pass has each method alone in memory and measures that; a second pass measures time.
+Nothing is recorded in the steps that are timed: phases and timelines are those of --traced further steps.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from harness import workloads
 from harness.conditions import conditions
 from harness.contenders import Contender, chosen_by_plan, contenders
-from harness.measuring import Entry, Measured, memory_pass, timed_window
+from harness.measuring import Entry, Measured, memory_pass, window
 from harness.rows import describe_costs, describe_link, rows, timelines_of
 from harness.workloads import Workload
 from report import remake
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--extractors", nargs="+", default=["replicated", "sharded"], help="placements for SID")
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each method")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each method before them that are not counted")
+    parser.add_argument("--traced", type=int, default=3, help="further steps of each method, whose phases are recorded")
     parser.add_argument("--stream", type=int, default=12, help="steps of a stream, from its filling to its drain")
     parser.add_argument("--only", nargs="+", help="methods whose key contains one of these words")
     arguments = parser.parse_args()
@@ -79,12 +81,15 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
         measured[contender] = memory_pass(contender, runtime, workload, costs[contender.network])
     entries = [Entry(c, runtime, workload, costs[c.network]) for c in chosen]
     offset = clock_offset(runtime)
-    for k in range(arguments.warmup + arguments.steps):
-        say(runtime, f"time: step {k + 1} of {arguments.warmup + arguments.steps}")
-        for entry in entries:
-            timed_window(entry, runtime, offset, measured[entry.contender] if k >= arguments.warmup else None)
+    for kind, turns in (("warm-up", arguments.warmup), ("timed", arguments.steps), ("traced", arguments.traced)):
+        for turn in range(turns):
+            say(runtime, f"{kind}: step {turn + 1} of {turns}")
+            for entry in entries:
+                one, seen = window(entry, runtime, offset, traced=kind == "traced"), measured[entry.contender]
+                if one is not None and kind != "warm-up":
+                    (seen.traced if kind == "traced" else seen.timed).append(one)
     predictions = {e.contender: predict(e, runtime, workload, costs[e.contender.network]) for e in entries}
-    everyone = {c: [Measured(**values) for values in runtime.exchange(c.key, asdict(measured[c]))] for c in chosen}
+    everyone = {c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(measured[c]))] for c in chosen}
     if runtime.rank == 0:
         given = " ".join(sys.argv[1:])
         report = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sidpar.distributed.device import describe
+from sidpar.distributed.device import describe, versions
 from sidpar.version import source_commit
 
 
@@ -16,6 +16,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "device": describe(device),
         "gpus": torch.cuda.device_count() if device.type == "cuda" else 0,
         "torch": torch.__version__,
+        **versions(device),
         "python": platform.python_version(),
         "commit": source_commit(),
         "date": time.strftime("%Y-%m-%d"),

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
+from typing import Any, Self
 
 import torch
 
@@ -24,17 +25,32 @@ OPTIM = OptimConfig(name="sgd", lr=1e-3, schedule="constant")
 
 
 @dataclass
+class Window:
+    """A step, or a stream of several, on one rank."""
+
+    began: float
+    """On the clock of rank 0."""
+    seconds: float
+    spans: list[Span]
+    """Of a traced window."""
+
+
+@dataclass
 class Measured:
-    """What one rank saw of one contender."""
+    """What one rank saw of one contender. Times are those of windows that nothing was recorded in: marks cost the host
+    time, and methods differ in how many they would set. Spans are those of traced windows."""
 
     memory: dict[str, int | None] = field(default_factory=dict)
     peak_memory: int = 0
     traffic: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    """Of each window: a step, or a stream of several."""
-    begins: list[float] = field(default_factory=list)
-    """When each window began, on the clock of rank 0."""
-    spans: list[list[Span]] = field(default_factory=list)
+    timed: list[Window] = field(default_factory=list)
+    traced: list[Window] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """What another rank has sent, as plain data."""
+        windows = {kind: [Window(**window) for window in values[kind]] for kind in ("timed", "traced")}
+        return cls(**values | windows)
 
 
 class Entry:
@@ -48,8 +64,8 @@ class Entry:
         if self.engine is not None:
             self.optimizers = Optimizers(self.engine.stage.parts(), OPTIM, steps_per_epoch=1)
 
-    def run(self, clock: Clock, steps: int) -> None:
-        """Steps with their updates."""
+    def run(self, steps: int, clock: Clock | None = None) -> None:
+        """Steps with their updates, recorded on the clock, if there is one."""
         if self.engine is None:
             return
         self.engine.clock = clock
@@ -83,14 +99,14 @@ def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memor
     gc.collect()
     give_back_unused(runtime.device)
     reset_peak_memory(runtime.device)
-    clock, steps = Clock(runtime.device), entry.contender.stream
-    entry.run(clock, 1)
+    steps = entry.contender.stream
+    entry.run(1)
     engine = entry.engine
     stage, traffic = engine.stage, engine.traffic
     traffic.reset()
     known = [*stage.parameters(), *stage.buffers(), *engine.versions, workload.x, workload.y]
     with SavedTensors(known) as saved:
-        entry.run(clock, steps)
+        entry.run(steps)
     memory = measure_memory(
         stage,
         entry.optimizers.all,
@@ -105,16 +121,13 @@ def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memor
     return memory, per_step
 
 
-def timed_window(entry: Entry, runtime: Runtime, offset: float, measured: Measured | None) -> None:
-    """One step of one contender on all ranks, or one stream; recorded unless it is for warming up."""
+def window(entry: Entry, runtime: Runtime, offset: float, *, traced: bool = False) -> Window | None:
+    """One step of one contender on all ranks, or one stream; None on a rank that only waits."""
     if not torch.cuda.is_available():
         torch.set_num_threads(entry.contender.threads)
     clock = Clock(runtime.device)
     runtime.barrier()
     clock.start()
-    entry.run(clock, entry.contender.stream)
+    entry.run(entry.contender.stream, clock if traced else None)
     seconds, spans = clock.read()
-    if measured is not None and entry.engine is not None:
-        measured.seconds.append(seconds)
-        measured.begins.append(clock.started + offset)
-        measured.spans.append(spans)
+    return None if entry.engine is None else Window(clock.started + offset, seconds, spans)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.contenders import Contender, Local
-from harness.measuring import Measured
+from harness.measuring import Measured, Window
 from harness.workloads import Workload
 from sidpar.schedules.phases import COMPUTE, PHASE
 from sidpar.simulation.cost_model import Prediction
@@ -29,7 +29,7 @@ def rows(
     backpropagation = [seconds for c, seconds in medians.items() if not isinstance(c, Local)]
     found = []
     for contender, measured in everyone.items():
-        ranks = [m for m in measured if m.seconds]
+        ranks = [m for m in measured if m.timed]
         p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(contender, measured), [0.1, 0.9]))
         median = medians[contender]
         prediction, paper = predictions[contender]
@@ -63,44 +63,43 @@ def rows(
 
 def step_seconds(contender: Contender, ranks: list[Measured]) -> list[float]:
     """Of a step, for each window."""
-    return [seconds / contender.stream for seconds in window_seconds(ranks)]
+    return [seconds / contender.stream for seconds in lengths([m.timed for m in ranks if m.timed])]
 
 
-def window_seconds(ranks: list[Measured]) -> list[float]:
+def lengths(ranks: list[list[Window]]) -> list[float]:
     """Of each window, from the first rank's begin to the last rank's end."""
-    running = [m for m in ranks if m.seconds]
-    steps = range(len(running[0].seconds))
-    return [max(m.begins[k] + m.seconds[k] for m in running) - min(m.begins[k] for m in running) for k in steps]
+    return [max(w.began + w.seconds for w in same) - min(w.began for w in same) for same in zip(*ranks, strict=True)]
 
 
 def bubbles(ranks: list[Measured]) -> list[float]:
     """Of each window, the share in which a rank, on average, does not compute."""
-    steps = window_seconds(ranks)
+    steps = lengths([m.traced for m in ranks])
     return [
-        1 - sum(s[3] - s[2] for m in ranks for s in m.spans[k] if s[0] in COMPUTE) / (len(ranks) * steps[k])
+        1 - sum(s[3] - s[2] for m in ranks for s in m.traced[k].spans if s[0] in COMPUTE) / (len(ranks) * steps[k])
         for k in range(len(steps))
     ]
 
 
 def phases(contender: Contender, measured: Measured) -> dict[str, float]:
     """Median milliseconds per step of each phase."""
-    per_step: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(measured.spans))
-    for k, spans in enumerate(measured.spans):
-        for phase, _, start, end in spans:
+    per_step: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(measured.traced))
+    for k, traced in enumerate(measured.traced):
+        for phase, _, start, end in traced.spans:
             per_step[phase][k] += 1000 * (end - start) / contender.stream
     return {phase: statistics.median(values) for phase, values in per_step.items()}
 
 
 def timelines_of(contender: Contender, ranks: list[Measured], prediction: Prediction | None) -> dict[str, Any]:
-    """The measured step whose length is the median, on a clock common to all ranks, and the modelled one; of a stream,
+    """The traced step whose length is the median, on a clock common to all ranks, and the modelled one; of a stream,
     its beginning, as many steps as can be seen."""
-    running = [m for m in ranks if m.seconds]
-    windows = window_seconds(running)
+    running = [m.traced for m in ranks if m.traced]
+    windows = lengths(running)
     k = sorted(range(len(windows)), key=windows.__getitem__)[len(windows) // 2]
-    zero = min(m.begins[k] for m in running)
+    zero = min(traced[k].began for traced in running)
     seen = windows[k] * min(1.0, STEPS_SEEN / contender.stream)
     measured = [
-        [shifted(s, m.begins[k] - zero) for s in m.spans[k] if m.begins[k] + s[3] - zero <= seen] for m in running
+        [shifted(s, traced[k].began - zero) for s in traced[k].spans if traced[k].began + s[3] - zero <= seen]
+        for traced in running
     ]
     modelled = None
     if prediction is not None and prediction.timeline is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pynvml
 import torch
@@ -88,17 +89,21 @@ def driver_memory(device: torch.device) -> int | None:
     """Bytes of the device that the driver accounts to this process (NVML); None on CPU, or where NVML does not tell."""
     if device.type != "cuda":
         return None
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(_nvml_handle(device))
     except pynvml.NVMLError:
         return None
     # In a container NVML may number processes as the host does; of a process alone on its GPU it is still ours.
     own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
     figures = own or ([processes[0].usedGpuMemory] if len(processes) == 1 else [])
     return figures[0] if figures else None
+
+
+def _nvml_handle(device: torch.device) -> Any:
+    """By identity: NVML numbers GPUs without regard to CUDA_VISIBLE_DEVICES. Raises NVMLError."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
 
 
 def synchronize(device: torch.device) -> None:
@@ -143,6 +148,27 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()} CPU ({capability}), {torch.get_num_threads()} threads per rank"
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """Of what computes and sends besides torch, and the settings of a GPU that change speed and rounding; empty on
+    CPU."""
+    if device.type != "cuda":
+        return {}
+    try:
+        power_limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(_nvml_handle(device)) / 1000
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        driver, power_limit = None, None
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
+        "driver": driver,
+        "power_limit_watts": power_limit,
+        "tf32": {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
 
 
 def seed_generator(device: torch.device, seed: int) -> None:

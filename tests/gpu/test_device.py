@@ -68,6 +68,14 @@ def test_peaks_and_what_may_be_planned_with() -> None:
     del block
 
 
+def test_results_tell_what_they_were_measured_with() -> None:
+    device.set_arithmetic(GPU, tf32=False, cudnn_benchmark=False)
+    told = device.versions(GPU)
+    assert all(told[name] for name in ("cuda", "cudnn", "nccl", "driver"))
+    assert told["power_limit_watts"] > 50
+    assert told["tf32"] == {"products": False, "convolutions": False}
+
+
 def test_generators_are_put_back() -> None:
     with device.preserved_generator(GPU):
         device.seed_generator(GPU, 3)

@@ -1,4 +1,4 @@
-"""Ranks that share one GPU and talk over gloo: the engines' messages of CUDA tensors, by the gradients that come of them.
+"""Ranks that share one GPU and talk over gloo: gradients show whether the engines' messages of CUDA tensors are right.
 
 A few cases of each engine. `pytest tests/engines --device cuda` has all of them, and takes many minutes.
 """
