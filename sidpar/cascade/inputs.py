@@ -5,6 +5,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from sidpar.errors import UsageError
 
@@ -34,11 +36,11 @@ class Inputs:
         return any(writes for (known, *_), writes in self._writes.items() if known is module)
 
     def _call(self, name: str, module: nn.Module, *given: Tensors) -> Tensors:
-        if torch.compiler.is_compiling():  # which leaves out the copies that nobody needs
+        if torch.compiler.is_compiling() or not _watchable(given):
             return _call(module, _copies(given))
         key = (module, module.training, torch.is_grad_enabled())
         writes = self._writes.get(key)
-        if writes or any(tensor.is_inference() for tensor in _flat(given)):  # of whose writes there is no count
+        if writes:
             return _call(module, _copies(given))
         if writes is None:
             copies = _copies(given)
@@ -73,6 +75,14 @@ def _copies(given: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
         tensors.clone() if isinstance(tensors, Tensor) else tuple(tensor.clone() for tensor in tensors)
         for tensors in given
     )
+
+
+def _watchable(given: tuple[Tensors, ...]) -> bool:
+    """Whether it can be seen who writes into these: not in inference mode, where writes are not counted; not under
+    `torch.func`, nor while torch traces (and leaves out the copies that nobody needs), where numbers cannot be read."""
+    if torch.is_inference_mode_enabled() or _get_current_dispatch_mode() is not None:
+        return False
+    return not any(tensor.is_inference() or is_functorch_wrapped_tensor(tensor) for tensor in _flat(given))
 
 
 def _counts(given: tuple[Tensors, ...]) -> list[int]:
