@@ -41,8 +41,8 @@ from sidpar.training.same_network import build_alike
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a plan, on rank 0. A mistake ends the process with exit code 2 and one line that names it."""
-    config, arguments_by_name = parse(_parser(), arguments, complete)
-    with printing(), errors_in_one_line("sidpar.plan"):
+    with printing("sidpar.plan"), errors_in_one_line("sidpar.plan"):
+        config, arguments_by_name = parse(_parser(), arguments, complete)
         given = PlanArguments.read(arguments_by_name)
         with _start(config, given) as runtime:
             _plan(config, given, runtime)

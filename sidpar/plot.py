@@ -25,7 +25,7 @@ _EACH = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw. A mistake ends the process with exit code 2 and one line that names it."""
-    with printing(), errors_in_one_line("sidpar.plot"):
+    with printing("sidpar.plot"), errors_in_one_line("sidpar.plot"):
         plot(_parser().parse_args(arguments))
 
 

@@ -24,7 +24,7 @@ _BATCH = 256
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and draw. A mistake ends the process with exit code 2 and one line that names it."""
-    with printing(), errors_in_one_line("sidpar.predict"):
+    with printing("sidpar.predict"), errors_in_one_line("sidpar.predict"):
         predict(_parser().parse_args(arguments))
 
 

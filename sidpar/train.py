@@ -53,11 +53,11 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         "Train a cascade by Synergistic Information Distillation, one process per rank.",
     )
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
-    config, others = command_line.parse(parser, arguments, complete)
-    if others["print_config"]:
-        with printing():
+    with printing("sidpar.train"):
+        config, others = command_line.parse(parser, arguments, complete)
+        if others["print_config"]:
             print(command_line.to_yaml(config), end="")
-        parser.exit()
+            parser.exit()
     return config
 
 

@@ -1,4 +1,5 @@
-"""Standard output whose reader may go away: `| head -1`, a terminal that is closed."""
+"""Standard streams that may fail: closed by the shell (`>&-`), without a reader (`| head -1`, a terminal that is gone),
+on a disk that is full."""
 
 import errno
 import os
@@ -6,48 +7,76 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 _GONE = (errno.EPIPE, errno.EIO)
-"""What writing to it then says: of a pipe, of a terminal."""
+"""What writing says where nobody reads any more: of a pipe, of a terminal."""
+_STANDARD_ERROR = 2
 
 
 @contextmanager
-def printing() -> Iterator[None]:
-    """For a program that only prints: it ends when nobody reads on, quietly, as if by SIGPIPE."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in _GONE:
-            raise
-        _discard(sys.stdout)
-        raise SystemExit(128 + signal.SIGPIPE) from error
+def printing(program: str) -> Iterator[None]:
+    """For a program that only prints. It ends when nobody reads on, quietly, as if by SIGPIPE; with one line and exit
+    code 1 when its output cannot be written. A stream that was closed from the start takes everything."""
+    with _watched(lasting=False) as output:
+        try:
+            yield
+        except (OSError, SystemExit):  # argparse writes, swallows the error, and exits
+            output.finish()
+            if output.error is None:
+                raise
+        else:
+            output.finish()
+        if output.error is not None:
+            if output.error.errno in _GONE:
+                raise SystemExit(128 + signal.SIGPIPE) from output.error
+            reason = f"the standard output cannot be written ({output.error.strerror})"
+            print(f"{program}: error: {reason}: send it elsewhere", file=sys.stderr)
+            raise SystemExit(1) from output.error
 
 
 @contextmanager
 def without_reader() -> Iterator[None]:
-    """For a program whose work is not what it prints: it goes on when nobody reads on."""
-    own = sys.stdout, sys.stderr
-    lasting = _Lasting(own[0]), _Lasting(own[1])
-    sys.stdout, sys.stderr = lasting
-    try:
+    """For a program whose work is not what it prints: it goes on, whatever becomes of its output."""
+    with _watched(lasting=True):
         yield
+
+
+@contextmanager
+def _watched(*, lasting: bool) -> Iterator["_Stream"]:
+    """Both streams; what is written to the standard error is never worth an end. Yields the standard output."""
+    _open_closed()
+    own = sys.stdout, sys.stderr
+    streams = _Stream(own[0], lasting=lasting), _Stream(own[1], lasting=True)
+    sys.stdout, sys.stderr = streams
+    try:
+        yield streams[0]
     finally:
-        for stream in lasting:
-            stream.flush()
+        for stream in streams:
+            stream.finish()
         sys.stdout, sys.stderr = own
-        for stream, original in zip(lasting, own, strict=True):
-            if stream.gone:
-                _discard(original)
 
 
-class _Lasting:
-    """A stream that takes everything, also when what is behind it is gone."""
+def _open_closed() -> None:
+    """Standard streams that are closed lead nowhere from now on. Files opened later would get their numbers, and with
+    them what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass  # the lowest number that is free
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as the interpreter has found it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  stays open
 
-    def __init__(self, stream: TextIO) -> None:
+
+class _Stream:
+    """A stream that remembers its first error, and takes no more after it."""
+
+    def __init__(self, stream: TextIO, *, lasting: bool) -> None:
+        """A `lasting` one does not raise it."""
         self._stream = stream
-        self.gone = False
+        self._lasting = lasting
+        self.error: OSError | None = None
 
     def write(self, text: str) -> int:
         self._try(self._stream.write, text)
@@ -56,15 +85,22 @@ class _Lasting:
     def flush(self) -> None:
         self._try(self._stream.flush)
 
+    def finish(self) -> None:
+        """Write what is left, if that can be."""
+        self._lasting = True
+        self.flush()
+        if self.error is not None:
+            _discard(self._stream)
+
     def _try(self, call: Any, *arguments: Any) -> None:
-        if self.gone:
+        if self.error is not None:
             return
         try:
             call(*arguments)
         except OSError as error:
-            if error.errno not in _GONE:
+            self.error = error
+            if not self._lasting:
                 raise
-            self.gone = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -78,8 +78,10 @@ class Signals:
         self._end()
 
     def _end(self) -> None:
-        print(self._moment("was ended"), file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)
+        try:
+            print(self._moment("was ended"), file=sys.stderr, flush=True)
+        finally:  # also where nobody hears it
+            os._exit(128 + signal.SIGTERM)
 
 
 _listeners: list[Signals] = []
