@@ -2,7 +2,7 @@
 
 import re
 import sys
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -19,6 +19,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 
 from sidpar.config import yaml_text
+from sidpar.config.numbers import read_flag, refuse_numbers_as_names, refuse_text
 from sidpar.config.schema import Config
 from sidpar.errors import RunError, UsageError
 
@@ -54,7 +55,7 @@ def errors_in_one_line(program: str) -> Iterator[None]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as a file that `--config` reads back."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+    return yaml_text.dump(config.to_dict())
 
 
 def from_yaml(text: str) -> Config:
@@ -94,6 +95,18 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(_in_one_line(message), ex)
 
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        """jsonargparse alone would go on to read texts as numbers by rules of its own."""
+        value, kind = super()._get_value(action, arg_string), _KINDS.get(action.dest)
+        if kind is None or not isinstance(value, str):
+            return value
+        try:
+            value = read_flag(kind, value)
+            refuse_text(action.dest, kind, value)
+        except UsageError as error:
+            self.error(str(error))
+        return value
+
 
 class _ConfigFile(ActionConfigFile):
     """Checks a file as a whole before its settings are read one by one."""
@@ -130,8 +143,13 @@ def _check_content(text: str) -> None:
         found = "nothing" if content is None else repr(content)
         raise UsageError(f"expected settings by name, such as optim: {{lr: 0.001}}, got {found}")
     for name, value in content.items():
-        if name in _GROUPS and not isinstance(value, dict):
+        if name not in _GROUPS:
+            continue
+        if not isinstance(value, dict):
             raise UsageError(_no_group(name, value))
+        refuse_numbers_as_names(name, value)
+        for key, setting in value.items():
+            refuse_text(f"{name}.{key}", _KINDS.get(f"{name}.{key}"), setting)
 
 
 def _check(namespace: Namespace) -> None:
@@ -174,3 +192,7 @@ def _spoken(kind: str) -> str:
 
 _NAMES = [field.name for field in fields(Config)]
 _GROUPS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+_KINDS: Mapping[str, Any] = {
+    f"{name}.{key}": kind for name, group in _GROUPS.items() for key, kind in get_type_hints(group).items()
+}
+"""The type of each setting in a group."""

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sidpar.config.command_line import from_yaml
+from sidpar.config.command_line import from_yaml, to_yaml
 from sidpar.errors import UsageError
 from sidpar.train import parse
 
@@ -19,6 +20,30 @@ def test_whole_numbers_may_have_an_exponent(tmp_path: Path) -> None:
     optim = parse(["--config", str(read("optim: {epochs: 1e2, lr: 1e-2, clip: 2e0}", tmp_path))]).optim
     assert (optim.epochs, optim.lr, optim.clip) == (100, 0.01, 2.0)
     assert isinstance(optim.epochs, int)
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "0b1", "1_000", "-010", "1:30.5", "'7'", "1 000"])
+def test_texts_that_others_take_for_numbers(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML 1.1 makes 8 of 010, and 90 of 1:30. In a file and on the command line alike."""
+    file = read(f"data:\n  batch_size: {text}", tmp_path)
+    for arguments in (["--config", str(file)], ["--data.batch_size", text]):
+        with pytest.raises(SystemExit):
+            parse(arguments)
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"data.batch_size: expected int, got {text.strip(chr(39))}" in last
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e2", 100), ("+12", 12), ("0", 0), ("2E3", 2000)])
+def test_a_number_is_the_same_on_the_command_line(text: str, number: int, tmp_path: Path) -> None:
+    file = read(f"run: {{seed: {text}}}", tmp_path)
+    assert parse(["--run.seed", text]).run.seed == parse(["--config", str(file)]).run.seed == number
+
+
+@pytest.mark.parametrize("name", ["1e2", "010", "1:30", "5", "0x10", "yes", "2026-11-28", "null"])
+def test_a_run_folder_keeps_names_that_look_like_something_else(name: str) -> None:
+    written = to_yaml(parse(["--run.name", name]))
+    assert from_yaml(written).run.name == name
+    assert yaml.safe_load(written)["run"]["name"] == name, "also to those who read YAML 1.1"
 
 
 def test_keys_that_hold_anchors_are_left_out(tmp_path: Path) -> None:
@@ -64,6 +89,14 @@ def test_a_file_that_is_no_text(content: bytes, tmp_path: Path, capsys: pytest.C
         ("optim:\n- lr", "config.yaml: optim: expected settings by name, such as optim.name, got ['lr']"),
         ("optim: fast", "config.yaml: optim: expected settings by name, such as optim.name, got 'fast'"),
         ("optim: {lr: null}", "optim.lr: expected float, got null"),
+        ("optim:\n  lr: 0,1", "optim.lr: expected float, got 0,1: write 0.1, with a point, not a comma"),
+        (
+            "optim: {lr: 0,1}",
+            "but 1 is none; a number has a decimal point, not a comma",
+        ),
+        ("optim: {lr: '0.1'}", "optim.lr: expected float, got 0.1, a text: write it without quotes"),
+        ("data: {workers: many}", "data.workers: expected int or null, got many"),
+        ("parallel: {placement: [010, 2]}", "parallel.placement: expected int, got 010"),
         ("optim: {lr: [1, 2]}", "optim.lr: expected float, got [1, 2]"),
         ("optim: {lr: {a: 1}}", "optim.lr: expected float, got {'a': 1}"),
         ("run: {name: [1]}", "run.name: expected str, got [1]"),
