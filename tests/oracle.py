@@ -74,6 +74,6 @@ def check(
 def over_replicas(stage: Stage, measures: Tensor) -> Tensor:
     """The sum over all replicas of this rank's refiners, each of which has seen its share of the batch; on the CPU."""
     measures = measures.cpu()
-    if stage.runtime.groups is not None:
-        dist.all_reduce(measures, group=stage.runtime.groups.refiner_gradients)
+    if stage.runtime.groups is not None and stage.runtime.groups.replicas is not None:
+        dist.all_reduce(measures, group=stage.runtime.groups.replicas.refiner_gradients)
     return measures

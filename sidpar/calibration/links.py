@@ -26,16 +26,22 @@ def measure_links(runtime: Runtime) -> Links:
     if groups is None:
         return Links()
     runtime.connect()
-    group, ranks = groups.features, runtime.cascade_size
+    ranks = runtime.cascade_size
     fits = {"message": _fit(runtime, lambda tensor: _ping_pong(runtime, tensor), halves=True)}
     collectives: dict[str, Callable[[torch.Tensor], object]] = {
-        "all_gather": lambda t: dist.all_gather_into_tensor(t, t[: len(t) // ranks].clone(), group=group),
-        "reduce_scatter": lambda t: dist.reduce_scatter_tensor(t[: len(t) // ranks].clone(), t, group=group),
-        "broadcast": lambda t: dist.broadcast(t, group_src=0, group=group),
-        "reduce": lambda t: dist.reduce(t, group_dst=0, group=group),
         "all_reduce": lambda t: dist.all_reduce(t, group=groups.world),
-        "replica_all_reduce": lambda t: dist.all_reduce(t, group=groups.refiner_gradients),
     }
+    if groups.cascade is not None:
+        group = groups.cascade.features
+        collectives |= {
+            "all_gather": lambda t: dist.all_gather_into_tensor(t, t[: len(t) // ranks].clone(), group=group),
+            "reduce_scatter": lambda t: dist.reduce_scatter_tensor(t[: len(t) // ranks].clone(), t, group=group),
+            "broadcast": lambda t: dist.broadcast(t, group_src=0, group=group),
+            "reduce": lambda t: dist.reduce(t, group_dst=0, group=group),
+        }
+    if groups.replicas is not None:
+        replicas = groups.replicas.refiner_gradients
+        collectives["replica_all_reduce"] = lambda t: dist.all_reduce(t, group=replicas)
     for name, run in collectives.items():
         fits[name] = _fit(runtime, run)
     agreed = runtime.from_root("links", {name: [link.latency, link.seconds_per_byte] for name, link in fits.items()})

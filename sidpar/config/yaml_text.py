@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -24,7 +24,7 @@ _OLD = {f"{_TAG}{kind}" for kind in ("int", "float", "timestamp")}
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers; one that begins with a 0 is a text, since 010 is 8 to some and 10 to others."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as in PyYAML)
         beginning: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
         for beginning, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

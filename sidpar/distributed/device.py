@@ -162,7 +162,7 @@ def versions(device: torch.device) -> dict[str, Any]:
         driver, power_limit = None, None
     return {
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
         "driver": driver,
         "power_limit_watts": power_limit,

@@ -1,13 +1,41 @@
 """The process groups of a world of R x K ranks: R replicas of a cascade, each of which lies on K ranks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+
+FEW_CTAS = 4
+"""Of a group whose messages are small. A kernel of NCCL that waits for a peer holds as many SMs as it has CTAs, by
+default 16 to 24 where there is NVLink, and ours are meant to start early and wait."""
+SUMMING_CTAS = 8
+"""Of the group that sums the extractor's gradients, whose messages are larger."""
+
+
+@dataclass(frozen=True)
+class CascadeGroups:
+    """The K ranks of this rank's cascade, K > 1, once for each kind of traffic."""
+
+    features: dist.ProcessGroup
+    feature_gradients: dist.ProcessGroup
+    chain: tuple[dist.ProcessGroup, dist.ProcessGroup]
+
+    def edge(self, rank: int, peer: int) -> dist.ProcessGroup:
+        """The group of the messages between two neighbours in a cascade."""
+        return self.chain[min(rank, peer) % 2]
+
+
+@dataclass(frozen=True)
+class ReplicaGroups:
+    """The R ranks at this rank's place, one in each cascade, R > 1: they hold the same refiners."""
+
+    refiner_gradients: dist.ProcessGroup
+    root_gradients: dist.ProcessGroup
+    """Parameter gradients of an extractor that only the first rank of each cascade holds."""
 
 
 @dataclass(frozen=True)
@@ -17,77 +45,117 @@ class Groups:
     NCCL runs the messages of one group in order, on one stream. A receive that is posted ahead would hold up every
     later send of the same group, so neighbouring edges of the belief chain use different groups. And a reduction waits
     for the last rank: features of the next batch, which the first rank needs before that, have a group of their own.
+
+    A group costs NCCL nothing until its first message: groups that a job does not use have no buffers on the device.
     """
 
-    mesh: DeviceMesh
-    """All ranks, [R, K], by the dimensions `replica` and `cascade`: neighbours in a cascade are neighbours in the
-    world, since they exchange the most messages."""
+    default: dist.ProcessGroup
+    """All ranks, with as many channels as NCCL likes: for torch's own data parallelism and pipelines, which our
+    settings must not slow down."""
     world: dist.ProcessGroup
     """All ranks: parameter gradients of an extractor that all of them hold, and what is not part of a step."""
-    features: dist.ProcessGroup
-    """The K ranks of this rank's cascade, as the next two."""
-    feature_gradients: dist.ProcessGroup
-    chain: tuple[dist.ProcessGroup, dist.ProcessGroup]
-    refiner_gradients: dist.ProcessGroup
-    """The R ranks that hold the same refiners as this one, one in each cascade."""
-    root_gradients: dist.ProcessGroup
-    """The same ranks: parameter gradients of an extractor that only the first rank of each cascade holds."""
+    cascade: CascadeGroups | None
+    """None for K = 1."""
+    replicas: ReplicaGroups | None
+    """None for R = 1."""
     requests: dist.ProcessGroup
     """All ranks, in host memory on any backend: whether a rank has been asked to stop."""
     checkpoints: dist.ProcessGroup
     """The same for checkpoints, which a thread of its own may be writing."""
 
     @classmethod
-    def make(cls, num_replicas: int, device_type: str, timeout: timedelta, patience: timedelta) -> Self:
-        """All ranks call it. Every one of them makes all groups, its own and those of others, in the same order.
+    def make(cls, num_replicas: int, timeout: timedelta, patience: timedelta) -> Self:
+        """All ranks call it, once torch's default group is there. Every one of them makes all groups of more than one
+        rank, its own and those of others, in the same order.
 
         `timeout` is for a message, `patience` for one that may wait for the disks of all ranks.
         """
         ranks = torch.arange(dist.get_world_size()).view(num_replicas, -1)
+        default = dist.group.WORLD
+        assert default is not None
 
-        def group(rows: Tensor) -> dist.ProcessGroup:
+        def group(rows: Tensor, max_ctas: int = FEW_CTAS, *, urgent: bool = False) -> dist.ProcessGroup:
             """The group of the row that holds this rank."""
-            mine, _ = dist.new_subgroups_by_enumeration(rows.tolist(), timeout=timeout)
-            assert isinstance(mine, dist.ProcessGroup)
-            return mine
+            mine: list[dist.ProcessGroup] = []
+            for row in rows.tolist():
+                options = nccl_options(timeout, max_ctas, urgent=urgent) if dist.get_backend() == "nccl" else None
+                made = dist.new_group(row, timeout=timeout, pg_options=options)
+                mine += [made] if isinstance(made, dist.ProcessGroup) else []
+            return mine[0]
 
         def host_group(timeout: timedelta) -> dist.ProcessGroup:
-            mine = dist.new_group(backend="gloo", timeout=timeout)
-            assert isinstance(mine, dist.ProcessGroup)
-            return mine
+            made = dist.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(made, dist.ProcessGroup)
+            return made
 
-        # Not `init_device_mesh`, whose groups would wait for as long as torch likes.
-        dimensions = [group(ranks.T), group(ranks)]
-        names = ("replica", "cascade")
-        mesh = DeviceMesh.from_group(dimensions, device_type, mesh=ranks, mesh_dim_names=names)
+        cascade = replicas = None
+        if ranks.size(1) > 1:
+            # Everyone downstream waits for states and features; for feature gradients only the end of the step.
+            chain = group(ranks, urgent=True), group(ranks, urgent=True)
+            cascade = CascadeGroups(group(ranks, urgent=True), group(ranks), chain)
+        if num_replicas > 1:
+            replicas = ReplicaGroups(group(ranks.T), group(ranks.T))
         return cls(
-            mesh,
-            world=group(ranks.view(1, -1)),
-            features=mesh.get_group("cascade"),
-            feature_gradients=group(ranks),
-            chain=(group(ranks), group(ranks)),
-            refiner_gradients=mesh.get_group("replica"),
-            root_gradients=group(ranks.T),
+            default,
+            group(ranks.view(1, -1), SUMMING_CTAS),
+            cascade,
+            replicas,
             requests=host_group(timeout),
             checkpoints=host_group(max(timeout, patience)),
         )
 
-    def edge(self, rank: int, peer: int) -> dist.ProcessGroup:
-        """The group of the messages between two neighbours in a cascade."""
-        return self.chain[min(rank, peer) % 2]
-
     def connect(self, device: torch.device) -> None:
-        """Send a first message along every connection, in an order in which nobody waits for two at once.
+        """Send a first message along every connection of a cascade and of its replicas, in an order in which nobody
+        waits for two at once. All ranks call it.
 
         NCCL makes connections at first use and blocks the host until the peer comes, also in an `irecv` that is meant
-        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested. All ranks call it.
+        to be posted ahead. Gloo does not need this, and takes the same path so that it is tested.
         """
         token = torch.zeros(1, device=device)
-        for group in (self.world, self.features, self.feature_gradients, self.refiner_gradients, self.root_gradients):
+        groups = [self.world]
+        if self.cascade is not None:
+            groups += [self.cascade.features, self.cascade.feature_gradients]
+        if self.replicas is not None:
+            groups += [self.replicas.refiner_gradients, self.replicas.root_gradients]
+        for group in groups:
             dist.all_reduce(token, group=group)
-        rank, last = self.mesh.get_local_rank("cascade"), self.mesh.size(1) - 1
-        for parity in (0, 1):
-            if rank % 2 == parity and rank < last:
-                dist.send(token, group=self.edge(rank, rank + 1), group_dst=rank + 1)
-            if rank % 2 != parity and rank > 0:
-                dist.recv(token, group=self.edge(rank, rank - 1), group_src=rank - 1)
+        if self.cascade is not None:
+            rank, size = self.cascade.features.rank(), self.cascade.features.size()
+            for first, second in neighbours(size):
+                if rank == first:
+                    dist.send(token, group=self.cascade.edge(first, second), group_dst=second)
+                elif rank == second:
+                    dist.recv(token, group=self.cascade.edge(first, second), group_src=first)
+
+    def connect_pipeline(self, device: torch.device) -> None:
+        """The same for a pipeline of torch's, which sends both ways, from the last rank to the first too, and messages
+        of both ways in one batch, for which NCCL uses the connections of the whole group."""
+        token, group = torch.zeros(1, device=device), self.default
+        dist.all_reduce(token, group=group)
+        rank, size = group.rank(), group.size()
+        for first, second in [*neighbours(size), (size - 1, 0)]:
+            for source, target in ((first, second), (second, first)):
+                if rank == source:
+                    dist.send(token, group=group, group_dst=target)
+                elif rank == target:
+                    dist.recv(token, group=group, group_src=source)
+
+
+def neighbours(size: int) -> Iterable[tuple[int, int]]:
+    """The edges of a chain of `size` ranks, first every other one, then those between: if each is used in its turn, two
+    rounds will do."""
+    return ((first, first + 1) for parity in (0, 1) for first in range(parity, size - 1, 2))
+
+
+def nccl_options(timeout: timedelta, max_ctas: int | None, *, urgent: bool) -> Any:
+    """What NCCL is told about one group, an object that no other group may share.
+
+    Args:
+        max_ctas: how many SMs its kernels may hold at most; None leaves it to NCCL.
+        urgent: its kernels go before those of compute that wait for an SM, too.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=urgent)
+    options._timeout = timeout  # torch compares it with the group's own, and warns
+    if max_ctas is not None:
+        options.config.max_ctas = max_ctas
+    return options

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple
 from sidpar.cascade.specs import Spec
-from sidpar.distributed.groups import Groups
+from sidpar.distributed.groups import CascadeGroups, Groups, ReplicaGroups
 from sidpar.distributed.runtime import Runtime
 from sidpar.profiler.memory import bytes_of
 from sidpar.profiler.traffic import Traffic
@@ -58,7 +58,7 @@ class Transport:
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
         """The state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(self._to_wire(tensor) for tensor in state)
-        group = self._groups.edge(self._rank, peer)
+        group = self._cascade.edge(self._rank, peer)
         works = [_work(dist.isend(_numbers(t), group=group, group_dst=peer)) for t in buffers]
         self.traffic.count("state", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic)
@@ -66,7 +66,7 @@ class Transport:
     def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
         """The state of one microbatch of `batch` rows from the previous rank."""
         buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
-        group = self._groups.edge(self._rank, peer)
+        group = self._cascade.edge(self._rank, peer)
         works = [_work(dist.irecv(_numbers(t), group=group, group_src=peer)) for t in buffers]
         return Pending(works, buffers, self.traffic, self._to_device)
 
@@ -78,7 +78,8 @@ class Transport:
             else tuple(self._to_wire(tensor) for tensor in features)
         )
         works = [
-            _work(dist.broadcast(_numbers(t), group_src=0, group=self._groups.features, async_op=True)) for t in buffers
+            _work(dist.broadcast(_numbers(t), group_src=0, group=self._cascade.features, async_op=True))
+            for t in buffers
         ]
         self.traffic.count("feature broadcast", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
@@ -88,7 +89,7 @@ class Transport:
         inputs = tuple(_padded(self._to_wire(tensor), layout.padded_shard) for tensor in shard)
         outputs = tuple(t.new_empty((self._size * layout.padded_shard, *t.shape[1:])) for t in inputs)
         works = [
-            _work(dist.all_gather_into_tensor(_numbers(out), _numbers(t), group=self._groups.features, async_op=True))
+            _work(dist.all_gather_into_tensor(_numbers(out), _numbers(t), group=self._cascade.features, async_op=True))
             for out, t in zip(outputs, inputs, strict=True)
         ]
 
@@ -105,7 +106,7 @@ class Transport:
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
         buffers = tuple(self._to_wire(tensor) for tensor in gradient)
-        group = self._groups.feature_gradients
+        group = self._cascade.feature_gradients
         works = [_work(dist.reduce(_numbers(t), group_dst=0, group=group, async_op=True)) for t in buffers]
         self.traffic.count("feature gradient reduction", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
@@ -119,7 +120,7 @@ class Transport:
         works = [
             _work(
                 dist.reduce_scatter_tensor(
-                    _numbers(out), _numbers(t), group=self._groups.feature_gradients, async_op=True
+                    _numbers(out), _numbers(t), group=self._cascade.feature_gradients, async_op=True
                 )
             )
             for out, t in zip(outputs, inputs, strict=True)
@@ -134,7 +135,7 @@ class Transport:
 
     def sum_refiner_gradients(self, bucket: Tensor) -> Pending:
         """A flat bucket of this rank's refiners' gradients, summed over replicas in place."""
-        return self._sum(bucket, self._groups.refiner_gradients, "refiner gradients")
+        return self._sum(bucket, self._replicas.refiner_gradients, "refiner gradients")
 
     def sum_extractor_gradients(self, bucket: Tensor) -> Pending:
         """A flat bucket of the extractor's parameter gradients, summed in place over all ranks of all replicas."""
@@ -142,13 +143,13 @@ class Transport:
 
     def sum_root_gradients(self, bucket: Tensor) -> Pending:
         """The same for an extractor that only the first rank of each replica holds."""
-        return self._sum(bucket, self._groups.root_gradients, "parameter gradients")
+        return self._sum(bucket, self._replicas.root_gradients, "parameter gradients")
 
     def share_buffers(self, buffers: TensorTuple) -> None:
         """The first replica's running statistics to all others, in place, blocking."""
         for buffer in buffers:
             wire = self._to_wire(buffer)
-            dist.broadcast(_numbers(wire), group_src=0, group=self._groups.refiner_gradients)
+            dist.broadcast(_numbers(wire), group_src=0, group=self._replicas.refiner_gradients)
             self.traffic.count("running statistics", bytes_of((wire,)))
             buffer.copy_(wire)
 
@@ -161,6 +162,16 @@ class Transport:
         else:
             dist.recv(_numbers(buffer), group_src=owner, group=self._groups.world)
         return buffer
+
+    @property
+    def _cascade(self) -> CascadeGroups:
+        assert self._groups.cascade is not None, "a cascade on one rank sends no messages within it"
+        return self._groups.cascade
+
+    @property
+    def _replicas(self) -> ReplicaGroups:
+        assert self._groups.replicas is not None, "a schedule for one replica sums over no others"
+        return self._groups.replicas
 
     def _sum(self, bucket: Tensor, group: dist.ProcessGroup, kind: str) -> Pending:
         buffer = bucket.to(self._wire)

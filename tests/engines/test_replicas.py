@@ -212,12 +212,15 @@ def test_the_first_replicas_statistics_are_evaluated() -> None:
 
 
 def places(runtime: Runtime) -> tuple[int, ...]:
-    """As `Runtime` tells them, and as the mesh does."""
-    assert runtime.groups is not None
-    mesh = runtime.groups.mesh
-    assert mesh.mesh_dim_names == ("replica", "cascade")
-    assert (mesh.get_local_rank("replica"), mesh.get_local_rank("cascade")) == (runtime.replica, runtime.cascade_rank)
-    assert tuple(mesh.shape) == (runtime.num_replicas, runtime.cascade_size)
+    """As `Runtime` tells them, and as the groups do."""
+    groups = runtime.groups
+    assert groups is not None
+    assert groups.cascade is not None
+    assert groups.replicas is not None
+    for group in (groups.cascade.features, groups.cascade.feature_gradients, *groups.cascade.chain):
+        assert (group.rank(), group.size()) == (runtime.cascade_rank, runtime.cascade_size)
+    for group in (groups.replicas.refiner_gradients, groups.replicas.root_gradients):
+        assert (group.rank(), group.size()) == (runtime.replica, runtime.num_replicas)
     return runtime.rank, runtime.replica, runtime.cascade_rank, runtime.cascade_size
 
 

@@ -1,6 +1,7 @@
 """Ranks that share one GPU and talk over gloo: gradients show whether the engines' messages of CUDA tensors are right.
 
-A few cases of each engine. `pytest tests/engines --device cuda` has all of them, and takes many minutes.
+A few cases of each engine; torch's pipelines need NCCL for CUDA tensors. `pytest tests/engines/test_parity.py --device
+cuda`, and so on, has all cases, and takes many minutes.
 """
 
 from collections.abc import Iterator
@@ -11,8 +12,7 @@ import torch
 
 from sidpar import BPEngine, Objective, ParallelEngine, Runtime, Stage
 from tests import networks
-from tests.engines.backpropagation.test_pipeline import pipeline
-from tests.engines.backpropagation.test_whole import OBJECTIVES, plain_backpropagation, whole
+from tests.engines.backpropagation.test_whole import plain_backpropagation, whole
 from tests.engines.test_streaming import compare, late, streamed
 from tests.harness import DEVICE, compute_on, run_ranks
 from tests.oracle import assert_close_gradients, check, gradients, oracle
@@ -59,16 +59,7 @@ def backpropagation(runtime: Runtime) -> None:
     assert_close_gradients("ddp", gradients(stage), expected)
 
 
-def pipelines(runtime: Runtime) -> None:
-    x, y = networks.batch(8)
-    expected = plain_backpropagation(networks.plain(9), OBJECTIVES[0], x, y)
-    for schedule in ("gpipe", "1f1b", "interleaved"):
-        engine = pipeline(runtime, schedule, runtime.world_size, "cascade")
-        engine.step(x, y)
-        assert_close_gradients(schedule, gradients(engine.stage), expected)
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("function", [local_learning, streams, backpropagation, pipelines])
+@pytest.mark.parametrize("function", [local_learning, streams, backpropagation])
 def test_gradients_are_those_of_one_process(function: object, ranks: int) -> None:
     run_ranks(function, ranks, timeout=100)  # type: ignore[arg-type]

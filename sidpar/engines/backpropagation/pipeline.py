@@ -119,7 +119,7 @@ class PipelineEngine(Synchronous):
             check_kept(self.stage, microbatches=self._microbatches)
             specs = seams(self.stage, self._cut, x)
             if not self._seams:
-                self.stage.runtime.connect()
+                self.stage.runtime.connect(pipeline=True)
                 features = len(self.stage.skeleton.specs(x).features)
                 for index in self._cut.sections(self.stage.runtime.rank):
                     section = Section(

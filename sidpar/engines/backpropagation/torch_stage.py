@@ -34,7 +34,7 @@ class TimedStage(PipelineStage):
             runtime.device,
             input_args=inputs,
             output_args=outputs,
-            group=runtime.groups.chain[0],
+            group=runtime.groups.default,
         )
         self._engine = engine
         self._section = section

@@ -172,7 +172,7 @@ class BPEngine(Synchronous):
         return DistributedDataParallel(
             self._chain,
             device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
-            process_group=runtime.groups.world,
+            process_group=runtime.groups.default,
             gradient_as_bucket_view=True,
             find_unused_parameters=unused is None or bool(unused),
         )
