@@ -27,6 +27,8 @@ fi
 ranks=${RANKS:-$((gpus > 0 ? gpus : 4))}
 share=$(($(nproc) / ranks))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
+# Kernels are loaded before the first message: one that is first used while NCCL waits for another rank waits for NCCL.
+export CUDA_MODULE_LOADING=${CUDA_MODULE_LOADING:-EAGER}
 [[ " $* " == *" --config"[\ =]* ]] || CONFIG=${CONFIG:-$root/configs/digits.yaml}
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3

@@ -41,6 +41,24 @@ def settings(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in report["rows"] if row["network"] == "cascade" and not row["key"].endswith(" auto")]
 
 
+def test_what_a_gpu_showed() -> None:
+    folder = RESULTS / "gpu" / "NVIDIA_H100_80GB_HBM3"
+    rows = json.loads((folder / "engine_overhead.json").read_text())["rows"]
+    small, half, wide = (f"{row['ratio']:.2f}" for row in rows)
+    assert f"a step of SimpleCNN takes {small} of the time of a plain loop" in PROSE
+    assert f"in bf16 {half}, of `wide_mlp` {wide}" in PROSE
+    lines = [line.split("|") for line in (folder / "stacked.txt").read_text().splitlines() if "simple_cnn" in line]
+    to_loop = sorted(float(cells[8].split()[0]) for cells in lines)
+    assert f"in {to_loop[0]:.2f} to {to_loop[-1]:.2f} of the loop's time" in PROSE
+    assert {cells[9].split()[0] for cells in lines if cells[2].strip() == "32"} == {"0.57"}
+    assert "with L = 32 in 0.57 of what backpropagation" in PROSE
+    uses = json.loads((folder / "first_use.json").read_text())["rows"]
+    kernels = [row for row in uses if "allocation" not in row["use"]]
+    assert all(row["first_seconds"] > 0.95 * row["busy_seconds"] > 0.4 for row in kernels)
+    again = [1000 * row["again_seconds"] for row in kernels]
+    assert f"{min(again):.1f} to {max(again):.1f} ms the second time" in PROSE
+
+
 def speed_table(report: dict[str, Any]) -> list[str]:
     """Measured speed-up over naive backpropagation, the law in brackets, for each M."""
     rows = {(r["method"], r["schedule"], r["extractor"], r["microbatches"]): r for r in settings(report)}

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from sidpar import Runtime
-from sidpar.distributed.groups import FEW_CTAS, neighbours, nccl_options
+from sidpar.distributed.groups import FEW_CTAS, nccl_options, neighbours
 from tests.harness import run_ranks
 
 
