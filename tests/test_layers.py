@@ -110,8 +110,9 @@ def test_a_package_uses_what_it_may_import(package: Path) -> None:
 
 
 def test_folders_are_small() -> None:
+    """But for what profiling/gpu/pack.py gathers of others."""
     for root in ("sidpar", "tests", "profiling"):
-        for folder in {path.parent for path in (ROOT / root).rglob("*.py")}:
+        for folder in {path.parent for path in (ROOT / root).rglob("*.py") if "pack" not in path.parts}:
             files = [path.name for path in folder.glob("*.py") if path.read_text()]
             assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files: {sorted(files)}"
 

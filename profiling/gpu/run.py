@@ -61,6 +61,7 @@ def parts(out: Path, data: Path, *, small: bool) -> list[Part]:
     found = [
         Part("first_use", 30, ["profiling/gpu/first_use.py", "--out", str(out / "first_use.json")], needs_gpu=True),
         Part("tests", 150, [*test, "tests/gpu", "-rs"]),
+        Part("tests_of_resuming", 60, [*test, "tests/training/test_resume.py", "--device", "cuda"], needs_gpu=True),
         Part("engine_overhead", 60, _overhead(out, small=small)),
     ]
     found += [Part(name, 60, command) for name, command in _speedups(out, small=small).items()]
