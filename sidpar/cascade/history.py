@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sidpar.cascade.module_state import ModuleState, close, undone
+from sidpar.cascade.module_state import ModuleState, undone
+from sidpar.cascade.snapshots import close
 
 TOLERANCE = 1e-5
 """Of results and of what is kept, relative to the largest number: sums on a GPU come in any order."""

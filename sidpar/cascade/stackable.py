@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from sidpar.cascade.cascade import TensorTuple, refine
 from sidpar.cascade.history import history
 from sidpar.cascade.inputs import Inputs
-from sidpar.cascade.module_state import close
+from sidpar.cascade.snapshots import close
 from sidpar.errors import UsageError
 
 REMEDY = "use parallel.refiner_execution=loop"

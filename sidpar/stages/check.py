@@ -7,7 +7,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade.cascade import extract
 from sidpar.cascade.inputs import Inputs
-from sidpar.cascade.module_state import close, undone
+from sidpar.cascade.module_state import undone
+from sidpar.cascade.snapshots import close
 from sidpar.cascade.specs import CascadeSpecs, Spec, check_alike
 from sidpar.distributed.device import seed_generator
 from sidpar.errors import UsageError

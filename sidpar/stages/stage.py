@@ -11,6 +11,7 @@ from sidpar.cascade.cascade import Cascade, TensorTuple, as_tuple, extract, refi
 from sidpar.cascade.inputs import Inputs
 from sidpar.cascade.module_state import undone
 from sidpar.cascade.specs import Skeleton, layer_names, named_sequence
+from sidpar.cascade.undo import undone_as_seen
 from sidpar.config.groups.choices import ExtractorPlacement
 from sidpar.config.groups.compute import Compute
 from sidpar.distributed.runtime import Runtime
@@ -24,6 +25,8 @@ class Kept:
     within it."""
 
     names: Sequence[str]
+    written: Sequence[str] = ()
+    """All that its forward changes of itself, also what does not depend on the forwards before."""
     statistics: Sequence[str] = ()
     """The running statistics of torch's batch norm, which are not among `names`."""
     parameters: Sequence[str] = ()
@@ -179,9 +182,7 @@ class Stage(nn.Module):
         kept = self.kept.get(name)
         if kept is None:  # it has not been tried
             return undone(module, parameters=True)
-        if kept.names or kept.statistics:
-            return undone(module, parameters=bool(kept.parameters))
-        return nullcontext()
+        return undone_as_seen(module, kept.written, kept.parameters)
 
 
 def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, counts: Sequence[int] | None) -> Placement:

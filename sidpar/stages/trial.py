@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sidpar.cascade.cascade import TensorTuple, at_least_fp32, detach, initial_state, leaves
 from sidpar.cascade.history import TOLERANCE, History, history
-from sidpar.cascade.module_state import close, undone
+from sidpar.cascade.module_state import undone
+from sidpar.cascade.snapshots import close
 from sidpar.cascade.specs import (
     CascadeSpecs,
     Spec,
@@ -257,6 +258,7 @@ def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], Tenso
     return Kept(
         names=tuple(name for name in tried.kept if name not in statistics),
         statistics=tuple(name for name in tried.kept if name in statistics),
+        written=tuple(tried.written),
         parameters=tuple(name for name in tried.written if name in parameters),
         trained=tuple(name for name in tried.written if name in parameters and parameters[name].requires_grad),
         overlaps=not tried.kept or _overlaps(module, forward),
