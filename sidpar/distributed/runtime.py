@@ -171,7 +171,9 @@ class Runtime:
 
         def ask() -> str | None:
             own = store.clone()  # a question without an answer would occupy the connection
-            return own.get(_FAILED).decode() if own.check([_FAILED]) else None
+            reason = own.get(_FAILED).decode() if own.check([_FAILED]) else None
+            # A rank that was killed leaves no reason, and another of its victims is none.
+            return None if reason is None or _LOST.search(reason) else reason
 
         with suppress(RuntimeError):
             return within(_PATIENCE, ask)

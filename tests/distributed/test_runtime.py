@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sidpar import Runtime
 from sidpar.distributed.backends import choose_backend
@@ -129,6 +130,21 @@ def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[s
     began = re.search(r"failing at ([\d.]+)", output)
     assert began is not None, output
     assert ended - float(began.group(1)) < STEP_TIMEOUT + 5
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ("rank 0 has failed (RuntimeError: Read error [127.0.0.1]:48054: Connection reset by peer)", False),
+        ("rank 0 has failed (ValueError: this refiner is broken)", True),
+    ],
+)
+def test_a_victim_of_a_killed_rank_is_not_taken_for_the_reason(left: str, told: bool) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("failed", left)
+    runtime = Runtime(1, 2, torch.device("cpu"), "gloo", store=store)
+    lost = RuntimeError("Read error [127.0.0.1]:48055: Connection reset by peer")
+    assert runtime._failure_elsewhere(lost) == (left if told else None)
 
 
 def broken_sum(runtime: Runtime) -> None:
