@@ -36,6 +36,13 @@ def undisturbed(device: torch.device) -> Iterator[None]:
             numpy.random.set_state(others)
 
 
+def seed_host(seed: int) -> None:
+    """Seed the global generators of the host: torch's for the CPU, Python's, NumPy's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
 def generator(*keys: int | str) -> torch.Generator:
     """A CPU generator of its own, seeded by `keys`."""
     return torch.Generator().manual_seed(derive_seed(*keys))

@@ -220,3 +220,21 @@ def failing(image_shape: Shape, num_classes: int, num_refiners: int, seed: int) 
     cascade = build(image_shape, num_classes, num_refiners, seed)
     cascade.refiners[2] = FailingLater(24, num_classes)
     return cascade
+
+
+class Counting(Reader):
+    """Counts its forwards in an attribute."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.count = 0
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        self.count += self.training
+        return super().forward(features, log_belief) / (1 + self.count)
+
+
+def counting(image_shape: Shape, num_classes: int, num_refiners: int, seed: int) -> Cascade:
+    """What refiners keep is in no checkpoint."""
+    cascade = sequential(image_shape, num_classes, num_refiners, seed)
+    return Cascade(cascade.extractor, [Counting(num_classes) for _ in range(num_refiners)], num_classes)

@@ -13,7 +13,10 @@ from sidpar.cascade.module_state import ModuleState, undone
 from sidpar.cascade.snapshots import close
 
 TOLERANCE = 1e-5
-"""Of results and of what is kept, relative to the largest number: sums on a GPU come in any order."""
+"""Of what is kept, relative to the largest number: sums on a GPU come in any order."""
+ROUNDING = 1e-3
+"""Of results in fp32, relative to the largest number: by so much may two forwards differ that do the same."""
+ROUNDING_BF16 = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,40 @@ class History:
     """The names of what it writes into, or exchanges."""
     kept: list[str]
     """Those that depend on the forwards before. What a hook keeps for itself is not among them: it looks on."""
+    depends_on_unseen: bool
+    """Whether the result depends on the forwards before by something else than what the module holds."""
 
 
 def history(
-    module: nn.Module, forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], tensors: tuple[Tensor, ...]
+    module: nn.Module,
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+    tensors: tuple[Tensor, ...],
+    rounding: float = ROUNDING,
 ) -> History:
     """Compare forwards with and without another one before them; what they do to the module is undone.
 
     Args:
         forward: runs `module` on tensors [b, ...], with the same random numbers each time.
         tensors: [b, ...].
+        rounding: of the results, relative to the largest number.
     """
-    others = tuple(tensor[[0, *range(len(tensor) - 1)]] for tensor in tensors)
+    kept = dict[str, None]()
     with undone(module, parameters=True) as before:
         result = forward(tensors)
         written = before.changed()
-        parameters = {name for name, _ in module.named_parameters()}
-        after = ModuleState(module, parameters=not parameters.isdisjoint(written))
-        before.restore()
-        forward(others)
-        again = forward(tensors)
-        kept = [name for name in after.changed(TOLERANCE) if not name.endswith("_hooks")]
-        if not kept and not all(close(one, other, TOLERANCE) for one, other in zip(again, result, strict=True)):
-            kept = ["something"]
-    return History(result, written, kept)
+        parameters = not {name for name, _ in module.named_parameters()}.isdisjoint(written)
+        for row in range(min(2, len(tensors[0]))):  # a maximum of all rows is that of one row, but not of two
+            alone = tuple(tensor[[row] * len(tensor)] for tensor in tensors)
+            before.restore()
+            forward(alone)
+            after = ModuleState(module, parameters=parameters)
+            before.restore()
+            forward(tensors)
+            forward(alone)
+            kept |= dict.fromkeys(name for name in after.changed(TOLERANCE) if not name.endswith("_hooks"))
+        repeated = []
+        for _ in range(2):
+            before.restore()
+            repeated.append(forward(tensors))
+    alike = (close(*pair, rounding) for again in repeated for pair in zip(again, result, strict=True))
+    return History(result, written, list(kept), not all(alike))

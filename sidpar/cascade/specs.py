@@ -6,7 +6,8 @@ sides of every message know its shape and dtype beforehand, and a module that do
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state,
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.module_state import undone
 from sidpar.errors import UsageError, reason
+from sidpar.seeding import undisturbed
 
 _BATCH = 3  # an arbitrary batch size, to check that modules keep it as the first dimension
 
@@ -84,12 +86,18 @@ class Skeleton:
             raise self._refused[key]
         if key not in self._cache:
             try:
-                with undone(self._cascade):  # whose hooks are the cascade's own, and so is what they keep
+                with self._undone():
                     self._cache[key] = self._infer(key)
             except UsageError as error:
                 self._refused[key] = error
                 raise
         return self._cache[key]
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """What forwards within do is undone: hooks are the cascade's own, and so is what they keep."""
+        with undisturbed(torch.device("cpu")), undone(self._cascade):
+            yield
 
     def can_infer(self, x: Tensor) -> bool:
         """Whether `specs` are found for such inputs: not of modules whose forward looks at data, for one."""
@@ -130,10 +138,11 @@ class Skeleton:
             return self._learned[_like(x)]
         activation: Any = _like(x).empty(_BATCH, torch.device("meta"))
         specs: list[Spec] = []
-        for name in self.layer_names:
-            activation = named_sequence(extractor, [name])(activation)
-            check_activation(name, activation)
-            specs += specs_of((activation,))
+        with self._undone():
+            for name in self.layer_names:
+                activation = named_sequence(extractor, [name])(activation)
+                check_activation(name, activation)
+                specs += specs_of((activation,))
         return specs
 
     def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str] | None:
@@ -142,7 +151,7 @@ class Skeleton:
         if _like(x) in self._learned:
             return None
         sample = _like(x).empty(_BATCH, torch.device("meta"))
-        with torch.enable_grad():
+        with torch.enable_grad(), self._undone():
             beliefs = [state[0] for state in self._cascade.states(sample)][1:]
         reached = _leaves([beliefs[i] for i in heads])
         return [name for name, p in self._cascade.named_parameters() if p.requires_grad and id(p) not in reached]
@@ -216,6 +225,11 @@ def _check_tensors(cascade: Cascade) -> None:
             raise UsageError(
                 f"{name} has no shape before the first batch (it belongs to a lazy layer, such as nn.LazyLinear): give "
                 "the layer its sizes, or run a batch through the cascade once it is built"
+            )
+        if tensor.layout != torch.strided:
+            raise UsageError(
+                f"{name} is sparse ({tensor.layout}), but checkpoints hold dense tensors only: register it dense, and "
+                "let forward make it sparse"
             )
     for name in cascade.state_dict():
         if name not in tensors:

@@ -1,7 +1,7 @@
 """What every rank's engine must have in common, compared through the store before the first message."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -34,15 +34,17 @@ def agree_on_batch(
     enter: Callable[[], tuple[Tensor, Tensor]] | None = None,
     *,
     training: bool,
+    parts: Callable[[], Collection[int]] = tuple,
 ) -> None:
     """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank.
 
     Args:
         enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
+        parts: gives the numbers of rows in which it does.
     """
     check_batch(x, y, stage.num_classes)
     labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()
     batch = {"x": f"{list(x.shape)} {x.dtype}", "y": f"{list(y.shape)}", "labels": labels, "step": step}
     stage.runtime.agree("shapes", batch, stage.runtime.step_timeout)
-    specs = check_seams(stage, rule, *(enter() if enter else (x, y)), training=training)
+    specs = check_seams(stage, rule, *(enter() if enter else (x, y)), training=training, parts=parts())
     stage.runtime.agree("seams", specs.describe(), stage.runtime.step_timeout)

@@ -127,18 +127,32 @@ def check_kept(stage: Stage, **parts: int) -> None:
     for cause, number in parts.items():
         for name, kept in stage.kept.items():
             if number > 1 and kept.names:
-                part = name.replace("extractor", "the extractor").replace("refiners.", "refiner ")
-                advice = "train it on one" if cause == "ranks" else f"set parallel.{cause}=1"
                 raise UsageError(
-                    f"{part} keeps {', '.join(kept.names)} from one forward to the next, but {cause}={number} gives "
-                    f"it parts of a batch, so it would not see what it sees in one process: {advice}"
+                    f"{_spoken(name)} keeps {', '.join(kept.names)} from one forward to the next, but {cause}={number} "
+                    f"gives it parts of a batch, so it would not see what it sees in one process: {_advice(cause)}"
+                )
+            if number > 1 and kept.trained and cause != "microbatches":
+                raise UsageError(
+                    f"the forward of {_spoken(name)} writes into parameters that are trained "
+                    f"({', '.join(kept.trained)}), and {cause}={number} gives each copy of it another part of a batch, "
+                    f"so they would no longer be equal: {_advice(cause)}"
                 )
 
 
-def check_seams(stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool) -> CascadeSpecs:
-    """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade. Raises UsageError if it
-    does not fit, or if the rule cannot train what crosses them."""
-    specs = check(stage, x, training=training)
+def _spoken(name: str) -> str:
+    return name.replace("extractor", "the extractor").replace("refiners.", "refiner ")
+
+
+def _advice(cause: str) -> str:
+    return "train it on one" if cause == "ranks" else f"set parallel.{cause}=1"
+
+
+def check_seams(
+    stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool, parts: Collection[int] = ()
+) -> CascadeSpecs:
+    """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of these numbers
+    of rows. Raises UsageError if it does not fit, or if the rule cannot train what crosses them."""
+    specs = check(stage, x, training=training, parts=parts)
     rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]
     if tuple(y.shape[1:]) != per_sample:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state, is_differentiable, leaves
 from sidpar.cascade.specs import check_alike, specs_of
-from sidpar.distributed.device import seed_generator
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.pending import PendingMessages
 from sidpar.engines.resources import Resources
@@ -95,7 +94,6 @@ class Execution:
                 self._forward(known(i), known(m), graph=action.graph)
             case Do.SEND_STATE:
                 state = self._states.pop((self._view.refiners.stop, known(m)))
-                self._check_outgoing(state)
                 self._pending.start(action, self._transport.send_state(state, known(action.peer)))
             case Do.AWAIT_STATES_SENT:
                 self._pending.finish_all(Do.SEND_STATE)
@@ -152,6 +150,7 @@ class Execution:
         self._seed("extractor", m)
         with self._version.in_use():
             features = self._stage.extract(self._batch.x[self._rows[m]], graph=graph)
+        self._check_features(features)
         if graph:
             self._extracted[m] = features
         self._features[m] = self._leaves(features)
@@ -165,11 +164,16 @@ class Execution:
         x = self._batch.shard(self._layout, self._rank)
         with self._version.in_use():
             features = self._stage.extract(x, graph=graph)
+        self._check_features(features)
         if graph:
             self._extracted[None] = features
         self._shard = detach(features)
         if not self._view.shares_features:
             self._cut_features(self._shard)
+
+    def _check_features(self, features: TensorTuple) -> None:
+        """Receivers have buffers for what was found at the start, and would take anything else for that."""
+        check_alike("the extractor", specs_of(features), self._specs.features)
 
     def _cut_features(self, features: TensorTuple) -> None:
         for m, rows in enumerate(self._rows):
@@ -186,6 +190,8 @@ class Execution:
             features = detach(features)
         self._seed(f"refiners.{i}", m)
         following = self._stage.refine(i, features, state, graph=graph)
+        if i + 1 < self._view.placement.num_refiners:
+            check_alike(f"refiner {i}", specs_of(following), self._specs.states[i + 1])
         if graph:
             loss = self._rule.loss(i, features, state, following, self._target(m))
             self._losses[i, m] = loss.sum() * self._batch.weight if self._rule.sums_over_rows else loss
@@ -268,11 +274,6 @@ class Execution:
 
     # Messages
 
-    def _check_outgoing(self, state: TensorTuple) -> None:
-        """The receiver has posted buffers for what the skeleton showed, and would take anything else for that."""
-        i = self._view.refiners.stop
-        check_alike(f"refiner {i - 1}", specs_of(state), self._specs.states[i])
-
     def _size(self, m: int | None) -> int:
         return len(self._layout.microbatches[known(m)])
 
@@ -296,10 +297,9 @@ class Execution:
         return self._resources.refiner_buckets
 
     def _seed(self, part: str, m: int) -> None:
-        if self._stage.training:
-            runtime = self._stage.runtime
-            own = m * runtime.num_replicas + runtime.replica  # every replica's share has random masks of its own
-            seed_generator(self._device, mask_seed(self._resources.seed, part, self._step, own))
+        runtime = self._stage.runtime
+        own = m * runtime.num_replicas + runtime.replica  # every replica's share has random masks of its own
+        self._stage.seed(part, mask_seed(self._resources.seed, part, self._step, own))
 
 
 def _concatenate(parts: list[TensorTuple]) -> TensorTuple:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state
+from sidpar.cascade.specs import check_alike, specs_of
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.engines.base import Synchronous, check_batch, check_seams, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.result import StepResult
@@ -54,7 +54,7 @@ class LocalEngine(Synchronous):
         """x [B, ...], labels [B] or [B, T]: gradients into `stage.parameters()`."""
         batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
-        with preserved_generator(batch.x.device):
+        with self.stage.preserved_generators():
             seen, loss = self._forward(batch)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -79,16 +79,17 @@ class LocalEngine(Synchronous):
 
     def _forward(self, batch: ReplicaBatch) -> tuple["_Seen", Tensor]:
         """What each refiner received and returned, and the sum of the local losses."""
-        rule, device, seen = self.rule, batch.x.device, _Seen({}, {})
-        seed_generator(device, mask_seed(self._seed, "extractor", self.steps, 0))
+        rule, seen = self.rule, _Seen({}, {})
+        self.stage.seed("extractor", mask_seed(self._seed, "extractor", self.steps, 0))
         features = self.stage.extract(batch.x, graph=self._trains_extractor)
+        check_alike("the extractor", specs_of(features), self.stage.skeleton.specs(batch.x).features)
         state = initial_state(detach(features), self.stage.num_classes)
         target = rule.target(batch.y, self.stage.num_classes, state[0].dtype)
         losses = []
         for i in self.stage.own_refiners:
             if not rule.passes_states:
                 state = rule.made_state(i, self._num_refiners, detach(features), target, batch.rows)
-            seed_generator(device, mask_seed(self._seed, f"refiners.{i}", self.steps, 0))
+            self.stage.seed(f"refiners.{i}", mask_seed(self._seed, f"refiners.{i}", self.steps, 0))
             trains_extractor = rule.trains_extractor_through(i, self._num_refiners)
             read = features if trains_extractor else detach(features)
             following = self.stage.refine(i, read, state, graph=True)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
@@ -112,7 +111,7 @@ class ParallelEngine(Synchronous):
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
         self._open_refiners()
-        with preserved_generator(self._runtime.device):
+        with self.stage.preserved_generators():
             result = self._execute(SCHEDULES[self._schedule], x, y, layout, self._open_extractor)
         self.steps += 1
         return result
@@ -213,16 +212,29 @@ class ParallelEngine(Synchronous):
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
             share = cache(lambda: self._take_share(x, y, self.steps, training=training))
-            agree_on_batch(self.stage, self.rule, x, y, self.steps, lambda: (share().x, share().y), training=training)
+            layout = cache(lambda: self._layout(len(x), microbatches, share().copies))
+            agree_on_batch(
+                self.stage,
+                self.rule,
+                x,
+                y,
+                self.steps,
+                lambda: (share().x, share().y),
+                training=training,
+                parts=lambda: layout().sizes,
+            )
             if not self._layouts:
                 if self._resources.stacks is not None:
                     agree_on_stacks(self.stage, share().x)
                 self._runtime.connect()
             if training:
                 self._check_kept(microbatches)
-            cut, copies, ranks = self._share_of(len(x)), share().copies, self._runtime.cascade_size
-            self._layouts[key] = BatchLayout(len(cut.taken), cut.microbatches(microbatches), ranks, copies)
+            self._layouts[key] = layout()
         return self._layouts[key]
+
+    def _layout(self, batch_size: int, microbatches: int, copies: int) -> BatchLayout:
+        share = self._share_of(batch_size)
+        return BatchLayout(len(share.taken), share.microbatches(microbatches), self._runtime.cascade_size, copies)
 
     def _check_kept(self, microbatches: int) -> None:
         """Raises UsageError if this engine would do something else with what modules keep than one process."""

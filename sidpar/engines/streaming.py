@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sidpar.config.groups.choices import RefinerExecution
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import preserved_generator
 from sidpar.engines.agreement import agree_on_engine
 from sidpar.engines.base import Update
 from sidpar.engines.diagnosis import diagnose
@@ -146,7 +145,7 @@ class StreamingEngine(ParallelEngine):
         if following is not None:
             self._begin(now + 1, following, layout, update)
         self._in_stream = not turn.last
-        with preserved_generator(self._runtime.device):
+        with self.stage.preserved_generators():
             for action in self._actions_of(turn, streaming, len(layout.microbatches)):
                 self._do(self._executions[now + action.step], action)
             if turn.last:
@@ -221,7 +220,7 @@ class StreamingEngine(ParallelEngine):
             return result
 
         weights = [] if extractors is None else extractors.present
-        with preserved_generator(self._runtime.device):
+        with self.stage.preserved_generators():
             return diagnose(self.stage, lambda: step(self._open_extractor), stale, weights, old_weights)
 
     def _check_kept(self, microbatches: int) -> None:

@@ -52,6 +52,6 @@ def resolve(
 def feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
     """Without the sharded placement, if an extractor that sees a part of the batch would compute something else."""
     extractors = list(freedom.extractors)
-    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample):
+    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample, max(2, runtime.cascade_size)):
         extractors.remove("sharded")
     return replace(freedom, extractors=extractors)

@@ -53,10 +53,20 @@ class BatchLayout:
         """Rows of each microbatch. A batch smaller than M has one row per microbatch, and fewer microbatches."""
         return consecutive(self._split(self.batch_size, min(self.requested_microbatches, self.batch_size)))
 
+    @property
+    def sizes(self) -> set[int]:
+        """The numbers of rows that a microbatch may have: one, or two that differ by a row."""
+        return {len(rows) for rows in self.microbatches}
+
     @cached_property
     def parts(self) -> list[list[range]]:
         """`parts[m][r]`: the rows of microbatch m, counted within it, that rank r extracts."""
         return [consecutive(self._split(len(rows) // self.copies, self.num_ranks)) for rows in self.microbatches]
+
+    @property
+    def part_sizes(self) -> set[int]:
+        """The numbers of rows that a rank's part of a microbatch may have, if it is not empty."""
+        return {size for rows in self.sizes for size in self._split(rows // self.copies, self.num_ranks) if size}
 
     @cached_property
     def shards(self) -> list[list[int]]:

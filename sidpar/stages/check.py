@@ -1,5 +1,8 @@
 """What is found out about a cascade before its first batch: whether it takes such inputs, and where it may lie."""
 
+from collections.abc import Collection
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,37 +17,60 @@ from sidpar.distributed.device import seed_generator
 from sidpar.errors import UsageError
 from sidpar.seeding import undisturbed
 from sidpar.stages.stage import Stage
-from sidpar.stages.trial import try_out
+from sidpar.stages.trial import ROWS, Found, try_out
 
 _PROBE_ROWS = 32
 _TOLERANCE = 1e-3
 
 
-def check(stage: Stage, x: Tensor, *, training: bool = True) -> CascadeSpecs:
+def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
     """What crosses the seams for inputs like x [B, ...]. All ranks call it alike.
 
     For training, it is also found out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
     Remembered per shape. Raises UsageError on every rank if the cascade cannot take such inputs, or if a sharded
     extractor would compute something else than one that sees the whole batch.
+
+    Args:
+        parts: the numbers of rows in which x will be given to modules, for those that do not take any number.
     """
-    key = (Spec(tuple(x.shape[1:]), x.dtype), training)
-    if key in stage.checked:
-        return stage.skeleton.specs(x)
+    key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training)
+    if key not in stage.checked:
+        stage.checked[key] = _check_once(stage, x, training=training)
+    fitting = stage.checked[key]
+    if fitting is not None:
+        for rows in sorted(set(parts) - fitting):
+            try_out(stage, x[:rows], training=training)
+            fitting.add(rows)
+    return stage.skeleton.specs(x)
+
+
+def _check_once(stage: Stage, x: Tensor, *, training: bool) -> set[int] | None:
+    """The numbers of rows that have been found to fit; None if any seems to."""
     inferred = stage.skeleton.can_infer(x)
-    if training:
-        found = try_out(stage, x)
+    if not training and inferred:
+        return None
+    with nullcontext() if training else stage.inference_mode():
+        found, fitting = _try_a_few(stage, x, training=training)
         stage.kept |= found.kept
-    elif not inferred:
-        with stage.inference_mode():
-            found = try_out(stage, x)
-    if not inferred:
-        stage.skeleton.learn(x, found.specs, found.layers)
-    elif training:
-        _check_specs(found.specs, stage.skeleton.specs(x))
+        if inferred:
+            _check_specs(found.specs, stage.skeleton.specs(x))
+        else:
+            stage.skeleton.learn(x, found.specs, found.layers)
+            if fitting is None:
+                _check_specs(try_out(stage, x[-ROWS:], training=training).specs, found.specs)
     if training and stage.placement.extractor == "sharded" and stage.runtime.cascade_size > 1:
         _check_shards(stage, x)
-    stage.checked.add(key)
-    return stage.skeleton.specs(x)
+    return fitting
+
+
+def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, set[int] | None]:
+    """Or all rows, for modules that do not take a few."""
+    try:
+        return try_out(stage, x[:ROWS], training=training), None
+    except UsageError:
+        if len(x) <= ROWS:
+            raise
+        return try_out(stage, x, training=training), {len(x)}
 
 
 def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
@@ -55,7 +81,8 @@ def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
 
 def _check_shards(stage: Stage, x: Tensor) -> None:
     assert stage.extractor is not None, "every rank holds a sharded extractor"
-    if not depends_on_the_batch(stage.extractor, x.to(stage.runtime.device)):
+    ranks = stage.runtime.cascade_size
+    if not depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks):
         return
     suspects = [
         f"extractor.{name} ({type(module).__name__})"
@@ -65,26 +92,29 @@ def _check_shards(stage: Stage, x: Tensor) -> None:
     raise UsageError(
         "in training, the extractor's features of a sample depend on the rest of the batch or on random "
         f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
-        f"1/{stage.runtime.cascade_size} of the batch on each rank and would train on other ones: use "
+        f"1/{ranks} of the batch on each rank and would train on other ones: use "
         "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
     )
 
 
-def depends_on_the_batch(extractor: nn.Module, x: Tensor) -> bool:
-    """Whether a training pass over x treats a sample differently according to its company, to random numbers or to what
-    came before.
+def depends_on_the_batch(extractor: nn.Module, x: Tensor, parts: int) -> bool:
+    """Whether a training pass over x, in so many parts, treats a sample differently according to its company, to random
+    numbers or to what came before, or takes no such parts.
 
     Found by trying, so it also sees what no list of module types would: functional dropout, a user's own layers.
     """
-    rows, forward = x[:_PROBE_ROWS], Inputs().of("the extractor", extractor)
+    rows, forward = x[: max(parts, _PROBE_ROWS // parts * parts)], Inputs().of("the extractor", extractor)
     with torch.no_grad(), undisturbed(x.device), undone(extractor, parameters=True) as before:
         try:
             seed_generator(x.device, 0)
             together = extract(forward, rows)
             seed_generator(x.device, 1)
-            halves = [extract(forward, half) for half in rows.tensor_split(2) if len(half)]
-        except ValueError:  # batch norm refuses a single value per channel
+            separate = [extract(forward, part) for part in rows.roll(1, 0).tensor_split(parts) if len(part)]
+        except (ValueError, RuntimeError):  # batch norm refuses a single value per channel; others, an odd number
             return True
-        written = not {name for name, _ in extractor.named_buffers()}.isdisjoint(before.changed())
-    apart = [torch.cat(parts) for parts in zip(*halves, strict=True)]
-    return written or not all(close(one, other, _TOLERANCE) for one, other in zip(apart, together, strict=True))
+        own = {name for name, _ in extractor.named_buffers()}
+        own |= {name for name, parameter in extractor.named_parameters() if parameter.requires_grad}
+        written = not own.isdisjoint(before.changed())
+    apart = [torch.cat(parts) for parts in zip(*separate, strict=True)]
+    alike = (close(one, other.roll(1, 0), _TOLERANCE) for one, other in zip(apart, together, strict=True))
+    return written or not all(alike)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sidpar.cascade.cascade import TensorTuple, at_least_fp32, initial_state, is_differentiable
 from sidpar.cascade.specs import Spec, named_sequence
-from sidpar.distributed.device import seed_generator
 from sidpar.errors import UsageError
 from sidpar.schedules.cut import Cut
 from sidpar.seeding import mask_seed
@@ -82,9 +81,7 @@ class Section(nn.Module):
         )
 
     def _seed_masks(self, part: str) -> None:
-        if self._stage[0].training:
-            seed = mask_seed(self._seed, part, self.step, self.microbatch)
-            seed_generator(self._stage[0].runtime.device, seed)
+        self._stage[0].seed(part, mask_seed(self._seed, part, self.step, self.microbatch))
 
 
 def seams(stage: Stage, cut: Cut, x: Tensor) -> list[tuple[Spec, ...]]:

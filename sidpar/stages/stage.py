@@ -14,9 +14,11 @@ from sidpar.cascade.specs import Skeleton, layer_names, named_sequence
 from sidpar.cascade.undo import undone_as_seen
 from sidpar.config.groups.choices import ExtractorPlacement
 from sidpar.config.groups.compute import Compute
+from sidpar.distributed.device import preserved_generator, seed_generator
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.schedules.placement import Holding, Placement, place_as_given, place_by_count
+from sidpar.seeding import seed_host, undisturbed
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Kept:
     """Those of them that get gradients."""
     overlaps: bool = True
     """Whether a forward may come between another one and its backward."""
+    draws: bool = False
+    """Whether it draws random numbers from the host's generators, besides those of the device."""
 
 
 class Stage(nn.Module):
@@ -65,10 +69,11 @@ class Stage(nn.Module):
         self.compute = compute
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
-        self.checked: set[object] = set()
-        """For what inputs the cascade has been tried (`stages/check.py`)."""
+        self.checked: dict[object, set[int] | None] = {}
+        """For what inputs the cascade has been tried (`stages/check.py`), and what numbers of rows fit; None if any."""
         self.kept: dict[str, Kept] = {}
         """What each part keeps, of all ranks, by global name; empty before it has been tried."""
+        self._infers = self._extractor_is_frozen = False
         self._inputs = Inputs()
         self.extractor = self._own_extractor(cascade.extractor)
         self.refiners = nn.ModuleDict({str(i): cascade.refiners[i] for i in self.own_refiners})
@@ -119,6 +124,7 @@ class Stage(nn.Module):
 
     def freeze_extractor(self) -> None:
         """Put an extractor that is not trained in evaluation mode: no random masks, its own statistics."""
+        self._extractor_is_frozen = True
         if self.extractor is not None:
             self.extractor.eval()
 
@@ -143,6 +149,20 @@ class Stage(nn.Module):
         with self._execution(f"refiners.{i}", refiner, graph):
             return refine(self._inputs.of(f"refiner {i}", refiner), features, state)
 
+    def seed(self, name: str, seed: int) -> None:
+        """Before a forward of the part with this global name in training: the random numbers that it will draw."""
+        if not self.training:
+            return
+        seed_generator(self.runtime.device, seed)
+        if name in self.kept and self.kept[name].draws:
+            seed_host(seed)
+
+    def preserved_generators(self) -> AbstractContextManager[None]:
+        """The generators that `seed` seeds are put back afterwards: a user's own random numbers are not disturbed."""
+        device = self.runtime.device
+        draws = any(kept.draws for kept in self.kept.values())
+        return undisturbed(device) if draws else preserved_generator(device)
+
     def _in_memory_format(self, x: Tensor) -> Tensor:
         channels_last = self.compute.channels_last and x.dim() == 4
         return x.contiguous(memory_format=torch.channels_last) if channels_last else x
@@ -152,9 +172,11 @@ class Stage(nn.Module):
         """Evaluation mode within; afterwards every module is in the mode in which it was, one by one."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
+        self._infers = True
         try:
             yield
         finally:
+            self._infers = False
             for module, training in modes:
                 module.training = training
 
@@ -164,9 +186,8 @@ class Stage(nn.Module):
 
     @contextmanager
     def _execution(self, name: str, module: nn.Module, graph: bool) -> Iterator[None]:
-        # What a module keeps counts the passes that record a graph, and no other: a teacher pass before the student's
-        # would count the batch twice.
-        counts = graph or not module.training
+        # What a module keeps counts each batch once: not in a teacher pass, which the student's will follow.
+        counts = graph or self._infers or (name == "extractor" and self._extractor_is_frozen)
         with torch.set_grad_enabled(graph), self.autocast(), nullcontext() if counts else self._undone(name, module):
             yield
 

@@ -5,19 +5,21 @@ No message is sent: what a rank needs of another goes through the store. Nothing
 """
 
 import io
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sidpar.cascade.cascade import TensorTuple, at_least_fp32, detach, initial_state, leaves
-from sidpar.cascade.history import TOLERANCE, History, history
+from sidpar.cascade.history import ROUNDING, ROUNDING_BF16, TOLERANCE, History, history
 from sidpar.cascade.module_state import undone
-from sidpar.cascade.snapshots import close
+from sidpar.cascade.snapshots import GeneratorSnapshot, close
 from sidpar.cascade.specs import (
     CascadeSpecs,
     Spec,
@@ -30,11 +32,11 @@ from sidpar.cascade.specs import (
 from sidpar.distributed.device import seed_generator
 from sidpar.distributed.notes import Notes
 from sidpar.errors import UsageError, reason
-from sidpar.seeding import undisturbed
+from sidpar.seeding import seed_host, undisturbed
 from sidpar.stages.stage import Kept, Stage
 
 ROWS = 3
-"""Batch norm needs two. Some modules want as many rows as a batch has, and get these where a few do not do."""
+"""Enough for most modules: batch norm needs two."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,18 @@ class Found:
     kept: dict[str, Kept]
 
 
-def try_out(stage: Stage, x: Tensor) -> Found:
-    """One pass over rows of x [B, ...], in the mode in which the stage is; all ranks call it.
+def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
+    """One pass over x [b, ...]; for training, also what each part keeps. All ranks call it.
 
     Raises UsageError, the same on every rank, if a part of the cascade does not take what it is given.
     """
-    everyone: list[dict[str, Any]] = []
-    for rows in sorted({min(ROWS, len(x)), len(x)}):
-        notes = stage.runtime.notes("trial")
-        trial = _Trial(stage, x[:rows].to(stage.runtime.device), notes)
-        with undisturbed(stage.runtime.device), torch.compiler.set_stance("force_eager"):
-            trial.run()
-        everyone = stage.runtime.exchange("trial", trial.plain())
-        if notes is not None:
-            notes.remove()
-        if all(rank["problem"] is None for rank in everyone):
-            break
+    notes = stage.runtime.notes("trial")
+    trial = _Trial(stage, x.to(stage.runtime.device), notes, training=training)
+    with undisturbed(stage.runtime.device), torch.compiler.set_stance("force_eager"):
+        trial.run()
+    everyone = stage.runtime.exchange("trial", trial.plain())
+    if notes is not None:
+        notes.remove()
     for rank in everyone:
         if rank["problem"] is not None:
             raise UsageError(rank["problem"])
@@ -78,8 +76,8 @@ class _OtherRankError(Exception):
 class _Trial:
     """One rank's share of the pass: those of the pieces in cascade order that lie here. Letters: j piece, i refiner."""
 
-    def __init__(self, stage: Stage, x: Tensor, notes: Notes | None) -> None:
-        self._stage, self._x, self._notes = stage, x, notes
+    def __init__(self, stage: Stage, x: Tensor, notes: Notes | None, *, training: bool) -> None:
+        self._stage, self._x, self._notes, self._training = stage, x, notes, training
         self._layers = stage.layer_names
         self._count = len(self._layers) + stage.placement.num_refiners
         self._values: dict[int, TensorTuple] = {}
@@ -119,17 +117,24 @@ class _Trial:
 
     def _run(self, j: int) -> TensorTuple:
         given, module, stage = self._given(j), self._module(j), self._stage
+        draws: list[str] = []
 
         def forward(tensors: TensorTuple) -> TensorTuple:
             seed_generator(stage.runtime.device, 0)
+            seed_host(0)
+            before = _host_generators(stage.runtime.device)
             outputs = self._call(j, tensors)
+            draws.extend(name for generator in before for name in generator.changed())
             check_outputs(self._spoken(j), outputs, len(self._x))
             return outputs
 
-        if stage.training:
-            tried = history(module, forward, given)
+        if self._training:
+            rounding = ROUNDING_BF16 if stage.compute.autocast == "bf16" else ROUNDING
+            tried = history(module, forward, given, rounding)
+            if tried.depends_on_unseen:
+                raise UsageError(_unseen(self._spoken(j)))
             outputs = detach(tried.result)
-            self._kept[self._name(j)] = _what_is_kept(module, tried, lambda: forward(given))
+            self._kept[self._name(j)] = _what_is_kept(module, tried, lambda: forward(given), draws=any(draws))
         else:
             with undone(module):
                 outputs = detach(forward(given))
@@ -147,10 +152,10 @@ class _Trial:
             return self._value(j - 1) if j else (self._x,)
         features = self._features()
         state = self._value(j - 1) if i else initial_state(features, self._stage.num_classes)
-        return (*leaves(features, trained=self._stage.training), *state)
+        return (*leaves(features, trained=self._training), *state)
 
     def _call(self, j: int, tensors: TensorTuple) -> TensorTuple:
-        stage, i, graph = self._stage, j - len(self._layers), self._stage.training
+        stage, i, graph = self._stage, j - len(self._layers), self._training
         if i >= 0:
             count = len(self._features())
             return stage.refine(i, tensors[:count], tensors[count:], graph=graph)
@@ -240,14 +245,34 @@ class _Trial:
             inputs = f"features {_shapes(given[:count])} and a state {_shapes(given[count:])}"
         else:
             inputs = f"inputs of shape {_shapes(given)}"
-        return f"{self._spoken(j)} does not take {inputs}: {reason(error)}"
+        return f"{self._spoken(j)} does not take {inputs}, tried with B={len(self._x)}: {reason(error)}"
 
 
 def _shapes(given: list[list[int]]) -> str:
     return " and ".join(f"[B, *{shape}]" for shape in given)
 
 
-def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], TensorTuple]) -> Kept:
+def _host_generators(device: torch.device) -> list[GeneratorSnapshot]:
+    """Those that `seed_generator` does not seed."""
+    found = [
+        GeneratorSnapshot("Python's", random.getstate, random.setstate),
+        GeneratorSnapshot("NumPy's", numpy.random.get_state, numpy.random.set_state),
+    ]
+    if device.type != "cpu":
+        host = torch.default_generator
+        found.append(GeneratorSnapshot("torch's for the CPU", host.get_state, host.set_state))
+    return found
+
+
+def _unseen(what: str) -> str:
+    return (
+        f"what {what} returns depends on its forwards before by something that it does not hold: a global variable, an "
+        "iterator, or something deeper than four objects in, which could be neither undone after a trial nor saved; "
+        "let the module keep it in a buffer or an attribute of its own"
+    )
+
+
+def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], TensorTuple], *, draws: bool) -> Kept:
     statistics = {
         f"{path}.{name}" if path else name
         for path, part in module.named_modules()
@@ -262,6 +287,7 @@ def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], Tenso
         parameters=tuple(name for name in tried.written if name in parameters),
         trained=tuple(name for name in tried.written if name in parameters and parameters[name].requires_grad),
         overlaps=not tried.kept or _overlaps(module, forward),
+        draws=draws,
     )
 
 

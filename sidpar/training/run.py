@@ -124,6 +124,13 @@ class Run:
                 f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
                 f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
             )
+        saved = self.stage.skeleton.state_dict()
+        kept = [f"{part}.{name}" for part, kept in self.stage.kept.items() for name in kept.names]
+        if unsaved := [name for name in kept if name not in saved]:
+            _log.warning(
+                f"checkpoints hold parameters and buffers, but not {', '.join(unsaved)}, so a run that goes on begins "
+                "with what the builder gives: keep it in a buffer"
+            )
         images, batch_size = self._num_images, self.config.data.batch_size
         if batch_size > images:
             _log.warning(

@@ -1,5 +1,6 @@
 """Small networks with what people write into theirs, any set of it, and plain loops that train them."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,7 +27,11 @@ ANYWHERE = (
     "unseen write",
     "counter",
     "queue",
+    "maximum",
     "momentum",
+    "max norm",
+    "even rows",
+    "iterator",
     "cache",
     "hook",
     "weight norm",
@@ -48,7 +53,10 @@ class Quirks(nn.Module):
         self.register_buffer("hidden_scale", torch.ones(WIDTH))
         self.register_buffer("queue", torch.zeros(4, WIDTH))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-        self.count = 0
+        self.register_buffer("largest", torch.zeros(()))
+        self.count, self.numbers = 0, itertools.cycle([1.0, 0.5, 2.0])
+        if "max norm" in quirks:
+            self.table = nn.Embedding(inputs, WIDTH, max_norm=1.0)
         self.slow = nn.Linear(inputs, WIDTH).requires_grad_(False)
         if "weight norm" in quirks:
             self.block = torch.nn.utils.weight_norm(self.block)
@@ -82,6 +90,12 @@ class Quirks(nn.Module):
             h = h * torch.from_numpy(h.detach().numpy().clip(-1, 1))
         if has("batch norm"):
             h = self.norm(h)
+        if has("max norm"):
+            h = h + self.table(x.argmax(1))
+        if has("even rows"):
+            h = h + 0.1 * h.view(-1, 2, WIDTH).flip(1).reshape(-1, WIDTH)
+        if has("iterator"):
+            h = h * next(self.numbers)
         if self.training:
             self._keep(h.detach())
         return self._read(h)
@@ -99,6 +113,8 @@ class Quirks(nn.Module):
         if has("queue"):
             self.queue[int(self.pointer)] = h.mean(0)
             self.pointer = (self.pointer + 1) % len(self.queue)
+        if has("maximum"):
+            self.largest = torch.maximum(self.largest, h.abs().max())
         if has("cache"):
             self.last = h
 
@@ -114,6 +130,8 @@ class Quirks(nn.Module):
             h = h * (1 + 0.1 * self.count)
         if has("queue"):
             h = h + self.queue.mean(0)
+        if has("maximum"):
+            h = h / (1 + self.largest)
         return h.tanh()
 
 
@@ -132,6 +150,8 @@ class Extractor(Quirks):
             features.append(h[:, :2])
         if "integers" in self.quirks:
             features.append((x > 0).long())
+        if "ragged" in self.quirks:
+            features.append(h.detach()[:, : 1 + int((h > 0).sum()) % WIDTH])
         return tuple(features) if len(features) > 1 else features[0]
 
 
@@ -140,6 +160,7 @@ class Refiner(Quirks):
 
     def __init__(self, features: Sequence[str], quirks: Collection[str]) -> None:
         sizes = 2 * (WIDTH // 2 + 1) if "complex" in features else WIDTH
+        self.few = "ragged" in features
         sizes += 2 * ("two features" in features) + INPUTS * ("integers" in features)
         super().__init__(sizes + CLASSES, quirks)
         self.head = nn.Linear(WIDTH, CLASSES)
@@ -149,6 +170,7 @@ class Refiner(Quirks):
         features, state = (tensors if isinstance(tensors, tuple) else (tensors,) for tensors in (features, state))
         if has("writes features"):
             features[0].mul_(0.5)
+        features = features[:-1] if self.few else features
         belief = state[0].exp_() if has("writes belief") else state[0].exp()
         flat = [torch.view_as_real(f).flatten(1) if f.is_complex() else f.to(belief.dtype) for f in features]
         h = self.body(torch.cat([*flat, belief], 1))
@@ -183,7 +205,12 @@ def batches(number: int, rows: int = ROWS) -> list[tuple[Tensor, Tensor]]:
 
 
 def plain_loop(
-    cascade: Cascade, data: Sequence[tuple[Tensor, Tensor]], staleness: int = 0, *, local: bool = True
+    cascade: Cascade,
+    data: Sequence[tuple[Tensor, Tensor]],
+    staleness: int = 0,
+    *,
+    local: bool = True,
+    training: bool = True,
 ) -> dict[str, Tensor]:
     """Local learning, or else backpropagation, by SGD in plain PyTorch, every module with inputs of its own: parameters
     and buffers after it.
@@ -191,7 +218,7 @@ def plain_loop(
     With staleness S, the extractor's gradient of a batch, taken at the weights that made its features, is applied S
     batches later; those that are left are applied at the end.
     """
-    cascade.train()
+    cascade.train(training)
     extractor = [p for p in cascade.extractor.parameters() if p.requires_grad]
     late: list[list[Tensor]] = []
     for x, y in data:

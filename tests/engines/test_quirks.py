@@ -38,9 +38,9 @@ STEPS = 3
 SCHEDULES = ("fused", "two_phase", "streaming")
 BACKPROPAGATION = ("whole", "gpipe", "1f1b")
 
-KEPT = {"replaced buffer", "written buffer", "unseen write", "counter", "queue", "momentum"}
+KEPT = {"replaced buffer", "written buffer", "unseen write", "counter", "queue", "maximum", "momentum", "max norm"}
 """What depends on the batches before."""
-BATCHWISE = {"batch norm", "looks"}
+BATCHWISE = {"batch norm", "looks", "even rows"}
 """What a module does with a row depends on the others, so parts of a batch give other gradients, as everywhere."""
 PAIRS = (
     ("writes input", "writes belief"),
@@ -140,10 +140,16 @@ def test_each_kind(ranks: int, schedule: str) -> None:
     for case, refusal in answers(ranks, cases):
         names = {*case.extractor, *case.refiner}
         expected = None
-        if case.placement == "sharded" and not names.isdisjoint(KEPT | {"batch norm"}):
+        if "iterator" in names:
+            expected = "depends on its forwards before by something that it does not hold"
+        elif case.placement == "sharded" and not names.isdisjoint(KEPT | {"batch norm", "even rows"}):
             expected = "a sharded extractor sees only 1/"
+        elif case.microbatches > 1 and "even rows" in names:
+            expected = "tried with B=3: quirks.py, line"
         elif case.microbatches > 1 and not names.isdisjoint(KEPT):
             expected = "from one forward to the next, but microbatches=3 gives it parts of a batch"
+        elif schedule == "streaming" and "max norm" in names:
+            expected = "the forward of the extractor writes into parameters that are trained (table.weight)"
         elif schedule == "streaming" and "unseen write" in names:
             expected = "writes into something (hidden_scale) that the backward of an earlier batch in a stream still"
         if case.placement == "sharded" and "looks" in names:  # whether it does depends on the rows
@@ -161,7 +167,9 @@ def test_backpropagation(ranks: int) -> None:
     for case, refusal in answers(ranks, cases):
         names = {*case.extractor, *case.refiner}
         expected = None
-        if ranks * case.microbatches > 1 and not names.isdisjoint(KEPT):
+        if "iterator" in names:
+            expected = "depends on its forwards before by something that it does not hold"
+        elif ranks * case.microbatches > 1 and not names.isdisjoint(KEPT):
             expected = "gives it parts of a batch"
         elif ranks > 1 and case.schedule == "whole" and "reentrant" in names:
             expected = "DDP takes a gradient that comes in several parts for complete after the first one"
@@ -181,6 +189,12 @@ def test_sparse_states_are_refused(ranks: int) -> None:
         ), case
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ragged_features_are_refused(ranks: int) -> None:
+    for case, refusal in answers(ranks, [Case(("ragged",), (), *setup) for setup in setups(ranks, SCHEDULES)]):
+        assert "what is handed on must not depend on data" in str(refusal), case
+
+
 def draw(ranks: int, number: int, seed: int) -> list[Case]:
     """Random networks, about two quirks in each part, and random ways to train them."""
     source, found = random.Random(seed), []
@@ -197,7 +211,10 @@ def count(ranks: int, number: int, seed: int, timeout: float = 120.0) -> Counter
         "the extractor of a sharded placement sees part of a batch": "a sharded extractor sees only",
         "a part keeps something, and sees parts of a batch": "gives it parts of a batch",
         "a stream needs what the next forward writes": "the backward of an earlier batch in a stream still needs",
+        "a stream has weights of its own": "writes into parameters that are trained",
         "a sparse state": "returns a sparse",
+        "something that is not seen": "depends on its forwards before by something that it does not hold",
+        "an odd number of rows": "is invalid for input of size",
     }
     found: Counter[str] = Counter()
     for case, refusal in answers(ranks, draw(ranks, number, seed), timeout):

@@ -97,6 +97,19 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_what_is_said_once(tmp_path: Path) -> None:
+    """Of a run that can start, but perhaps not as its user thinks."""
+    network = ["--model.builder", "tests.own_networks:counting", "--model.num_refiners", "2"]
+    train(2, tmp_path / "run", *network, "--data.batch_size", "5000", "--optim.epochs", "1")
+    log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
+    for said in (
+        "checkpoints hold parameters and buffers, but not refiners.0.count, refiners.1.count, so a run that goes on",
+        "data.batch_size=5000 is more than the 1437 training images: an epoch is one batch of them",
+    ):
+        assert log.count(said) == 1, log
+
+
+@pytest.mark.processes
 def test_a_failed_download(tmp_path: Path) -> None:
     """The folder's parent is a file, so nothing is asked of any server."""
     (tmp_path / "file").write_text("")

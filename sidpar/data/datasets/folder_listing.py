@@ -38,24 +38,27 @@ def folders_in(folder: Path) -> list[str]:
         raise unreadable(error) from error
 
 
-def images_below(folder: Path) -> list[str]:
+def images_below(folder: Path, skipped: list[str]) -> list[str]:
     """None where there is no such folder. A folder that links lead to again is listed once, under the first of its
-    names. Files that look like images but are not listed are counted in a warning. Raises UsageError if a folder cannot
+    names. Files that look like images but are not listed are added to `skipped`. Raises UsageError if a folder cannot
     be read."""
     found: list[str] = []
-    skipped: list[str] = []
     for path in _files_below(folder):
         name = os.path.basename(path).lower()
         if name.endswith(SUFFIXES) and not is_leftover(name):
             found.append(path)
         elif name.endswith((*SUFFIXES, *UNREAD)):
             skipped.append(path)
+    return sorted(found)
+
+
+def warn_of_skipped(root: Path, skipped: list[str]) -> None:
+    """Say once how many files of a dataset are not read."""
     if skipped:
         _log.warning(
-            f"{len(skipped)} files in {folder} are skipped, which are leftovers or images of a kind that is not read, "
+            f"{len(skipped)} files in {root} are skipped, which are leftovers or images of a kind that is not read, "
             f"such as {min(skipped)}"
         )
-    return sorted(found)
 
 
 def _files_below(folder: Path) -> Iterator[str]:

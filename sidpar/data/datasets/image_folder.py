@@ -6,7 +6,7 @@ import torch
 
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, folders_in, images_below
+from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, folders_in, images_below, warn_of_skipped
 from sidpar.data.reader import Reader
 from sidpar.data.splits import Files
 from sidpar.errors import UsageError
@@ -44,14 +44,17 @@ def list_image_folder(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
             f"{test} has {len(strangers)} classes that {train} has not ({', '.join(strangers[:5])}): add their "
             "training images, or remove them"
         )
-    return _list_classes(train, names, names), _list_classes(test, folders_in(test), names), tuple(names)
+    skipped: list[str] = []
+    listings = _list_classes(train, names, names, skipped), _list_classes(test, folders_in(test), names, skipped)
+    warn_of_skipped(root, skipped)
+    return *listings, tuple(names)
 
 
-def _list_classes(folder: Path, present: list[str], names: list[str]) -> Listing:
+def _list_classes(folder: Path, present: list[str], names: list[str], skipped: list[str]) -> Listing:
     paths: list[str] = []
     labels: list[int] = []
     for name in present:
-        found = images_below(folder / name)
+        found = images_below(folder / name, skipped)
         if not found:
             raise UsageError(
                 f"no images found in {folder / name} (files that end in {', '.join(SUFFIXES)}): add some, or remove "

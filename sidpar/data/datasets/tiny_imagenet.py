@@ -7,7 +7,7 @@ import torch
 
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.folder_listing import Listing, images_below
+from sidpar.data.datasets.folder_listing import Listing, images_below, warn_of_skipped
 from sidpar.data.decoding import read_images
 from sidpar.data.splits import Images
 from sidpar.errors import UsageError
@@ -30,8 +30,9 @@ def list_tiny_imagenet(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
     label = {wnid: number for number, wnid in enumerate(wnids)}
     paths: list[str] = []
     labels: list[int] = []
+    skipped: list[str] = []
     for wnid in wnids:
-        found = images_below(base / "train" / wnid / "images")
+        found = images_below(base / "train" / wnid / "images", skipped)
         if not found:
             raise UsageError(
                 f"wnids.txt lists the class {wnid}, but no images were found in {base / 'train' / wnid / 'images'}: "
@@ -39,6 +40,7 @@ def list_tiny_imagenet(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
             )
         paths += found
         labels += [label[wnid]] * len(found)
+    warn_of_skipped(base, skipped)
     return Listing(paths, labels), _validation(base / "val", label), _words(base / "words.txt", wnids)
 
 

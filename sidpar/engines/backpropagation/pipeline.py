@@ -12,7 +12,7 @@ from sidpar.cascade.cascade import TensorTuple, as_tuple
 from sidpar.cascade.specs import Spec
 from sidpar.config.groups.choices import PipelineName
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import move, preserved_generator
+from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order
 from sidpar.engines.backpropagation.torch_stage import TimedStage
@@ -69,7 +69,7 @@ class PipelineEngine(Synchronous):
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
         device = self.stage.runtime.device
-        specs = self._admit(x, y)
+        specs = self._admit(x, y, self._microbatches)
         size = math.ceil(len(x) / self._microbatches)
         pipeline = self._pipeline(x, size, specs)
         self.stage.zero_grad()
@@ -82,14 +82,14 @@ class PipelineEngine(Synchronous):
             x, self._targets = x[rows], self._targets[rows]
         arguments = (x,) if 0 in self._sections else ()
         target = self._places[: len(rows)] if self._cut.num_sections - 1 in self._sections else None
-        with preserved_generator(device), self.stage.runtime.during(f"{self._schedule} pipeline", self.steps):
+        with self.stage.preserved_generators(), self.stage.runtime.during(f"{self._schedule} pipeline", self.steps):
             pipeline.step(*arguments, target=target)
         self.steps += 1
         return self._result(y, self._microbatches)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
-        specs = self._admit(x, y)
+        specs = self._admit(x, y, 1)
         with self.stage.inference_mode(), torch.no_grad():
             for section in self._sections.values():
                 section.log_beliefs.clear()
@@ -111,11 +111,19 @@ class PipelineEngine(Synchronous):
         actions = pipeline_lists(self._schedule, self._cut, self._microbatches, torch_order)
         return [list(mine) for mine in actions]
 
-    def _admit(self, x: Tensor, y: Tensor) -> list[tuple[Spec, ...]]:
+    def _admit(self, x: Tensor, y: Tensor, microbatches: int) -> list[tuple[Spec, ...]]:
         """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""
-        key = (tuple(x.shape), x.dtype, tuple(y.shape))
+        key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._seams:
-            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=self.stage.training)
+            agree_on_batch(
+                self.stage,
+                self.rule,
+                x,
+                y,
+                self.steps,
+                training=self.stage.training,
+                parts=lambda: [-(-len(x) // microbatches)],
+            )
             check_kept(self.stage, microbatches=self._microbatches)
             specs = seams(self.stage, self._cut, x)
             if not self._seams:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sidpar.cascade.cascade import TensorTuple, initial_state
 from sidpar.config.groups.objective import Objective
-from sidpar.distributed.device import move, preserved_generator, seed_generator
+from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
@@ -93,7 +93,7 @@ class BPEngine(Synchronous):
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
         labels = []
-        with preserved_generator(self.stage.runtime.device):
+        with self.stage.preserved_generators():
             for m in range(len(layout.microbatches)):
                 rows = self._rows(layout, m)
                 last = m == len(layout.microbatches) - 1
@@ -143,13 +143,13 @@ class BPEngine(Synchronous):
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._layouts:
             training = microbatches is None
-            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=training)
+            layout = BatchLayout(len(x), microbatches or self._microbatches, self.stage.runtime.world_size)
+            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=training, parts=lambda: layout.part_sizes)
             if training:
                 check_kept(self.stage, microbatches=self._microbatches, ranks=self.stage.runtime.world_size)
             if not self._layouts:
                 self._parallel = self._data_parallel(x)
-            world_size = self.stage.runtime.world_size
-            self._layouts[key] = BatchLayout(x.shape[0], microbatches or self._microbatches, world_size)
+            self._layouts[key] = layout
         return self._layouts[key]
 
     def _data_parallel(self, x: Tensor) -> nn.Module:
@@ -233,7 +233,6 @@ class _Chain(nn.Module):
             state[0].requires_grad_()  # or nothing that enters refiner 0 might, and checkpointing would cut the graph
         log_beliefs = [state[0]]
         for i in stage.own_refiners:
-            self._seed_masks(f"refiners.{i}")
             state = self._refine(i, features, state)
             log_beliefs.append(state[0])
         return log_beliefs
@@ -241,6 +240,7 @@ class _Chain(nn.Module):
     def _refine(self, i: int, features: TensorTuple, state: TensorTuple) -> TensorTuple:
         def refine(*tensors: Tensor) -> TensorTuple:
             seen, received = tensors[: len(features)], tensors[len(features) :]
+            self._seed_masks(f"refiners.{i}")  # here, so that computing it again draws the same
             return self.stage.refine(i, seen, received, graph=torch.is_grad_enabled())
 
         if not (self._checkpointing and torch.is_grad_enabled()):
@@ -251,9 +251,8 @@ class _Chain(nn.Module):
         return following
 
     def _seed_masks(self, part: str) -> None:
-        if self.stage.training:
-            seed, step, m = self._mask
-            seed_generator(self.stage.runtime.device, mask_seed(seed, part, step, m))
+        seed, step, m = self._mask
+        self.stage.seed(part, mask_seed(seed, part, step, m))
 
 
 def backpropagated(objective: Objective) -> SID:

@@ -205,11 +205,12 @@ def test_leftovers_are_no_part_of_a_dataset(tmp_path: Path, caplog: pytest.LogCa
             (folder / name).mkdir()
             (folder / name / "a.jpg").write_bytes(b"")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.jpg", "photo.heic"):
-        (root / "train" / "digit 1" / name).write_bytes(b"")
+        for folder in (root / "train" / "digit 1", root / "val" / "digit 2"):
+            (folder / name).write_bytes(b"")
     assert load("image_folder", str(root), image_size=16).traits() == expected
     assert [record.getMessage() for record in caplog.records] == [
-        f"2 files in {root / 'train' / 'digit 1'} are skipped, which are leftovers or images of a kind that is not "
-        f"read, such as {root / 'train' / 'digit 1' / '._000.jpg'}"
+        f"4 files in {root} are skipped, which are leftovers or images of a kind that is not read, such as "
+        f"{root / 'train' / 'digit 1' / '._000.jpg'}"
     ]
 
 
