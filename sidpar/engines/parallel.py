@@ -1,6 +1,6 @@
 """Local learning on ranks: walks the schedule's list of actions for each batch."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, cached_property
 
@@ -27,6 +27,7 @@ from sidpar.schedules.batching import BatchLayout, Share
 from sidpar.schedules.phases import PHASE
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.receives import when_needed
 from sidpar.schedules.synchronous import SCHEDULES, inference
 from sidpar.stages.stacks import Stacks, agree_on_stacks
 from sidpar.stages.stage import Stage
@@ -195,7 +196,7 @@ class ParallelEngine(Synchronous):
 
     def lists(self) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a step with M microbatches."""
-        return [list(SCHEDULES[self._schedule](view)) for view in self._views]
+        return [self._in_order(SCHEDULES[self._schedule](view)) for view in self._views]
 
     @property
     def _views(self) -> list[RankView]:
@@ -205,8 +206,12 @@ class ParallelEngine(Synchronous):
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
         key = (schedule.__name__, microbatches)
         if key not in self._actions:
-            self._actions[key] = list(schedule(replace(self._view, microbatches=microbatches)))
+            self._actions[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches)))
         return self._actions[key]
+
+    def _in_order(self, actions: Iterable[Action]) -> list[Action]:
+        """A schedule's actions as this backend takes them."""
+        return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""

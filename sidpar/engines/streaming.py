@@ -133,7 +133,7 @@ class StreamingEngine(ParallelEngine):
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a stream of `steps` batches with M microbatches, drained."""
-        return [list(stream(view, self._staleness, steps)) for view in self._views]
+        return [self._in_order(stream(view, self._staleness, steps)) for view in self._views]
 
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
         """One turn; after the last one, the drain."""
@@ -196,7 +196,7 @@ class StreamingEngine(ParallelEngine):
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
         key = (schedule.__name__, alike, microbatches)
         if key not in self._turns:
-            self._turns[key] = list(schedule(replace(self._view, microbatches=microbatches), alike))
+            self._turns[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches), alike))
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:
