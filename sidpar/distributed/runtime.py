@@ -330,6 +330,11 @@ class Runtime:
         return self.backend != "nccl"
 
     @property
+    def loads_lazily(self) -> bool:
+        """Whether the first use of a kernel may wait for messages under way, which are kernels too."""
+        return self.backend == "nccl"
+
+    @property
     def wire_device(self) -> torch.device:
         """Where messages must lie: gloo sends from host memory, also when the ranks compute on a GPU they share."""
         return self.device if self.backend == "nccl" else torch.device("cpu")

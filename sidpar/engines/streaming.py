@@ -17,6 +17,7 @@ from sidpar.engines.execution import Execution
 from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.rules.base import LocalRule
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout
@@ -189,6 +190,15 @@ class StreamingEngine(ParallelEngine):
 
     def _open_version(self, step: int) -> Version:
         return Version.as_it_is() if self._extractors is None else self._extractors.open(step)
+
+    def _extractor_buckets(self) -> GradientBuckets | None:
+        return None if self._extractors is None else self._extractors.of(self.steps).buckets
+
+    def _open_alone(self, step: int) -> Version:
+        if self._extractors is None:
+            return Version.as_it_is()
+        with self._extractors.rehearsing():
+            return self._extractors.open(step)
 
     def _actions_of(
         self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
