@@ -54,15 +54,20 @@ def steps(name: str, engine: Engine) -> Iterator[tuple[str, Seen]]:
     torch.manual_seed(7)
     optimizer = torch.optim.SGD(engine.stage.parameters(), lr=0.1, momentum=0.9)
     for k, result in enumerate(engine.train(map(networks.batch, SIZES), lambda _: optimizer.step())):
-        yield f"{name}, step {k}", left_behind(engine) | {"measures": result.measures()}
-    yield f"{name}, evaluated", {"measures": engine.evaluate(*networks.batch(13)).measures()} | left_behind(engine)
+        yield f"{name}, step {k}", left_behind(engine) | {"measures": result.measures().cpu()}
+    yield (
+        f"{name}, evaluated",
+        {"measures": engine.evaluate(*networks.batch(13)).measures().cpu()} | left_behind(engine),
+    )
 
 
 def left_behind(engine: Engine) -> Seen:
     """Weights, statistics, gradients, random numbers to come, and what was sent."""
     stage, traffic = engine.stage, engine.traffic
-    tensors = {name: tensor.detach().clone() for name, tensor in stage.state_dict().items()}
-    gradients = {f"{n}'s gradient": None if p.grad is None else p.grad.clone() for n, p in stage.named_parameters()}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in stage.state_dict().items()}
+    gradients = {
+        f"{n}'s gradient": None if p.grad is None else p.grad.cpu().clone() for n, p in stage.named_parameters()
+    }
     sent = {kind: (count.messages, count.bytes) for kind, count in traffic.sent.items()}
     return tensors | gradients | {"generator": torch.get_rng_state(), "sent": sent, "peak": traffic.peak_buffers}
 
