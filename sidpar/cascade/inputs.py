@@ -1,6 +1,7 @@
 """What modules are given to read, which some write into: `log_belief.exp_()`, `hidden += ...`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -30,6 +31,15 @@ class Inputs:
         The call raises UsageError if the module writes into them although it did not in its first call.
         """
         return partial(self._call, name, module)
+
+    @contextmanager
+    def unlearned(self) -> Iterator[None]:
+        """Calls within are nobody's first: what is given there may not be what modules are for."""
+        writes = dict(self._writes)
+        try:
+            yield
+        finally:
+            self._writes = writes
 
     def written_by(self, module: nn.Module) -> bool:
         """Whether it has been seen to write into what it is given, in any mode."""

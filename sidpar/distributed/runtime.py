@@ -324,6 +324,17 @@ class Runtime:
         return self.rank // self.cascade_size
 
     @property
+    def posts_receives_ahead(self) -> bool:
+        """Whether a receive may wait without holding up anything else. To NCCL it is a kernel: until the message comes,
+        it keeps the device from being idle, which a host may wait for (`simulation/first_use.py`)."""
+        return self.backend != "nccl"
+
+    @property
+    def loads_lazily(self) -> bool:
+        """Whether the first use of a kernel may wait for messages under way, which are kernels too."""
+        return self.backend == "nccl"
+
+    @property
     def wire_device(self) -> torch.device:
         """Where messages must lie: gloo sends from host memory, also when the ranks compute on a GPU they share."""
         return self.device if self.backend == "nccl" else torch.device("cpu")

@@ -1,21 +1,26 @@
 """Local learning on ranks: walks the schedule's list of actions for each batch."""
 
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
 
+import torch
 from torch import Tensor, nn
 
 from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
+from sidpar.distributed.device import synchronize
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
 from sidpar.engines.resources import Resources
 from sidpar.engines.result import StepResult
-from sidpar.errors import UsageError
+from sidpar.errors import UsageError, reason
 from sidpar.messages.gradients import GradientBuckets
+from sidpar.messages.rehearsal import send_first
 from sidpar.messages.transport import Pending, Transport
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
@@ -26,7 +31,9 @@ from sidpar.schedules.batching import BatchLayout, Share
 from sidpar.schedules.phases import PHASE
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.receives import when_needed
 from sidpar.schedules.synchronous import SCHEDULES, inference
+from sidpar.stages.rehearsal import unnoticed
 from sidpar.stages.stacks import Stacks, agree_on_stacks
 from sidpar.stages.stage import Stage
 from sidpar.stages.versions import Version, trained
@@ -121,7 +128,7 @@ class ParallelEngine(Synchronous):
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
-            return self._execute(inference, x, y, layout, lambda _: Version.as_it_is(), training=False)
+            return self._execute(inference, x, y, layout, _as_it_is, training=False)
 
     def _execute(
         self,
@@ -194,7 +201,7 @@ class ParallelEngine(Synchronous):
 
     def lists(self) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a step with M microbatches."""
-        return [list(SCHEDULES[self._schedule](view)) for view in self._views]
+        return [self._in_order(SCHEDULES[self._schedule](view)) for view in self._views]
 
     @property
     def _views(self) -> list[RankView]:
@@ -204,8 +211,12 @@ class ParallelEngine(Synchronous):
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
         key = (schedule.__name__, microbatches)
         if key not in self._actions:
-            self._actions[key] = list(schedule(replace(self._view, microbatches=microbatches)))
+            self._actions[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches)))
         return self._actions[key]
+
+    def _in_order(self, actions: Iterable[Action]) -> list[Action]:
+        """A schedule's actions as this backend takes them."""
+        return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
@@ -223,18 +234,66 @@ class ParallelEngine(Synchronous):
                 training=training,
                 parts=lambda: layout().sizes,
             )
-            if not self._layouts:
-                if self._resources.stacks is not None:
-                    agree_on_stacks(self.stage, share().x)
-                self._runtime.connect()
+            if not self._layouts and self._resources.stacks is not None:
+                agree_on_stacks(self.stage, share().x)
             if training:
                 self._check_kept(microbatches)
+            rehearses = self._runtime.loads_lazily and self._transport is not None
+            if rehearses:
+                self._rehearse(x, y, layout(), training=training)
+            if not self._layouts:
+                self._runtime.connect()
+            if rehearses:
+                self._send_first(share().x, layout(), training=training)
             self._layouts[key] = layout()
         return self._layouts[key]
 
     def _layout(self, batch_size: int, microbatches: int, copies: int) -> BatchLayout:
         share = self._share_of(batch_size)
         return BatchLayout(len(share.taken), share.microbatches(microbatches), self._runtime.cascade_size, copies)
+
+    def _rehearse(self, x: Tensor, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
+        """Go through a batch of a new layout alone, so that whatever is used for the first time is so before other
+        ranks wait (`simulation/first_use.py`). Nothing stays, but gradients, which the step to come replaces."""
+        assert self._transport is not None
+        clock, self.clock = self.clock, None
+        mode = nullcontext() if training else self.stage.inference_mode()
+        schedule, open_version = (SCHEDULES[self._schedule], self._open_alone) if training else (inference, _as_it_is)
+        try:
+            with mode, unnoticed(self.stage, self._transport, self._buckets()):
+                if training:
+                    self._open_refiners()
+                self._execute(schedule, x, y, layout, open_version, training=training).measures()
+        except Exception as error:
+            # A module may refuse what other ranks would have sent: here, zeros. Then its first uses are in the step.
+            warnings.warn(f"a rehearsal of the first batch has failed, and is left out: {reason(error)}", stacklevel=2)
+        finally:
+            self.clock = clock
+        synchronize(self._runtime.device)
+        self._runtime.exchange("rehearsal", "done")  # the next ranks to wait are those that have a message under way
+
+    def _send_first(self, x: Tensor, layout: BatchLayout, *, training: bool) -> None:
+        """Each message of a batch of a new layout once, and those of what is measured."""
+        assert self._transport is not None
+        with self._runtime.during("first message of each kind and size"):
+            buckets = self._buckets() if training else []
+            specs = self.stage.skeleton.specs(x)
+            send_first(self._transport, self._view, layout, specs, buckets, training=training)
+            for dtype in (torch.float64, torch.int64):
+                self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
+            synchronize(self._runtime.device)
+
+    def _buckets(self) -> list[GradientBuckets]:
+        """Of all gradients that this rank sums with others."""
+        extractor = self._extractor_buckets() if self._view.reduces_parameters else None
+        return [buckets for buckets in (self._refiner_buckets, extractor) if buckets is not None]
+
+    def _extractor_buckets(self) -> GradientBuckets | None:
+        return self._present.buckets
+
+    def _open_alone(self, step: int) -> Version:
+        """The extractor for a rehearsal."""
+        return self._open_extractor(step)
 
     def _check_kept(self, microbatches: int) -> None:
         """Raises UsageError if this engine would do something else with what modules keep than one process."""
@@ -254,3 +313,7 @@ class ParallelEngine(Synchronous):
     def _check_trainable(self) -> None:
         if self.stage.trainable_flags() != self._trainable:
             raise UsageError("requires_grad of some parameters has changed since this engine was made: make a new one")
+
+
+def _as_it_is(step: int) -> Version:
+    return Version.as_it_is()

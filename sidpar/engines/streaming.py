@@ -16,6 +16,7 @@ from sidpar.engines.execution import Execution
 from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
+from sidpar.messages.gradients import GradientBuckets
 from sidpar.rules.base import LocalRule
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.batching import BatchLayout
@@ -132,7 +133,7 @@ class StreamingEngine(ParallelEngine):
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a stream of `steps` batches with M microbatches, drained."""
-        return [list(stream(view, self._staleness, steps)) for view in self._views]
+        return [self._in_order(stream(view, self._staleness, steps)) for view in self._views]
 
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
         """One turn; after the last one, the drain."""
@@ -189,13 +190,22 @@ class StreamingEngine(ParallelEngine):
     def _open_version(self, step: int) -> Version:
         return Version.as_it_is() if self._extractors is None else self._extractors.open(step)
 
+    def _extractor_buckets(self) -> GradientBuckets | None:
+        return None if self._extractors is None else self._extractors.of(self.steps).buckets
+
+    def _open_alone(self, step: int) -> Version:
+        if self._extractors is None:
+            return Version.as_it_is()
+        with self._extractors.rehearsing():
+            return self._extractors.open(step)
+
     def _actions_of(
         self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
     ) -> list[Action]:
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
         key = (schedule.__name__, alike, microbatches)
         if key not in self._turns:
-            self._turns[key] = list(schedule(replace(self._view, microbatches=microbatches), alike))
+            self._turns[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches), alike))
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:

@@ -1,6 +1,7 @@
 """Parameter gradients summed over ranks in buckets, each of which leaves as soon as the backward has completed it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -83,6 +84,20 @@ class GradientBuckets:
         self.complete()
         for pending in self._pending:
             pending.wait()
+
+    def send_first(self) -> None:
+        """A sum of zeros in each size, one after the other."""
+        for buffer in {(buffer.numel(), buffer.dtype): buffer for buffer in self._buffers}.values():
+            self._send(torch.zeros_like(buffer)).wait()
+
+    @contextmanager
+    def unlearned(self) -> Iterator[None]:
+        """How gradients come within is no step's."""
+        early = list(self._early)
+        try:
+            yield
+        finally:
+            self._early = early
 
     def _arrived(self, bucket: int, member: int, parameter: Tensor) -> None:
         if not self._released:

@@ -6,16 +6,19 @@ sides. Tensors travel in the dtype of the features or the state, at least fp32. 
 one message per tensor, in tuple order.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple
-from sidpar.cascade.specs import Spec
+from sidpar.cascade.specs import Spec, specs_of
 from sidpar.distributed.groups import CascadeGroups, Groups, ReplicaGroups
 from sidpar.distributed.runtime import Runtime
 from sidpar.profiler.memory import bytes_of
@@ -27,7 +30,8 @@ from sidpar.schedules.batching import BatchLayout
 class Pending:
     """A started message. `tensors` are the buffers it reads or writes: they must live until `wait` returns."""
 
-    works: list[dist.Work]
+    works: list[dist.Work | None]
+    """None for what does not leave."""
     tensors: TensorTuple
     traffic: Traffic
     finish: Callable[[TensorTuple], TensorTuple] = tuple
@@ -37,7 +41,8 @@ class Pending:
 
     def wait(self) -> TensorTuple:
         for work in self.works:
-            work.wait()
+            if work is not None:
+                work.wait()
         self.traffic.occupy(-bytes_of(self.tensors))
         return self.finish(self.tensors)
 
@@ -50,49 +55,66 @@ class Transport:
         self._groups: Groups = runtime.groups
         self._rank = runtime.cascade_rank
         self._size = runtime.cascade_size
-        self._device = runtime.device
+        self.device = runtime.device
         self._wire = runtime.wire_device
         self._others = (self._size - 1) / self._size
+        self._silent = False
         self.traffic = Traffic()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is sent within does not count as traffic."""
+        traffic, self.traffic = self.traffic, Traffic()
+        try:
+            yield
+        finally:
+            self.traffic = traffic
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Within, messages are made ready as ever, but none leaves, and what comes is made up at once: uniform beliefs,
+        and zeros. So a rank can go through a list of actions alone."""
+        self._silent = True
+        try:
+            with self.uncounted():
+                yield
+        finally:
+            self._silent = False
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
         """The state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(self._to_wire(tensor) for tensor in state)
         group = self._cascade.edge(self._rank, peer)
-        works = [_work(dist.isend(_numbers(t), group=group, group_dst=peer)) for t in buffers]
+        works = [self._begin(dist.isend, t, group=group, group_dst=peer) for t in buffers]
         self.traffic.count("state", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic)
 
     def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
         """The state of one microbatch of `batch` rows from the previous rank."""
-        buffers = tuple(spec.empty(batch, self._wire) for spec in specs)
+        buffers = self._room(specs, batch)
+        if self._silent:
+            buffers[0].fill_(-math.log(buffers[0].shape[-1]))
         group = self._cascade.edge(self._rank, peer)
-        works = [_work(dist.irecv(_numbers(t), group=group, group_src=peer)) for t in buffers]
+        works = [self._begin(dist.irecv, t, group=group, group_src=peer) for t in buffers]
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
         """Features [b, ...] of one microbatch from rank 0 to all; `features` is None on the others."""
-        buffers = (
-            tuple(spec.empty(batch, self._wire) for spec in specs)
-            if features is None
-            else tuple(self._to_wire(tensor) for tensor in features)
-        )
-        works = [
-            _work(dist.broadcast(_numbers(t), group_src=0, group=self._cascade.features, async_op=True))
-            for t in buffers
-        ]
+        buffers = self._room(specs, batch) if features is None else tuple(map(self._to_wire, features))
+        group = self._cascade.features
+        works = [self._begin(dist.broadcast, t, group_src=0, group=group, async_op=True) for t in buffers]
         self.traffic.count("feature broadcast", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
         """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
         inputs = tuple(_padded(self._to_wire(tensor), layout.padded_shard) for tensor in shard)
-        outputs = tuple(t.new_empty((self._size * layout.padded_shard, *t.shape[1:])) for t in inputs)
+        outputs = self._room(specs_of(inputs), self._size * layout.padded_shard)
+        group = self._cascade.features
         works = [
-            _work(dist.all_gather_into_tensor(_numbers(out), _numbers(t), group=self._cascade.features, async_op=True))
+            self._begin(dist.all_gather_into_tensor, out, t, group=group, async_op=True)
             for out, t in zip(outputs, inputs, strict=True)
         ]
-
         self.traffic.count("feature gather", self._others * bytes_of(outputs), len(outputs))
 
         def in_batch_order(tensors: TensorTuple) -> TensorTuple:
@@ -107,7 +129,7 @@ class Transport:
         """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
         buffers = tuple(self._to_wire(tensor) for tensor in gradient)
         group = self._cascade.feature_gradients
-        works = [_work(dist.reduce(_numbers(t), group_dst=0, group=group, async_op=True)) for t in buffers]
+        works = [self._begin(dist.reduce, t, group_dst=0, group=group, async_op=True) for t in buffers]
         self.traffic.count("feature gradient reduction", bytes_of(buffers), len(buffers))
         return Pending(works, buffers, self.traffic, self._to_device)
 
@@ -116,13 +138,10 @@ class Transport:
         size = layout.padded_part(m)
         own = len(layout.parts[m][self._rank])
         inputs = tuple(self._spread(self._to_wire(tensor), layout, m) for tensor in gradient)
-        outputs = tuple(t.new_empty((size, *t.shape[1:])) for t in inputs)
+        outputs = self._room(specs_of(inputs), size)
+        group = self._cascade.feature_gradients
         works = [
-            _work(
-                dist.reduce_scatter_tensor(
-                    _numbers(out), _numbers(t), group=self._cascade.feature_gradients, async_op=True
-                )
-            )
+            self._begin(dist.reduce_scatter_tensor, out, t, group=group, async_op=True)
             for out, t in zip(outputs, inputs, strict=True)
         ]
         self.traffic.count("feature gradient scatter", self._others * bytes_of(inputs), len(inputs))
@@ -175,7 +194,7 @@ class Transport:
 
     def _sum(self, bucket: Tensor, group: dist.ProcessGroup, kind: str) -> Pending:
         buffer = bucket.to(self._wire)
-        work = _work(dist.all_reduce(_numbers(buffer), group=group, async_op=True))
+        work = self._begin(dist.all_reduce, buffer, group=group, async_op=True)
         self.traffic.count(kind, 2 * (group.size() - 1) / group.size() * bytes_of((buffer,)))
 
         def write_back(_: TensorTuple) -> TensorTuple:
@@ -185,6 +204,18 @@ class Transport:
 
         # Where the bucket itself travels it is a gradient, and no buffer besides.
         return Pending([work], () if buffer is bucket else (buffer,), self.traffic, write_back)
+
+    def _begin(self, call: Callable[..., dist.Work | None], *buffers: Tensor, **where: Any) -> dist.Work | None:
+        """Start a message of contiguous buffers; None if it is not to leave."""
+        if self._silent:
+            return None
+        work = call(*map(_numbers, buffers), **where)
+        assert work is not None, "an asynchronous call returns its Work on every rank of the group"
+        return work
+
+    def _room(self, specs: tuple[Spec, ...], rows: int) -> TensorTuple:
+        """Buffers for what will come."""
+        return tuple((spec.zeros if self._silent else spec.empty)(rows, self._wire) for spec in specs)
 
     def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:
         """Rows of a microbatch to where reduce-scatter expects them: equal parts, the last ones padded with zeros."""
@@ -199,7 +230,7 @@ class Transport:
         return tensor.to(self._wire).resolve_conj().resolve_neg().contiguous()
 
     def _to_device(self, tensors: TensorTuple) -> TensorTuple:
-        return tuple(tensor.to(self._device) for tensor in tensors)
+        return tuple(tensor.to(self.device) for tensor in tensors)
 
 
 @lru_cache(maxsize=64)
@@ -221,8 +252,3 @@ def _padded(tensor: Tensor, rows: int) -> Tensor:
     if tensor.shape[0] == rows:
         return tensor
     return torch.cat([tensor, tensor.new_zeros((rows - tensor.shape[0], *tensor.shape[1:]))])
-
-
-def _work(work: dist.Work | None) -> dist.Work:
-    assert work is not None, "an asynchronous call returns its Work on every rank of the group"
-    return work

@@ -27,7 +27,8 @@ Rules that hold for every schedule, because a message that waits for the wrong t
 1. On each rank, the messages to one peer, and the collectives of one group (features, feature gradients, parameter
    gradients), are started in an order that is the same on both sides. Replicas of a cascade have the same lists.
 2. Every message is started (`POST_STATE`, `SEND_STATE`, `START_…`) without waiting; only an `AWAIT_…` waits. A receive
-   is posted one microbatch ahead of its use, but not before the collectives that its sender needs are started here.
+   is posted one microbatch ahead of its use, but not before the collectives that its sender needs are started here;
+   on NCCL it is moved to its use (`receives.py`).
 3. A belief is sent before the backward of its microbatch starts.
 
 The third schedule, `streaming`, runs over many batches and has a file of its own.

@@ -195,6 +195,7 @@ class Stage(nn.Module):
     def undone(self) -> Iterator[None]:
         """What forwards within do to what the parts here keep is undone at the end."""
         with ExitStack() as stack:
+            stack.enter_context(self._inputs.unlearned())
             for name, module in self.parts().items():
                 stack.enter_context(self._undone(name, module))
             yield

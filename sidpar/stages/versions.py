@@ -133,11 +133,28 @@ class Versions:
     @contextmanager
     def updating(self, step: int) -> Iterator[None]:
         """Within, the extractor has the gradients of the batch of `step`, to be updated by them."""
-        before = [weight.detach().clone() for weight in self._parameters] if self._ahead else []
+        before = self._copies() if self._ahead else []
         self.hand_over(step)
         yield
         if self._ahead:
-            self.movement = [now.detach() - old for now, old in zip(self._parameters, before, strict=True)]
+            self.movement = self._movement_since(before)
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Within, versions are opened as they are after an update, though there was none."""
+        movement = self.movement
+        if self._ahead:
+            self.movement = self._movement_since(self._copies())
+        try:
+            yield
+        finally:
+            self.movement = movement
+
+    def _copies(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self._parameters]
+
+    def _movement_since(self, before: Sequence[Tensor]) -> list[Tensor]:
+        return [now.detach() - old for now, old in zip(self._parameters, before, strict=True)]
 
     def resume(self, movement: list[Tensor]) -> None:
         """Predict from this movement, if at all."""

@@ -42,11 +42,20 @@ class Meter:
 
     def add(self, result: StepResult, step: int = 0) -> None:
         """One batch, the one of this step. Does not wait for the device."""
-        measures = result.measures()
-        self._table.index_add_(0, self._rows, measures)
         self._samples += result.samples
+        self._sum(result.measures(), step)
+
+    def _sum(self, measures: Tensor, step: int) -> None:
+        self._table.index_add_(0, self._rows, measures)
         bad = torch.where(measures[:, self._loss].isfinite(), _NEVER, step)
         self._first_bad[self._rows] = torch.minimum(self._first_bad[self._rows], bad)
+
+    def rehearse(self) -> None:
+        """Use every kernel of this rank's once, with nothing to add: for `Optimizers.rehearse`'s reason."""
+        columns = len(self._rule.measures)
+        self._sum(torch.zeros(len(self._rows), columns, dtype=torch.float64, device=self._runtime.device), 0)
+        _one_of_all(self._runtime, self._first())
+        self._reset()
 
     def read(self) -> dict[str, Any]:
         """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
@@ -57,11 +66,14 @@ class Meter:
     def start_reading(self) -> Callable[[], dict[str, Any]]:
         """The same without waiting for ranks that are behind; what is returned waits and gives the means."""
         total, samples = self._runtime.start_sum("metrics", self._table), self._samples
-        # Step and refiner in one number, so that the least is the first.
-        refiners = torch.arange(self._num_refiners, device=self._runtime.device)
-        first = start_per_rank(self._runtime, (self._first_bad * self._num_refiners + refiners).min())
+        first = start_per_rank(self._runtime, self._first())
         self._reset()
         return lambda: self._means(total(), samples) | {DIVERGED: self._earliest(first())}
+
+    def _first(self) -> Tensor:
+        """Step and refiner in one number, so that the least is the first."""
+        refiners = torch.arange(self._num_refiners, device=self._runtime.device)
+        return (self._first_bad * self._num_refiners + refiners).min()
 
     def _earliest(self, first: list[int]) -> dict[str, int] | None:
         """Where and when a loss first was no number; None if all are."""
@@ -126,7 +138,12 @@ def per_rank(runtime: Runtime, value: int | Tensor) -> list[int]:
 
 def start_per_rank(runtime: Runtime, value: int | Tensor) -> Callable[[], list[int]]:
     """The same without waiting for ranks that are behind; what is returned waits and gives the numbers."""
+    total = runtime.start_sum("one number per rank", _one_of_all(runtime, value))
+    return lambda: [int(number) for number in total()]
+
+
+def _one_of_all(runtime: Runtime, value: int | Tensor) -> Tensor:
+    """A number for each rank, 0 for the others."""
     table = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
     table[runtime.rank] = value
-    total = runtime.start_sum("one number per rank", table)
-    return lambda: [int(number) for number in total()]
+    return table

@@ -17,6 +17,7 @@ class Optimizers:
 
     def __init__(self, parts: Mapping[str, nn.Module], config: OptimConfig, steps_per_epoch: int) -> None:
         """`parts` by global name: `extractor`, `refiners.3`."""
+        self._config = config
         self._factor = learning_rate_factor(config, steps_per_epoch)
         self._optimizers: dict[str, tuple[Optimizer, LambdaLR]] = {}
         self._names: dict[str, list[str]] = {}
@@ -44,6 +45,22 @@ class Optimizers:
             optimizer, scheduler = self._optimizers[kind]
             optimizer.step()
             scheduler.step()
+
+    def rehearse(self) -> None:
+        """Use every kernel of an update once, on parameters that are nobody's. In a stream the first update comes while
+        other ranks wait, and a kernel's first use may wait for them."""
+        for optimizer in self.all:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            others = [
+                nn.Parameter(p.detach().new_zeros(1)) for p in {(p.dtype, p.device): p for p in parameters}.values()
+            ]
+            for parameter in others:
+                parameter.grad = torch.zeros_like(parameter)
+            if self._config.clip is not None:
+                nn.utils.clip_grad_norm_(others, self._config.clip)
+            other = build_optimizer(others, self._config, self._config.lr)
+            for _ in range(2):  # the first one finds no state
+                other.step()
 
     def state(self) -> dict[str, Tensor]:
         """What the optimizers remember of each parameter, by its global name: `extractor.0.weight/exp_avg`.

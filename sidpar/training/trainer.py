@@ -56,6 +56,9 @@ class Trainer:
         self._rate = learning_rate_factor(config.optim, loader.steps_per_epoch)
         self._train_meter, self._test_meter = (Meter(engine) for _ in range(2))
         self._train_watch, self._test_watch = (Stopwatch(self._runtime) for _ in range(2))
+        if self._runtime.loads_lazily:
+            self._optimizers.rehearse()
+            self._train_meter.rehearse()
         self._row: Callable[[], dict[str, Any]] = dict  # begun, and not yet written
         self._progress_bar = self._runtime.rank == 0 and sys.stderr.isatty()
         self._state = TrainingState(engine, self._optimizers)

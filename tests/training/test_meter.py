@@ -53,10 +53,12 @@ def test_reading_starts_afresh() -> None:
     engine = LocalEngine(Stage(networks.plain(2), runtime), Objective())
     meter = Meter(engine)
     readings = []
-    for _ in range(2):
+    for _ in range(3):
         meter.add(engine.evaluate(*networks.batch(5)))
         readings.append(meter.read())
-    assert readings[0] == readings[1]
+        meter.rehearse()
+        assert meter.is_empty
+    assert readings[0] == readings[1] == readings[2]
 
 
 def numbers(runtime: Runtime) -> list[int]:

@@ -1,11 +1,13 @@
 """The learning rate over time, the optimizers, and clipping part by part."""
 
+import copy
 import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.engines.base import clip_each
@@ -41,6 +43,29 @@ def test_optimizers(name: str, kind: type[torch.optim.Optimizer]) -> None:
     assert optimizer.defaults["weight_decay"] == 0.01
     if name == "sgd":
         assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_rehearsal_of_updates_changes_nothing(name: str) -> None:
+    """But that every kind of parameter has been updated once by another optimizer like this one."""
+    part = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    config = OptimConfig(name=name, weight_decay=0.1, clip=0.5, epochs=1)  # type: ignore[arg-type]
+    optimizers = Optimizers({"refiners.0": part}, config, steps_per_epoch=2)
+    before, generator, updated = copy.deepcopy(part.state_dict()), torch.get_rng_state(), list[list[torch.dtype]]()
+
+    def see(optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+        updated.append([p.dtype for group in optimizer.param_groups for p in group["params"]])
+
+    hook = register_optimizer_step_post_hook(see)  # type: ignore[arg-type]
+    optimizers.rehearse()
+    hook.remove()
+    assert updated == [[torch.float32, torch.float64]] * 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in part.state_dict().items())
+    assert all(parameter.grad is None for parameter in part.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert optimizers.state() == {}
+    (optimizer,) = optimizers.all
+    assert optimizer.param_groups[0]["lr"] == config.lr
 
 
 def test_extractor_and_refiners_are_updated_apart() -> None:

@@ -153,6 +153,24 @@ def test_streaming_without_staleness_is_fused_bit_for_bit(tmp_path: Path) -> Non
     assert not all(torch.equal(tensor, weights["one"][name]) for name, tensor in weights["fused"].items())
 
 
+def as_on_nccl(runtime: Runtime, flags: list[str]) -> None:
+    """With a rehearsal of all that is used for the first time, and receives that are posted late."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "loads_lazily", True)
+        patch.setattr(Runtime, "posts_receives_ahead", False)
+        job(runtime, flags)
+
+
+def test_what_nccl_needs_changes_no_weight_and_no_measure(tmp_path: Path) -> None:
+    flags = [*STREAM, "--optim.clip", "0.5", "--parallel.weight_prediction", "true"]
+    plain, other = train(2, tmp_path / "plain", *flags), tmp_path / "as on nccl"
+    run_ranks(as_on_nccl, 2, [*CONFIG, "--run.dir", str(other), *flags])
+    weights = load_file(plain / "weights.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(other / "weights.safetensors").items())
+    for row, expected in zip(rows(other), rows(plain), strict=True):
+        assert (row["kl"], row["accuracy"], row["loss"]) == (expected["kl"], expected["accuracy"], expected["loss"])
+
+
 def test_the_demo_reaches_its_accuracy(tmp_path: Path) -> None:
     """What `make demo` runs."""
     folder = tmp_path / "demo"

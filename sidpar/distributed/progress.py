@@ -1,0 +1,101 @@
+"""How far a device has come. The host queues work for a GPU and goes on, and messages of NCCL are such work: where a
+peer is lost it is the device that waits, and the host is ahead of it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+
+APART = 0.01
+"""Seconds between two marks at least: then they cost nothing that could be measured."""
+HANGS_AFTER = 10.0
+"""Seconds without a completed mark after which a rank that is to stop takes its device to hang."""
+
+
+class Event(Protocol):
+    """`torch.cuda.Event`, as far as it is used."""
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool: ...
+
+
+class Mark(NamedTuple):
+    """A place in the device's queue."""
+
+    event: Event
+    label: str
+    queued_at: float
+
+
+class Progress:
+    """Marks in the queue of a device, of which any thread may ask which have been passed, without waiting.
+
+    Args:
+        new_event: of the current stream of the thread that marks.
+    """
+
+    def __init__(self, new_event: Callable[[], Event] = torch.cuda.Event) -> None:
+        self._new_event = new_event
+        self._ahead: deque[Mark] = deque()
+        self._spare: list[Event] = []
+        self._passed: str | None = None
+        self._marked_at = 0.0
+        self._lock = threading.Lock()
+
+    def mark(self, label: Callable[[], str]) -> None:
+        """What the host has queued just now."""
+        now = time.monotonic()
+        if now - self._marked_at < APART:
+            return
+        self._marked_at = now
+        with self._lock:
+            self._look()
+            event = self._spare.pop() if self._spare else self._new_event()
+            event.record()
+            self._ahead.append(Mark(event, label(), now))
+
+    def passed(self) -> str | None:
+        """What the device has completed last, as far as it was marked."""
+        with self._lock:
+            self._look()
+            return self._passed
+
+    def behind(self) -> float:
+        """For how many seconds the oldest of what the device has not completed has been queued."""
+        with self._lock:
+            self._look()
+            return time.monotonic() - self._ahead[0].queued_at if self._ahead else 0.0
+
+    def hangs(self, seconds: float = HANGS_AFTER) -> bool:
+        """Watch so long whether something is queued, and nothing of it completed."""
+        end = time.monotonic() + seconds
+        with self._lock:
+            self._look()
+            first = self._ahead[0] if self._ahead else None
+        while first is not None and time.monotonic() < end:
+            time.sleep(min(0.1, seconds / 10))
+            if first.event.query():
+                return False
+        return first is not None
+
+    def _look(self) -> None:
+        while self._ahead and self._ahead[0].event.query():
+            mark = self._ahead.popleft()
+            self._passed = mark.label
+            self._spare.append(mark.event)
+
+
+def end_when_late(progress: Progress, limit: float, end: Callable[[float], None]) -> None:
+    """From now on, in a thread of its own, call `end(seconds)` once something has been queued for more than `limit`
+    seconds."""
+
+    def watch() -> None:
+        while (late := progress.behind()) <= limit:
+            time.sleep(min(1.0, limit / 10))
+        end(late)
+
+    threading.Thread(target=watch, name="sidpar progress", daemon=True).start()

@@ -1,0 +1,38 @@
+"""Receives that are posted when they are needed: what is done stays the same, and lists still end."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+
+from sidpar.schedules.actions import Action, Do
+from sidpar.schedules.receives import when_needed
+from sidpar.schedules.streaming import Turn, streaming
+from sidpar.simulation.first_use import check_loads
+from sidpar.simulation.simulator import simulate
+from tests.schedules.setups import SYNCHRONOUS, Durations, Setup, setups
+
+
+@settings(max_examples=300)
+@given(setups([*SYNCHRONOUS, "streaming"], ["loop", "stacked"]))
+def test_the_same_actions_in_an_order_that_ends(setup: Setup) -> None:
+    """Also where a step may wait for the device at any action; streams that may not are those of
+    `tests/simulation/test_first_use.py`."""
+    ahead = setup.lists()
+    late = [list(when_needed(mine)) for mine in ahead]
+    for before, after in zip(ahead, late, strict=True):
+        assert set(after) == set(before)
+        assert len(after) == len(before)
+        others = [[a for a in mine if a.do is not Do.POST_STATE] for mine in (before, after)]
+        assert others[0] == others[1]
+        assert all((k.do is Do.POST_STATE) == (n.do is Do.AWAIT_STATE) for k, n in pairwise(after))
+    simulate(late, Durations(1, 2, 1, 2))
+    simulate(late, Durations(1, 2, 1, 2), rendezvous=True)
+    if setup.schedule != "streaming" or setup.extractor == "replicated":
+        check_loads(late, lambda *_: True)
+
+
+def test_a_turn_posts_its_own_receives() -> None:
+    """In place of the next turn's."""
+    view = Setup("streaming", (1, 1), 2, "sharded", True, True, "loop", 1, 2).view(1)
+    turn = list(when_needed(streaming(view, Turn(1, 1, last=False))))
+    assert [a for a in turn if a.do is Do.POST_STATE] == [Action(Do.POST_STATE, m, peer=0) for m in (0, 1)]
