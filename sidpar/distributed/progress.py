@@ -66,21 +66,23 @@ class Progress:
 
     def behind(self) -> float:
         """For how many seconds the oldest of what the device has not completed has been queued."""
-        with self._lock:
-            self._look()
-            return time.monotonic() - self._ahead[0].queued_at if self._ahead else 0.0
+        first = self._first()
+        return 0.0 if first is None else time.monotonic() - first.queued_at
 
     def hangs(self, seconds: float = HANGS_AFTER) -> bool:
         """Watch so long whether something is queued, and nothing of it completed."""
         end = time.monotonic() + seconds
-        with self._lock:
-            self._look()
-            first = self._ahead[0] if self._ahead else None
+        first = self._first()
         while first is not None and time.monotonic() < end:
             time.sleep(min(0.1, seconds / 10))
-            if first.event.query():
+            if self._first() is not first:
                 return False
         return first is not None
+
+    def _first(self) -> Mark | None:
+        with self._lock:
+            self._look()
+            return self._ahead[0] if self._ahead else None
 
     def _look(self) -> None:
         while self._ahead and self._ahead[0].event.query():

@@ -1,6 +1,7 @@
 """The machine as one rank sees it: process group, device, store."""
 
 import json
+import os
 import platform
 import re
 import sys
@@ -25,6 +26,7 @@ from sidpar.distributed.environment import Launch, read_environment
 from sidpar.distributed.groups import Groups, nccl_options
 from sidpar.distributed.launcher import end_launcher_if_cut_off
 from sidpar.distributed.notes import Notes, within
+from sidpar.distributed.progress import Progress, end_when_late
 from sidpar.distributed.rendezvous import meet
 from sidpar.distributed.signals import Signals
 from sidpar.errors import UsageError
@@ -58,6 +60,8 @@ class Runtime:
     sharers: int = 1
     """How many ranks compute on this rank's GPU, this one included."""
     signals: Signals | None = None
+    progress: Progress | None = None
+    """Of a GPU."""
     launch: Launch = field(default_factory=Launch)
     _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
@@ -121,7 +125,8 @@ class Runtime:
         _check_replicas(replicas, world_size)
         gpus = alone.exchange("GPUs", gpu_identity(chosen))
         name, sharers = choose_backend(backend, gpus), gpus.count(gpus[rank]) if chosen.type == "cuda" else 1
-        timeout = timedelta(seconds=step_timeout)
+        # What is late is told by `_end_late`, before NCCL ends the process without a word of ours.
+        timeout = timedelta(seconds=step_timeout + (_NCCL_PATIENCE if name == "nccl" else 0.0))
         dist.init_process_group(
             name,
             store=PrefixStore("group", store),
@@ -183,9 +188,20 @@ class Runtime:
         """The same, which answers signals."""
         # Signals are heard in another thread, so on a connection of its own.
         store = None if self.store is None else self.store.clone()
-        signals = Signals(self._moment, lambda: store is not None and store.check([_FAILED]))
+        progress = Progress() if self.device.type == "cuda" else None
+        heard = replace(self, progress=progress)
+        hangs = None if progress is None else progress.hangs
+        signals = Signals(heard._moment, lambda: store is not None and store.check([_FAILED]), hangs)
         signals.listen()
-        return replace(self, signals=signals)
+        if progress is not None and self.backend == "nccl":
+            end_when_late(progress, self.step_timeout, heard._end_late)
+        return replace(heard, signals=signals)
+
+    def _end_late(self, seconds: float) -> None:
+        """NCCL's messages hold up the device, not the host, so nobody is there to raise an error."""
+        reason = f"its device has not come further for {seconds:.0f} s, as where a peer is lost"
+        print(f"{self._moment('ends')}: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
         """Fail on every rank, with the same error, unless all ranks call this with the same values.
@@ -291,13 +307,20 @@ class Runtime:
         except Exception as error:
             error.add_note(self._moment("failed"))
             raise
+        if self.progress is not None:
+            self.progress.mark(lambda: self._spoken(action, step))
 
     def _moment(self, verb: str) -> str:
         """What this rank was doing. Actions speak of the ranks of one cascade, so its place there is told too."""
-        action, step = self._doing
         place = f" (rank {self.cascade_rank} of replica {self.replica})" if self.num_replicas > 1 else ""
+        passed = None if self.progress is None else self.progress.passed()
+        device = "" if passed is None else f"; its device has completed {passed}"
+        return f"rank {self.rank}{place} {verb} in {self._spoken(*self._doing)}{device}"
+
+    @staticmethod
+    def _spoken(action: object, step: int | None) -> str:
         when = "" if step is None else f"step {step}, in "
-        return f"rank {self.rank}{place} {verb} in {when}the action: {action}"
+        return f"{when}the action: {action}"
 
     def connect(self, *, pipeline: bool = False) -> None:
         """Make all connections by a first message along each (`Groups.connect`), or those of a pipeline of torch's. All
@@ -342,6 +365,8 @@ class Runtime:
 
 _FAILED = "failed"
 """Key of the store under which a rank that fails leaves its number and the reason."""
+_NCCL_PATIENCE = 10.0
+"""Seconds by which NCCL's own watchdog is later than ours."""
 _PATIENCE = 3.0
 """Seconds for the store to tell it."""
 _LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|remote process|aborted|in vain", re.IGNORECASE)

@@ -21,14 +21,20 @@ class Signals:
 
     A program that can stop between steps says so by `finish_step_on_request`. SIGTERM and SIGUSR1 (SLURM's warning
     before a time limit, or a preemption) then only set `stop_requested`; SIGTERM ends the process all the same where
-    another rank has failed, so that no common step is to be expected, or after `GRACE_SECONDS`.
+    another rank has failed, or the device hangs, so that no common step is to be expected, or after `GRACE_SECONDS`.
     """
 
-    def __init__(self, moment: Callable[[str], str], another_failed: Callable[[], bool]) -> None:
-        """`moment("was ended")` tells what this rank is doing."""
+    def __init__(
+        self,
+        moment: Callable[[str], str],
+        another_failed: Callable[[], bool],
+        hangs: Callable[[], bool] | None = None,
+    ) -> None:
+        """`moment("was ended")` tells what this rank is doing; `hangs` watches a device for a while, if there is one."""
         self.stop_requested = False
         self._moment = moment
         self._another_failed = another_failed
+        self._hangs = hangs
         self._may_stop = False
         self._ends_in_time = False
 
@@ -69,11 +75,12 @@ class Signals:
         limit = threading.Timer(GRACE_SECONDS, self._end)
         limit.daemon = True
         limit.start()
-        # Apart from the limit: where the network is cut, the store never answers.
-        threading.Thread(target=self._end_with_another, name="sidpar failures", daemon=True).start()
+        # Each apart: where the network is cut, the store never answers.
+        for reason in filter(None, (self._another_failed, self._hangs)):
+            threading.Thread(target=self._end_for, args=(reason,), name="sidpar failures", daemon=True).start()
 
-    def _end_with_another(self) -> None:
-        while not self._another_failed():
+    def _end_for(self, reason: Callable[[], bool]) -> None:
+        while not reason():
             time.sleep(0.2)
         self._end()
 

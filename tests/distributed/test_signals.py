@@ -68,3 +68,21 @@ def test_a_forked_child_is_no_rank() -> None:
         "print(os.waitstatus_to_exitcode(status), runtime.signals.stop_requested)"
     )
     assert done.stdout.split() == [str(-signal.SIGTERM), "False"], done.stderr
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_stop_does_not_wait_for_a_device_that_hangs(hangs: bool) -> None:
+    """Asked by SIGTERM while the main thread is in a step: it ends at once, or waits for its end."""
+    done = run(
+        f"""
+from sidpar.distributed.signals import Signals
+signals = Signals(lambda verb: f"rank 0 {{verb}} in step 3", lambda: False, lambda: {hangs})
+signals.listen()
+signals.finish_step_on_request()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(1.5)
+print("the step is over", signals.stop_requested)
+"""
+    )
+    assert (done.returncode, "rank 0 was ended in step 3" in done.stderr) == ((143, True) if hangs else (0, False))
+    assert ("the step is over True" in done.stdout) != hangs
