@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import torch
-
 APART = 0.01
 """Seconds between two marks at least: then they cost nothing that could be measured."""
 HANGS_AFTER = 10.0
@@ -16,7 +14,7 @@ HANGS_AFTER = 10.0
 
 
 class Event(Protocol):
-    """`torch.cuda.Event`, as far as it is used."""
+    """Of CUDA, as far as it is used."""
 
     def record(self) -> None: ...
 
@@ -35,10 +33,10 @@ class Progress:
     """Marks in the queue of a device, of which any thread may ask which have been passed, without waiting.
 
     Args:
-        new_event: of the current stream of the thread that marks.
+        new_event: makes an event of the current stream.
     """
 
-    def __init__(self, new_event: Callable[[], Event] = torch.cuda.Event) -> None:
+    def __init__(self, new_event: Callable[[], Event]) -> None:
         self._new_event = new_event
         self._ahead: deque[Mark] = deque()
         self._spare: list[Event] = []

@@ -188,7 +188,7 @@ class Runtime:
         """The same, which answers signals."""
         # Signals are heard in another thread, so on a connection of its own.
         store = None if self.store is None else self.store.clone()
-        progress = Progress() if self.device.type == "cuda" else None
+        progress = Progress(torch.cuda.Event) if self.device.type == "cuda" else None
         heard = replace(self, progress=progress)
         hangs = None if progress is None else progress.hangs
         signals = Signals(heard._moment, lambda: store is not None and store.check([_FAILED]), hangs)

@@ -30,7 +30,7 @@ class Signals:
         another_failed: Callable[[], bool],
         hangs: Callable[[], bool] | None = None,
     ) -> None:
-        """`moment("was ended")` tells what this rank is doing; `hangs` watches a device for a while, if there is one."""
+        """`moment("was ended")` tells what this rank is doing; `hangs` watches the device for a while."""
         self.stop_requested = False
         self._moment = moment
         self._another_failed = another_failed

@@ -20,7 +20,7 @@ from sidpar import (
 )
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import seeded
-from tests.engines.quirks import CLASSES, INPUTS, RATE, WIDTH, batches, build, plain_loop
+from tests.engines.modules.quirks import CLASSES, INPUTS, RATE, WIDTH, batches, build, plain_loop
 from tests.harness import run_ranks
 
 pytestmark = pytest.mark.processes

@@ -2,7 +2,7 @@
 
 Random ones, as many as one likes, with a count of the refusals by their reason:
 
-    python -m tests.engines.test_quirks --ranks 4 --number 500
+    python -m tests.engines.modules.test_quirks --ranks 4 --number 500
 """
 
 import argparse
@@ -30,7 +30,7 @@ from sidpar import (
     make_cut,
 )
 from sidpar.schedules.placement import Copies
-from tests.engines.quirks import ALPHA, ANYWHERE, EXTRACTOR, RATE, REFINER, batches, build, plain_loop
+from tests.engines.modules.quirks import ALPHA, ANYWHERE, EXTRACTOR, RATE, REFINER, batches, build, plain_loop
 from tests.harness import run_ranks
 
 TOLERANCE = 1e-9
