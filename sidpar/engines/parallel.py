@@ -270,7 +270,7 @@ class ParallelEngine(Synchronous):
         finally:
             self.clock = clock
         synchronize(self._runtime.device)
-        self._runtime.exchange("rehearsal", "done")  # the next ranks to wait are those that have a message under way
+        self._runtime.exchange("rehearsal", "done")  # patiently, unlike a message: another rank may be compiling
 
     def _send_first(self, x: Tensor, layout: BatchLayout, *, training: bool) -> None:
         """Each message of a batch of a new layout once, and those of what is measured."""
