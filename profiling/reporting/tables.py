@@ -69,6 +69,7 @@ def markdown(report: dict[str, Any]) -> str:
         "## Speed",
         speed_table(rows, report["costs_ms"]),
         SPEED_NOTE,
+        *group_section(rows),
         "![speed-up](speedup.png)",
         "![timelines](timeline.png)",
     ]
@@ -137,6 +138,28 @@ def speed_table(rows: Sequence[Row], costs: dict[str, Any]) -> str:
     alone = None if None in parts else sum(part for part in parts if part is not None)
     lines.append(["extractor alone", "forward, backward", "-", "-", "1", "1", figure(alone), *["-"] * 9])
     return table(header, lines, texts=4)
+
+
+GROUP_NOTE = (
+    "These methods do not fit into memory together, so they were timed in groups, one group after the other; within a "
+    "group in turn. `{reference}` is in every group. *drift*: its step in that group over its step in all of them, so "
+    "methods of groups that drifted apart compare less well."
+)
+
+
+def group_section(rows: Sequence[Row]) -> Iterator[str]:
+    """Who was timed beside whom, where not all were."""
+    numbers = sorted({row["group"] for row in rows if row.get("group") is not None})
+    if len(numbers) < 2:
+        return
+    members = {number: [row for row in rows if row.get("group") == number] for number in numbers}
+    reference = next((row["key"] for row in rows if row.get("group") is None), "-")
+    lines = [
+        (f"{number:.0f}", figure(group[0].get("drift")), ", ".join(row["key"] for row in group))
+        for number, group in members.items()
+    ]
+    yield table(["group", "drift", "methods"], lines, texts=0)
+    yield GROUP_NOTE.format(reference=reference)
 
 
 MEMORY_NOTE = (

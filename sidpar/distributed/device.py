@@ -71,6 +71,11 @@ def _forget_peak() -> None:
         _CLEAR_REFS.write_text("5")
 
 
+def allocated_memory(device: torch.device) -> int:
+    """Bytes that tensors occupy on a GPU now, by the CUDA allocator; 0 on CPU, where nobody counts them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def peak_reserved(device: torch.device) -> int | None:
     """Bytes that the CUDA allocator has taken from the device at most, since the last reset."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None

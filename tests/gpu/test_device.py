@@ -56,6 +56,7 @@ def test_peaks_and_what_may_be_planned_with() -> None:
     before, usable = device.peak_memory(GPU), device.usable_memory(GPU)
     block = torch.empty(2**28, dtype=torch.uint8, device=GPU)
     assert device.peak_memory(GPU) - before == 2**28
+    assert device.allocated_memory(GPU) - before == 2**28
     reserved, of_process = device.peak_reserved(GPU), device.driver_memory(GPU)
     assert reserved is not None
     assert reserved >= 2**28
@@ -66,6 +67,7 @@ def test_peaks_and_what_may_be_planned_with() -> None:
     assert now == pytest.approx(usable, rel=0.05), "what it holds itself may be planned with"
     assert device.usable_memory(GPU, 4) == pytest.approx((now - reserved) / 4 + reserved, rel=0.05)
     del block
+    assert device.allocated_memory(GPU) == before
 
 
 def test_results_tell_what_they_were_measured_with() -> None:
