@@ -146,10 +146,18 @@ def describe_link(link: dict[str, float]) -> dict[str, float | None]:
 
 
 def describe_costs(costs: Costs, batch: int) -> dict[str, Any]:
+    """Milliseconds of a batch: of a forward and of a backward; on a GPU also of both on its own, and of launching
+    them."""
     forward, backward = costs.extractor(batch)
-    return {
+    found: dict[str, Any] = {
         "extractor forward": 1000 * forward,
         "extractor backward": 1000 * backward,
         "refiner forward": [1000 * piece.forward(batch) for piece in costs.refiners],
         "refiner backward": [1000 * piece.backward(batch) for piece in costs.refiners],
     }
+    for name, kind in (("the GPU alone", "device"), ("launched by the host", "launch")):
+        for where, pieces in (("extractor", costs.layers), ("refiners", costs.refiners)):
+            curves = [curve for piece in pieces if (curve := getattr(piece, kind))]
+            if curves:
+                found[f"{where}, {name}"] = 1000 * sum(curve(batch) for curve in curves)
+    return found

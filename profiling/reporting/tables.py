@@ -78,6 +78,7 @@ def markdown(report: dict[str, Any]) -> str:
     parts += ["## Phases", phase_table(rows), PHASE_NOTE]
     parts += ["## The link", link_table(report["link"]), LINK_NOTE]
     parts += ["## Costs", cost_table(report["costs_ms"]), COST_NOTE]
+    parts += [GPU_COST_NOTE] if any("launched" in name for name in report["costs_ms"]) else []
     left_out = [f"- {entry['key']}: {entry['reason']}" for entry in report["left_out"] if entry is not None]
     parts += ["## Left out", "\n".join(left_out) or "Nothing."]
     return "\n\n".join(parts) + "\n"
@@ -236,6 +237,10 @@ def link_table(link: dict[str, Any]) -> str:
 
 
 COST_NOTE = "What the model takes as given, measured alone: the whole batch, in ms; in brackets each refiner's."
+GPU_COST_NOTE = (
+    "Of forward and backward it takes the GPU's own time, or that in which the host launches them, whichever is more "
+    "for all pieces together."
+)
 
 
 def cost_table(costs: dict[str, Any]) -> str:

@@ -125,6 +125,15 @@ def wait_for_queued(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+def head_start(device: torch.device, seconds: float) -> None:
+    """Keep the current stream of a GPU busy for at least so long, while the host queues what comes after it."""
+    if device.type == "cuda" and seconds > 0:
+        with torch.cuda.device(device):
+            torch.cuda._sleep(round(seconds * _CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
+
+
+_CYCLES_PER_SECOND = 2.5e9
+"""More than any GPU's clock makes."""
 Mark = torch.cuda.Event | float
 """A moment on a device: an event on its current stream, or the host's monotonic clock in seconds."""
 

@@ -121,6 +121,15 @@ def test_speed_is_sorted_by_time(folder: Path) -> None:
     assert lines[-1][4:] == ["-", "4", "-", "-", "-", "-", "-", "-", "-", "-", "- / -", "-"]
 
 
+def test_both_costs_of_a_gpu_are_told(tmp_path: Path) -> None:
+    report = synthetic()
+    figures = {"refiners, the GPU alone": 2.5, "refiners, launched by the host": 4.0}
+    remake(write(tmp_path, report | {"costs_ms": report["costs_ms"] | figures}, synthetic_timelines()))
+    text = (tmp_path / "report.md").read_text()
+    assert "| refiners, the GPU alone | 2.500 |\n| refiners, launched by the host | 4.000 |" in text
+    assert "whichever is more for all pieces together" in text
+
+
 def test_groups_are_told_where_there_are_several(tmp_path: Path) -> None:
     """Results from before there were groups say nothing of them, and were timed all in turn."""
     report = synthetic()
