@@ -23,10 +23,12 @@ from reporting.tables import PARTS, markdown
 TEXTS = ("key", "method", "schedule", "network", "extractor")
 FIGURES = ("microbatches", "world_size", "samples_per_second", "speedup_vs_naive_bp", "speedup_vs_best_bp")
 MORE_FIGURES = ("law_speedup", "paper_speedup", "model_step_ms", "bubble_fraction", "model_bubble_fraction")
+LATER = ("group", "drift")
+"""Figures that results from before there were groups do not have."""
 LISTS = ("saved_activation_bytes", "peak_memory_bytes", "bytes_sent", "messages_sent")
 ROW_SHAPE: dict[str, Any] = {
     **dict.fromkeys(TEXTS, str),
-    **dict.fromkeys(FIGURES + MORE_FIGURES, float),
+    **dict.fromkeys(FIGURES + MORE_FIGURES + LATER, float),
     **{name: [float] for name in LISTS},
     "step_ms": {"*": float},
     "memory": [{"*": float}],
@@ -94,7 +96,7 @@ def faults(value: Any, shape: Any, where: str) -> Iterator[str]:
         if not isinstance(value, dict):
             yield f"{where} is no object"
             return
-        yield from (f"{where} lacks {name!r}" for name in shape if name != "*" and name not in value)
+        yield from (f"{where} lacks {name!r}" for name in shape if name not in (*LATER, "*", *value))
         for name, inner in value.items():
             yield from faults(inner, shape.get(name, shape.get("*", object)), f"{where}[{name!r}]")
     elif isinstance(shape, list | tuple):

@@ -9,21 +9,26 @@ everything from a barrier to the end of the optimizer step on the slowest rank; 
 steps of `streaming` overlap, so there it is a whole stream of --stream steps, from a barrier to the end of the drain,
 divided by their number. A first pass has each method alone in memory and measures that; a second pass measures time.
 Nothing is recorded in the steps that are timed: phases and timelines are those of --traced further steps.
+
+Where not all methods fit into memory together, on a GPU or by --memory, they are timed in groups that do. The first
+method is in every group, so that the report can tell how far the machine has drifted from one to the next.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import workloads
+from harness.alone import Alone, memory_pass, room_for_contenders
 from harness.conditions import conditions
 from harness.contenders import Contender, chosen_by_plan, contenders
-from harness.measuring import Entry, Measured, memory_pass, window
+from harness.groups import groups_that_fit
+from harness.measuring import Entry, Measured, release, window
 from harness.rows import describe_costs, describe_link, rows, timelines_of
 from harness.workloads import Workload
 from report import remake
@@ -31,8 +36,8 @@ from report import remake
 from sidpar import Runtime, UsageError
 from sidpar.calibration.all_ranks import calibrate, halvings
 from sidpar.calibration.links import measure_links
+from sidpar.config.units import human
 from sidpar.profiler.clock_offset import clock_offset
-from sidpar.simulation.cost_model import Prediction
 from sidpar.simulation.costs import Costs
 
 
@@ -47,6 +52,13 @@ def main() -> None:
     parser.add_argument("--traced", type=int, default=3, help="further steps of each method, whose phases are recorded")
     parser.add_argument("--stream", type=int, default=12, help="steps of a stream, from its filling to its drain")
     parser.add_argument("--only", nargs="+", help="methods whose key contains one of these words")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="what the methods of a group may occupy on a rank together; by default what is usable of a GPU, and all "
+        "there is on CPU",
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -74,22 +86,18 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
     }
     plan = chosen_by_plan(costs["cascade"], batch, ranks, arguments.stream)
     compared = [*contenders(workload, ranks, microbatches, arguments.extractors, arguments.stream), plan]
-    chosen, left_out = feasible(runtime, workload, costs, compared, arguments.only)
-    measured: dict[Contender, Measured] = {}
-    for contender in chosen:
-        say(runtime, f"memory: {contender.key}")
-        measured[contender] = memory_pass(contender, runtime, workload, costs[contender.network])
-    entries = [Entry(c, runtime, workload, costs[c.network]) for c in chosen]
+    alone, left_out = measure_alone(runtime, workload, costs, wanted(compared, arguments.only), arguments.memory)
+    room = room_for_contenders(runtime, arguments.memory)
+    groups = groups_that_fit({contender.key: found.need for contender, found in alone.items()}, room)
+    left_out |= groups.left_out
     offset = clock_offset(runtime)
-    for kind, turns in (("warm-up", arguments.warmup), ("timed", arguments.steps), ("traced", arguments.traced)):
-        for turn in range(turns):
-            say(runtime, f"{kind}: step {turn + 1} of {turns}")
-            for entry in entries:
-                one, seen = window(entry, runtime, offset, traced=kind == "traced"), measured[entry.contender]
-                if one is not None and kind != "warm-up":
-                    (seen.traced if kind == "traced" else seen.timed).append(one)
-    predictions = {e.contender: predict(e, runtime, workload, costs[e.contender.network]) for e in entries}
-    everyone = {c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(measured[c]))] for c in chosen}
+    for number, keys in enumerate(groups.groups, 1):
+        say(runtime, f"group {number} of {len(groups.groups)}: {len(keys)} methods")
+        time_group(runtime, workload, costs, {c: alone[c] for c in alone if c.key in keys}, offset, arguments)
+    chosen = [contender for contender in alone if contender.key not in groups.left_out]
+    everyone = {
+        c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(alone[c].measured))] for c in chosen
+    }
     if runtime.rank == 0:
         given = " ".join(sys.argv[1:])
         report = {
@@ -100,51 +108,65 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
                 "warmup_steps": arguments.warmup,
                 "steps": arguments.steps,
                 "stream": arguments.stream,
+                "memory for methods": "no limit" if room is None else human(room),
             },
             "workload": {"name": workload.name, **workload.conditions},
             "link": {name: describe_link(link) for name, link in asdict(links).items()},
             "costs_ms": describe_costs(costs["cascade"], len(workload.x)),
-            "rows": rows(everyone, predictions, workload, ranks),
-            "left_out": left_out,
+            "rows": rows(everyone, alone, groups.groups, workload, ranks),
+            "left_out": [{"key": key, "reason": reason} for key, reason in left_out.items()],
         }
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-        timelines = {c.key: timelines_of(c, everyone[c], predictions[c][0]) for c in chosen}
+        timelines = {c.key: timelines_of(c, everyone[c], alone[c].prediction) for c in chosen}
         (arguments.out / "timelines.json").write_text(json.dumps(timelines, separators=(",", ":")) + "\n")
         remake(arguments.out)
         print(f"report: {arguments.out / 'report.md'}")
 
 
-def feasible(
+def wanted(compared: Iterable[Contender], only: Sequence[str] | None) -> list[Contender]:
+    """Those that --only names."""
+    return [contender for contender in compared if not only or any(word in contender.key for word in only)]
+
+
+def measure_alone(
     runtime: Runtime,
     workload: Workload,
-    costs: dict[str, Costs],
+    costs: Mapping[str, Costs],
     compared: Iterable[Contender],
-    only: Sequence[str] | None,
-) -> tuple[list[Contender], list[dict[str, str]]]:
-    """Contenders that can run here, and why the others cannot: refused by the engine itself, before any message."""
-    chosen, left_out = [], []
+    gib: float | None,
+) -> tuple[dict[Contender, Alone], dict[str, str]]:
+    """The memory pass over all contenders that can run here, and why the others cannot."""
+    room = room_for_contenders(runtime, gib)
+    found: dict[Contender, Alone] = {}
+    left_out: dict[str, str] = {}
     for contender in compared:
-        if only and not any(word in contender.key for word in only):
-            continue
-        reason = None
+        say(runtime, f"memory: {contender.key}")
         try:
-            contender.build(runtime, workload, costs[contender.network])
+            found[contender] = memory_pass(contender, runtime, workload, costs[contender.network], room)
         except UsageError as error:
-            reason = str(error)
-        reasons = [found for found in runtime.exchange(f"feasible: {contender.key}", reason) if found is not None]
-        if reasons:
-            left_out.append({"key": contender.key, "reason": reasons[0]})
-        else:
-            chosen.append(contender)
-    return chosen, left_out
+            left_out[contender.key] = str(error)
+    return found, left_out
 
 
-def predict(entry: Entry, runtime: Runtime, workload: Workload, costs: Costs) -> tuple[Prediction | None, float | None]:
-    """The model's step and the paper's projected speed-up."""
-    contender = entry.contender
-    prediction = contender.predict(entry.engine, runtime.world_size, workload, costs)
-    return prediction, contender.paper(entry.engine, workload, costs)
+def time_group(
+    runtime: Runtime,
+    workload: Workload,
+    costs: Mapping[str, Costs],
+    group: Mapping[Contender, Alone],
+    offset: float,
+    arguments: argparse.Namespace,
+) -> None:
+    """Windows of contenders that are in memory at the same time, in turn, added to what was measured of each."""
+    release(runtime.device)
+    entries = [Entry(contender, runtime, workload, costs[contender.network]) for contender in group]
+    for kind, turns in (("warm-up", arguments.warmup), ("timed", arguments.steps), ("traced", arguments.traced)):
+        for turn in range(turns):
+            say(runtime, f"{kind}: step {turn + 1} of {turns}")
+            for entry in entries:
+                one, seen = window(entry, runtime, offset, traced=kind == "traced"), group[entry.contender].measured
+                if one is not None and kind != "warm-up":
+                    (seen.traced if kind == "traced" else seen.timed).append(one)
 
 
 def say(runtime: Runtime, text: str) -> None:

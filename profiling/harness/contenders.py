@@ -56,16 +56,20 @@ class Contender(ABC):
         """Whether ranks wait for others where no clock of ours sees it."""
         return False
 
-    def build(self, runtime: Runtime, workload: Workload, costs: Costs) -> Engine | None:
-        """The engine, or None on a rank that only waits. Raises UsageError for what cannot be."""
+    def build(self, runtime: Runtime, workload: Workload, costs: Costs) -> Stage | None:
+        """What this rank holds, on its device; None on a rank that only waits. Raises UsageError for what cannot be."""
         if self.single and runtime.rank > 0:
             return None
         here = Runtime(rank=0, world_size=1, device=runtime.device, backend="none") if self.single else runtime
-        return self.engine(workload.networks[self.network](), here, workload, costs)
+        return self.place(workload.networks[self.network](), here, workload, costs)
 
     @abstractmethod
-    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
-        """The engine of a rank that works."""
+    def place(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Stage:
+        """The stage of a rank that works."""
+
+    @abstractmethod
+    def engine(self, stage: Stage) -> Engine:
+        """Its engine, which all ranks make together. Raises UsageError for what cannot be, on all of them."""
 
     def predict(self, engine: Engine | None, num_ranks: int, workload: Workload, costs: Costs) -> Prediction | None:
         """What the cost model makes of it; nothing, where the pieces were not measured with as many threads."""
@@ -90,9 +94,11 @@ class Contender(ABC):
 class Local(Contender):
     """Refiners that learn locally, by SID."""
 
-    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+    def place(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Stage:
         extractor: Any = "replicated" if self.single else self.extractor
-        stage = Stage(cascade, runtime, extractor=extractor, counts=self.counts, compute=workload.compute)
+        return Stage(cascade, runtime, extractor=extractor, counts=self.counts, compute=workload.compute)
+
+    def engine(self, stage: Stage) -> Engine:
         if self.schedule == "streaming":
             return StreamingEngine(stage, Objective(), microbatches=self.microbatches)
         schedule: Any = "fused" if self.single else self.schedule
@@ -125,10 +131,13 @@ class Whole(Contender):
     def hides_waiting(self) -> bool:
         return not self.single  # DDP waits for other ranks inside its backward
 
-    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+    def place(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Stage:
         copies = Copies(len(cascade.refiners), runtime.world_size)
+        return Stage(cascade, runtime, placement=copies, compute=workload.compute)
+
+    def engine(self, stage: Stage) -> Engine:
         return BPEngine(
-            Stage(cascade, runtime, placement=copies, compute=workload.compute),
+            stage,
             Objective(),
             microbatches=self.microbatches,
             checkpointing="checkpointing" in self.schedule,
@@ -149,9 +158,11 @@ class Whole(Contender):
 class Pipeline(Contender):
     """Backpropagation by a pipeline over ranks."""
 
-    def engine(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Engine:
+    def place(self, cascade: Cascade, runtime: Runtime, workload: Workload, costs: Costs) -> Stage:
         cut = self.cut(runtime.world_size, workload, costs)
-        stage = Stage(cascade, runtime, placement=cut, compute=workload.compute)
+        return Stage(cascade, runtime, placement=cut, compute=workload.compute)
+
+    def engine(self, stage: Stage) -> Engine:
         return PipelineEngine(stage, Objective(), schedule=self.schedule, microbatches=self.microbatches)  # type: ignore[arg-type]
 
     def cut(self, num_ranks: int, workload: Workload, costs: Costs) -> Cut:

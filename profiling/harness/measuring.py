@@ -1,8 +1,9 @@
-"""One method measured on this rank: its memory alone, then the time of its steps among all others."""
+"""One method measured on this rank: what a step of it occupies and sends, and how long its steps take."""
 
 import gc
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Self
 
@@ -10,9 +11,10 @@ import torch
 
 from harness.contenders import Contender
 from harness.workloads import Workload
-from sidpar import Runtime
+from sidpar import Runtime, UsageError
 from sidpar.config.groups.optim import OptimConfig
-from sidpar.distributed.device import give_back_unused, peak_memory, reset_peak_memory
+from sidpar.config.units import human
+from sidpar.distributed.device import give_back_unused, reset_peak_memory, usable_memory
 from sidpar.engines.base import Engine
 from sidpar.profiler.clock import Clock, Span
 from sidpar.profiler.memory import Memory, bytes_of, measure_memory
@@ -54,15 +56,20 @@ class Measured:
 
 
 class Entry:
-    """A contender with its engine and optimizer on this rank; on a rank that only waits, without."""
+    """A contender with its engine and optimizer on this rank; on a rank that only waits, without. All ranks make it
+    together. Raises UsageError, the same on all of them, for what cannot be or does not fit into memory."""
 
     def __init__(self, contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> None:
         self.contender = contender
-        self.engine: Engine | None = contender.build(runtime, workload, costs)
+        self.engine: Engine | None = None
         self._workload = workload
         self.gradients: dict[str, int] = {}
-        if self.engine is not None:
-            self.optimizers = Optimizers(self.engine.stage.parts(), OPTIM, steps_per_epoch=1)
+        with all_or_none(runtime, f"stage: {contender.key}"):
+            stage = contender.build(runtime, workload, costs)
+        with all_or_none(runtime, f"engine: {contender.key}"):
+            if stage is not None:
+                self.engine = contender.engine(stage)
+                self.optimizers = Optimizers(stage.parts(), OPTIM, steps_per_epoch=1)
 
     def run(self, steps: int, clock: Clock | None = None) -> None:
         """Steps with their updates, recorded on the clock, if there is one."""
@@ -73,6 +80,11 @@ class Entry:
         for _ in self.engine.train(batches, self._update):
             pass
 
+    def drop_gradients(self) -> None:
+        """Between its turns a contender holds its weights and the optimizer's state alone."""
+        if self.engine is not None:
+            self.engine.stage.zero_grad()
+
     def _update(self, parts: Collection[str]) -> None:
         assert self.engine is not None
         modules = self.engine.stage.parts()
@@ -81,23 +93,32 @@ class Entry:
         self.optimizers.update(parts)
 
 
-def memory_pass(contender: Contender, runtime: Runtime, workload: Workload, costs: Costs) -> Measured:
-    """Each method alone in memory."""
-    measured = Measured()
-    entry = Entry(contender, runtime, workload, costs)
-    if entry.engine is not None:
-        memory, traffic = memory_of(entry, runtime, workload)
-        measured.memory, measured.traffic = asdict(memory), traffic
-        measured.peak_memory = peak_memory(runtime.device)
-    runtime.barrier()
-    return measured
+@contextmanager
+def all_or_none(runtime: Runtime, what: str) -> Iterator[None]:
+    """All ranks do what is within, or none goes on: raises the same UsageError on all of them where it was refused, or
+    where memory did not suffice. Within, no rank may wait for a message of another."""
+    problem = None
+    try:
+        yield
+    except UsageError as error:
+        problem = str(error)
+    except torch.OutOfMemoryError:
+        limit = usable_memory(runtime.device, runtime.sharers)
+        more = "memory" if limit is None else f"than {human(limit)}"
+        problem = f"needs more {more}: rank {runtime.rank} had none left"
+    runtime.raise_together(what, problem)
+
+
+def release(device: torch.device) -> None:
+    """Give back to the device what contenders have left behind, which may refer to each other."""
+    gc.collect()
+    give_back_unused(device)
 
 
 def memory_of(entry: Entry, runtime: Runtime, workload: Workload) -> tuple[Memory, dict[str, dict[str, float]]]:
     """A step that is not counted, then one whose memory and traffic are."""
     assert entry.engine is not None
-    gc.collect()
-    give_back_unused(runtime.device)
+    release(runtime.device)
     reset_peak_memory(runtime.device)
     steps = entry.contender.stream
     entry.run(1)
@@ -130,4 +151,5 @@ def window(entry: Entry, runtime: Runtime, offset: float, *, traced: bool = Fals
     clock.start()
     entry.run(entry.contender.stream, clock if traced else None)
     seconds, spans = clock.read()
+    entry.drop_gradients()
     return None if entry.engine is None else Window(clock.started + offset, seconds, spans)

@@ -2,11 +2,12 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from harness.alone import Alone
 from harness.contenders import Contender, Local
 from harness.measuring import Measured, Window
 from harness.workloads import Workload
@@ -19,25 +20,28 @@ STEPS_SEEN = 4
 
 def rows(
     everyone: dict[Contender, list[Measured]],
-    predictions: dict[Contender, tuple[Prediction | None, float | None]],
+    alone: Mapping[Contender, Alone],
+    groups: Sequence[Sequence[str]],
     workload: Workload,
     num_ranks: int,
 ) -> list[dict[str, Any]]:
-    """The rows of the report."""
+    """The rows of the report, of contenders that were timed in these groups."""
     medians = {contender: statistics.median(step_seconds(contender, ranks)) for contender, ranks in everyone.items()}
     naive = [seconds for c, seconds in medians.items() if c.schedule == "naive"]
+    in_group = groups_of(everyone, groups)
     backpropagation = [seconds for c, seconds in medians.items() if not isinstance(c, Local)]
     found = []
     for contender, measured in everyone.items():
         ranks = [m for m in measured if m.timed]
         p10, p90 = (1000 * float(q) for q in np.quantile(step_seconds(contender, measured), [0.1, 0.9]))
         median = medians[contender]
-        prediction, paper = predictions[contender]
+        prediction, paper = alone[contender].prediction, alone[contender].paper
         found.append(
             {
                 "key": contender.key,
                 **{name: getattr(contender, name) for name in ("method", "schedule", "network", "extractor")},
                 "microbatches": contender.microbatches,
+                **in_group[contender.key],
                 "world_size": 1 if contender.single else num_ranks,
                 "step_ms": {"median": 1000 * median, "p10": p10, "p90": p90},
                 "samples_per_second": len(workload.x) / median,
@@ -59,6 +63,25 @@ def rows(
             }
         )
     return found
+
+
+def groups_of(
+    everyone: Mapping[Contender, list[Measured]], groups: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float | None]]:
+    """By key, the number of the group, and how long a step of the reference, which is in every group, took there over
+    what it took in all. The reference itself is in no one group, if there are several."""
+    if not groups:
+        return {}
+    reference = groups[0][0]
+    seconds = next(
+        step_seconds(contender, ranks) for contender, ranks in everyone.items() if contender.key == reference
+    )
+    each = len(seconds) // len(groups)
+    found: dict[str, dict[str, float | None]] = {}
+    for k, keys in enumerate(groups):
+        drift = statistics.median(seconds[k * each : (k + 1) * each]) / statistics.median(seconds)
+        found |= {key: {"group": k + 1, "drift": drift} for key in keys}
+    return found if len(groups) == 1 else found | {reference: {"group": None, "drift": None}}
 
 
 def step_seconds(contender: Contender, ranks: list[Measured]) -> list[float]:
@@ -123,10 +146,18 @@ def describe_link(link: dict[str, float]) -> dict[str, float | None]:
 
 
 def describe_costs(costs: Costs, batch: int) -> dict[str, Any]:
+    """Milliseconds of a batch: of a forward and of a backward; on a GPU also of both on its own, and of launching
+    them."""
     forward, backward = costs.extractor(batch)
-    return {
+    found: dict[str, Any] = {
         "extractor forward": 1000 * forward,
         "extractor backward": 1000 * backward,
         "refiner forward": [1000 * piece.forward(batch) for piece in costs.refiners],
         "refiner backward": [1000 * piece.backward(batch) for piece in costs.refiners],
     }
+    for name, kind in (("the GPU alone", "device"), ("launched by the host", "launch")):
+        for where, pieces in (("extractor", costs.layers), ("refiners", costs.refiners)):
+            curves = [curve for piece in pieces if (curve := getattr(piece, kind))]
+            if curves:
+                found[f"{where}, {name}"] = 1000 * sum(curve(batch) for curve in curves)
+    return found

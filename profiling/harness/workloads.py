@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sidpar import Cascade, Compute
+from sidpar.cascade.duplicate import duplicate
 from sidpar.models.emulated import emulated
 from sidpar.models.plain import plain_cnn, plain_mlp
 from sidpar.models.simple_cnn import simple_cnn
@@ -27,7 +29,7 @@ class Workload:
     name: str
     networks: dict[str, Callable[[], Cascade]]
     """`cascade`, and where there are such, others of the same cost: `plain`, for backpropagation alone, and
-    `recomputing`, whose extractor keeps no activations."""
+    `recomputing`, whose extractor keeps no activations. Each call gives a copy of its own."""
     x: Tensor
     y: Tensor
     compute: Compute
@@ -68,7 +70,7 @@ def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
             "backward": "twice the forward",
         }
         seconds = {"refiner_seconds": refiner / 1000 / batch, "extractor_seconds": extractor / 1000 / batch}
-        networks: dict[str, Callable[[], Cascade]] = {"cascade": lambda: emulated(num_refiners, CLASSES, **seconds)}
+        networks = {"cascade": drawn_once(lambda: emulated(num_refiners, CLASSES, **seconds))}
         x = torch.randn(batch, 32, generator=generator)
         return Workload("emulated", networks, x, y, Compute(), conditions)
     image = IMAGES[arguments.workload]
@@ -76,18 +78,26 @@ def make(arguments: argparse.Namespace, num_ranks: int) -> Workload:
     compute = Compute(autocast=arguments.autocast, channels_last=arguments.workload == "simple_cnn")
     conditions |= {"image": list(image), "autocast": arguments.autocast}
     if arguments.workload != "wide_mlp":
+        cascade = drawn_once(lambda: simple_cnn(image, CLASSES, num_refiners))
         networks = {
-            "cascade": lambda: simple_cnn(image, CLASSES, num_refiners),
-            "plain": lambda: plain_cnn(image, CLASSES, num_refiners),
-            "recomputing": lambda: recomputing(simple_cnn(image, CLASSES, num_refiners)),
+            "cascade": cascade,
+            "plain": drawn_once(lambda: plain_cnn(image, CLASSES, num_refiners)),
+            "recomputing": lambda: recomputing(cascade()),
         }
         return Workload(arguments.workload, networks, x, y, compute, conditions)
     width = arguments.width
     networks = {
-        "cascade": lambda: wide_mlp(image, CLASSES, num_refiners, width=width),
-        "plain": lambda: plain_mlp(image, CLASSES, num_refiners, width=width),
+        "cascade": drawn_once(lambda: wide_mlp(image, CLASSES, num_refiners, width=width)),
+        "plain": drawn_once(lambda: plain_mlp(image, CLASSES, num_refiners, width=width)),
     }
     return Workload("wide_mlp", networks, x, y, compute, conditions | {"width": width})
+
+
+def drawn_once(build: Callable[[], Cascade]) -> Callable[[], Cascade]:
+    """Copies of one network, which stays in host memory. Random weights come from one serial generator, which takes
+    several times as long as a copy, and a comparison needs a hundred of them."""
+    original = cache(build)
+    return lambda: duplicate(original())
 
 
 class Recomputing(nn.Module):

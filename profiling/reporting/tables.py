@@ -69,6 +69,7 @@ def markdown(report: dict[str, Any]) -> str:
         "## Speed",
         speed_table(rows, report["costs_ms"]),
         SPEED_NOTE,
+        *group_section(rows),
         "![speed-up](speedup.png)",
         "![timelines](timeline.png)",
     ]
@@ -77,6 +78,7 @@ def markdown(report: dict[str, Any]) -> str:
     parts += ["## Phases", phase_table(rows), PHASE_NOTE]
     parts += ["## The link", link_table(report["link"]), LINK_NOTE]
     parts += ["## Costs", cost_table(report["costs_ms"]), COST_NOTE]
+    parts += [GPU_COST_NOTE] if any("launched" in name for name in report["costs_ms"]) else []
     left_out = [f"- {entry['key']}: {entry['reason']}" for entry in report["left_out"] if entry is not None]
     parts += ["## Left out", "\n".join(left_out) or "Nothing."]
     return "\n\n".join(parts) + "\n"
@@ -137,6 +139,28 @@ def speed_table(rows: Sequence[Row], costs: dict[str, Any]) -> str:
     alone = None if None in parts else sum(part for part in parts if part is not None)
     lines.append(["extractor alone", "forward, backward", "-", "-", "1", "1", figure(alone), *["-"] * 9])
     return table(header, lines, texts=4)
+
+
+GROUP_NOTE = (
+    "These methods do not fit into memory together, so they were timed in groups, one group after the other; within a "
+    "group in turn. `{reference}` is in every group. *drift*: its step in that group over its step in all of them, so "
+    "methods of groups that drifted apart compare less well."
+)
+
+
+def group_section(rows: Sequence[Row]) -> Iterator[str]:
+    """Who was timed beside whom, where not all were."""
+    numbers = sorted({row["group"] for row in rows if row.get("group") is not None})
+    if len(numbers) < 2:
+        return
+    members = {number: [row for row in rows if row.get("group") == number] for number in numbers}
+    reference = next((row["key"] for row in rows if row.get("group") is None), "-")
+    lines = [
+        (f"{number:.0f}", figure(group[0].get("drift")), ", ".join(row["key"] for row in group))
+        for number, group in members.items()
+    ]
+    yield table(["group", "drift", "methods"], lines, texts=0)
+    yield GROUP_NOTE.format(reference=reference)
 
 
 MEMORY_NOTE = (
@@ -213,6 +237,10 @@ def link_table(link: dict[str, Any]) -> str:
 
 
 COST_NOTE = "What the model takes as given, measured alone: the whole batch, in ms; in brackets each refiner's."
+GPU_COST_NOTE = (
+    "Of forward and backward it takes the GPU's own time, or that in which the host launches them, whichever is more "
+    "for all pieces together."
+)
 
 
 def cost_table(costs: dict[str, Any]) -> str:

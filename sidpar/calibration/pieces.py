@@ -1,17 +1,16 @@
 """Measures what each piece of a cascade costs: to share the work evenly, and to predict steps from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from sidpar.calibration.timing import Timed, limiting, time_piece
 from sidpar.cascade.cascade import Cascade, TensorTuple, at_least_fp32, initial_state, leaves
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.specs import layer_names, named_sequence
 from sidpar.config.groups.compute import Compute
-from sidpar.distributed import device
 from sidpar.distributed.runtime import Runtime
 from sidpar.profiler.memory import bytes_of
 from sidpar.profiler.saved_activations import SavedTensors
@@ -19,30 +18,36 @@ from sidpar.simulation.costs import Costs, Curve, Piece
 from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
-_REPEATS = 5
-
 
 def measure_costs(
     cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = (), *, apart: bool = False
 ) -> Costs:
     """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
 
-    Medians of a few runs after one that is not counted, by CUDA events on a GPU, for batches of each size in `rows` (by
-    default x's own), cut from x. With `apart`, each layer of a Sequential extractor is a piece of its own. Works on a
-    copy of the cascade. Messages are not measured here (see `calibration/links.py`).
+    Medians of a few runs (`calibration/timing.py`) for batches of each size in `rows` (by default x's own), cut from x;
+    on a GPU, for sizes at which launching all pieces takes longer than what they do, the times of their launches. With
+    `apart`, each layer of a Sequential extractor is a piece of its own. Works on a copy of the cascade. Messages are
+    not measured here (see `calibration/links.py`).
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(duplicate(cascade), runtime, compute=compute)
     sizes = sorted(set(rows) or {len(x)})
     layers = _layers(stage, apart)
     measured = [_measure(stage, x[:size], layers) for size in sizes]
+    limits = [limiting(pieces) for pieces in measured]
     saved = _saved_bytes(stage, x, layers)
+
+    def curve(seconds: Iterable[float]) -> Curve:
+        return Curve(tuple(sizes), tuple(seconds))
+
     pieces = [
         Piece(
-            Curve(tuple(sizes), tuple(runs[k].forward for runs in measured)),
-            Curve(tuple(sizes), tuple(runs[k].backward for runs in measured)),
+            curve(seconds[k].forward for seconds in limits),
+            curve(seconds[k].backward for seconds in limits),
             saved[k][0],
             saved_fixed=saved[k][1],
+            device=curve(timed[k].device.both for timed in measured) if x.is_cuda else None,
+            launch=curve(timed[k].launch.both for timed in measured) if x.is_cuda else None,
             trained_bytes=bytes_of(p for p in module.parameters() if p.requires_grad),
             held_bytes=bytes_of([*module.parameters(), *module.buffers()]),
         )
@@ -54,31 +59,9 @@ def measure_costs(
         refiners=pieces[len(layers) :],
         feature_bytes=bytes_of(spec.empty(1, torch.device("meta")) for spec in specs.features),
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
-        layer_bytes=[run.output_bytes / sizes[-1] for run in measured[-1][: len(layers)]],
+        layer_bytes=[bytes_of(timed.outputs) / sizes[-1] for timed in measured[-1][: len(layers)]],
         input_bytes=bytes_of([x[:1]]),
     )
-
-
-class _Run:
-    """One piece's times on inputs of one size, and its outputs, detached."""
-
-    def __init__(self, forward: Callable[[], TensorTuple], place: torch.device) -> None:
-        forwards, backwards = [], []
-        for _ in range(_REPEATS + 1):
-            device.synchronize(place)
-            start = device.mark(place)
-            outputs = forward()
-            middle = device.mark(place)
-            trained = [tensor for tensor in outputs if tensor.requires_grad]
-            if trained:
-                torch.autograd.backward(trained, [torch.ones_like(tensor) for tensor in trained])
-            end = device.mark(place)
-            device.synchronize(place)
-            forwards.append(device.seconds_between(start, middle))
-            backwards.append(device.seconds_between(middle, end))
-        self.forward, self.backward = median(forwards[1:]), median(backwards[1:])
-        self.output_bytes = bytes_of(outputs)
-        self.outputs = outputs
 
 
 def _layers(stage: Stage, apart: bool) -> list[nn.Module]:
@@ -88,16 +71,16 @@ def _layers(stage: Stage, apart: bool) -> list[nn.Module]:
     return [named_sequence(stage.extractor, [name]) if name else stage.extractor for name in names]
 
 
-def _measure(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[_Run]:
+def _measure(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[Timed]:
     """The times of all pieces."""
-    runs: list[_Run] = []
+    pieces: list[Timed] = []
 
     def run(forward: Callable[[], TensorTuple]) -> TensorTuple:
-        runs.append(_Run(forward, x.device))
-        return runs[-1].outputs
+        pieces.append(time_piece(forward, x.device))
+        return pieces[-1].outputs
 
     _chain(stage, x, layers, run)
-    return runs
+    return pieces
 
 
 def _saved_bytes(stage: Stage, x: Tensor, layers: Sequence[nn.Module]) -> list[tuple[float, float]]:

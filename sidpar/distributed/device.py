@@ -71,6 +71,11 @@ def _forget_peak() -> None:
         _CLEAR_REFS.write_text("5")
 
 
+def allocated_memory(device: torch.device) -> int:
+    """Bytes that tensors occupy on a GPU now, by the CUDA allocator; 0 on CPU, where nobody counts them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def peak_reserved(device: torch.device) -> int | None:
     """Bytes that the CUDA allocator has taken from the device at most, since the last reset."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
@@ -120,6 +125,15 @@ def wait_for_queued(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+def head_start(device: torch.device, seconds: float) -> None:
+    """Keep the current stream of a GPU busy for at least so long, while the host queues what comes after it."""
+    if device.type == "cuda" and seconds > 0:
+        with torch.cuda.device(device):
+            torch.cuda._sleep(round(seconds * _CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
+
+
+_CYCLES_PER_SECOND = 2.5e9
+"""More than any GPU's clock makes."""
 Mark = torch.cuda.Event | float
 """A moment on a device: an event on its current stream, or the host's monotonic clock in seconds."""
 

@@ -46,6 +46,10 @@ class Piece:
     """Of all its parameters and buffers."""
     saved_fixed: float = 0.0
     """Bytes that autograd saves besides, whatever the number of rows: weights cast by autocast."""
+    device: Curve | None = None
+    """On a GPU, what it does for a forward and a backward together; the two above are what limits a step."""
+    launch: Curve | None = None
+    """And how long the host takes to queue them."""
 
     def saved(self, rows: float) -> float:
         """Bytes that autograd saves for so many rows."""
@@ -167,8 +171,9 @@ def median_costs(measured: Sequence[Costs]) -> Costs:
 
 
 def _piece(plain: Mapping[str, Any]) -> Piece:
-    forward, backward = (_curve(plain[way]) for way in ("forward", "backward"))
-    return Piece(**{**plain, "forward": forward, "backward": backward})
+    curves = {name: _curve(plain[name]) for name in ("forward", "backward")}
+    curves |= {name: _curve(plain[name]) for name in ("device", "launch") if plain.get(name) is not None}
+    return Piece(**{**plain, **curves})
 
 
 def _curve(plain: Mapping[str, Any]) -> Curve:
@@ -179,10 +184,15 @@ def _curve(plain: Mapping[str, Any]) -> Curve:
 
 
 def _median_piece(pieces: Sequence[Piece]) -> Piece:
-    forward, backward = (
-        _median_curve(curves) for curves in zip(*((p.forward, p.backward) for p in pieces), strict=True)
+    forward, backward = (_median_curve([getattr(p, way) for p in pieces]) for way in ("forward", "backward"))
+    device, launch = ([curve for p in pieces if (curve := getattr(p, kind))] for kind in ("device", "launch"))
+    return replace(
+        pieces[0],
+        forward=forward,
+        backward=backward,
+        device=_median_curve(device) if device else None,
+        launch=_median_curve(launch) if launch else None,
     )
-    return replace(pieces[0], forward=forward, backward=backward)
 
 
 def _median_curve(curves: Sequence[Curve]) -> Curve:

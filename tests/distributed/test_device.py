@@ -44,6 +44,11 @@ def test_ranks_that_share_a_gpu_plan_with_their_part_of_what_is_free(monkeypatch
     assert device.usable_memory(CPU, sharers=4) is None
 
 
+def test_only_a_gpu_counts_what_tensors_occupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", Calls(70))
+    assert (device.allocated_memory(GPU), device.allocated_memory(CPU)) == (70, 0)
+
+
 def test_waiting_for_what_is_queued_is_no_wait_for_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, whole = Stream(), Calls()
     monkeypatch.setattr(torch.cuda, "current_stream", Calls(stream))

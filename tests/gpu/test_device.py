@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from sidpar.calibration.timing import time_piece
 from sidpar.distributed import device
 from sidpar.profiler.clock import Clock
 from sidpar.runs.snapshot import Snapshot
@@ -22,6 +24,31 @@ def test_marks_tell_the_devices_time_and_not_the_hosts() -> None:
     end = device.mark(GPU)
     device.synchronize(GPU)
     assert 0.1 < device.seconds_between(start, end) < 2
+
+
+def test_the_host_has_its_head_start() -> None:
+    device.synchronize(GPU)
+    start = device.mark(GPU)
+    device.head_start(GPU, 0.1)
+    end = device.mark(GPU)
+    device.synchronize(GPU)
+    assert 0.1 <= device.seconds_between(start, end) < 1
+
+
+def test_a_piece_of_small_kernels_is_the_hosts_work() -> None:
+    """The GPU's own seconds of a hundred small kernels are far fewer than those of launching them; of a large product
+    it is the other way round."""
+    small, matrix = torch.ones(8, device=GPU, requires_grad=True), torch.ones(8192, 8192, device=GPU)
+
+    def many() -> tuple[Tensor]:
+        found = small
+        for _ in range(100):
+            found = found + 1
+        return (found,)
+
+    light, heavy = (time_piece(forward, GPU) for forward in (many, lambda: (matrix @ matrix,)))
+    assert light.device.forward < 0.7 * light.launch.forward
+    assert heavy.device.forward > 10 * heavy.launch.forward
 
 
 def test_the_spans_of_a_clock_are_what_the_stream_did() -> None:
@@ -56,6 +83,7 @@ def test_peaks_and_what_may_be_planned_with() -> None:
     before, usable = device.peak_memory(GPU), device.usable_memory(GPU)
     block = torch.empty(2**28, dtype=torch.uint8, device=GPU)
     assert device.peak_memory(GPU) - before == 2**28
+    assert device.allocated_memory(GPU) - before == 2**28
     reserved, of_process = device.peak_reserved(GPU), device.driver_memory(GPU)
     assert reserved is not None
     assert reserved >= 2**28
@@ -66,6 +94,7 @@ def test_peaks_and_what_may_be_planned_with() -> None:
     assert now == pytest.approx(usable, rel=0.05), "what it holds itself may be planned with"
     assert device.usable_memory(GPU, 4) == pytest.approx((now - reserved) / 4 + reserved, rel=0.05)
     del block
+    assert device.allocated_memory(GPU) == before
 
 
 def test_results_tell_what_they_were_measured_with() -> None:

@@ -121,6 +121,31 @@ def test_speed_is_sorted_by_time(folder: Path) -> None:
     assert lines[-1][4:] == ["-", "4", "-", "-", "-", "-", "-", "-", "-", "-", "- / -", "-"]
 
 
+def test_both_costs_of_a_gpu_are_told(tmp_path: Path) -> None:
+    report = synthetic()
+    figures = {"refiners, the GPU alone": 2.5, "refiners, launched by the host": 4.0}
+    remake(write(tmp_path, report | {"costs_ms": report["costs_ms"] | figures}, synthetic_timelines()))
+    text = (tmp_path / "report.md").read_text()
+    assert "| refiners, the GPU alone | 2.500 |\n| refiners, launched by the host | 4.000 |" in text
+    assert "whichever is more for all pieces together" in text
+
+
+def test_groups_are_told_where_there_are_several(tmp_path: Path) -> None:
+    """Results from before there were groups say nothing of them, and were timed all in turn."""
+    report = synthetic()
+    places = [(None, None), (1, 0.975), (1, 0.975), (2, 1.05), (2, 1.05), (2, 1.05), (None, None)]
+    for line, (group, drift) in zip(report["rows"], places, strict=True):
+        line |= {"group": group, "drift": drift}
+    remake(write(tmp_path, report, synthetic_timelines()))
+    text = (tmp_path / "report.md").read_text()
+    assert "| 1 | 0.975 | sid fused sharded M=4, bp 1f1b cut M=4 |" in text
+    assert "| 2 | 1.050 | sid two_phase replicated M=4, sid fused sharded M=1, bp one process whole M=1 |" in text
+    assert "`bp naive cut M=1` is in every group" in text
+    for rows in (synthetic()["rows"], [line | {"group": 1, "drift": 1.0} for line in report["rows"]]):
+        remake(write(tmp_path, report | {"rows": rows}, synthetic_timelines()))
+        assert "drift" not in (tmp_path / "report.md").read_text()
+
+
 def test_the_plans_choice_is_compared_with_all_settings_of_sid(tmp_path: Path) -> None:
     """It has a line of its own, and no place in the pictures."""
     report = synthetic()
@@ -258,6 +283,7 @@ def test_a_report_without_rows_is_still_a_report(tmp_path: Path) -> None:
         (lambda report: report.pop("link"), "the file lacks 'link'"),
         (lambda report: report["rows"][1].pop("memory"), r"the file\['rows'\]\[1\] lacks 'memory'"),
         (lambda report: report["rows"][0].update(microbatches="4"), r"\['microbatches'\] is no number"),
+        (lambda report: report["rows"][0].update(group="1"), r"\['group'\] is no number"),
         (lambda report: report["rows"][0].update(bytes_sent=5), r"\['bytes_sent'\] is no list"),
         (lambda report: report["rows"][0].update(method=None), r"\['method'\] is no text"),
         (lambda report: report["rows"].append(report["rows"][0]), "two rows have the key 'bp naive cut M=1'"),

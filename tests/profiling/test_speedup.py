@@ -29,6 +29,8 @@ KEYS = {
     "saved_activation_bytes",
     "peak_memory_bytes",
     "bytes_sent",
+    "group",
+    "drift",
 }
 FLAGS = ["--batch", "16", "--microbatches", "1", "4", "--steps", "2", "--warmup", "0", "--time-scale", "0.05"]
 FLAGS += ["--stream", "3"]
@@ -67,6 +69,7 @@ def test_every_method_has_a_row(rows: dict[str, dict[str, Any]], folder: Path) -
         assert set(row) >= KEYS
         assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
         assert row["model_step_ms"] > 0
+        assert (row["group"], row["drift"]) == (1, 1.0), "without a limit all are timed in turn"
         assert len(row["saved_activation_bytes"]) == len(row["bytes_sent"]) == row["world_size"]
     left_out = json.loads((folder / "report.json").read_text())["left_out"]
     too_few = {entry["key"] for entry in left_out if "needs at least" in entry["reason"]}
@@ -126,3 +129,30 @@ def test_pictures_and_trace(folder: Path, rows: dict[str, dict[str, Any]]) -> No
     timelines = json.loads((folder / "timelines.json").read_text())
     assert set(timelines) == set(rows)
     assert "| sid | fused | cascade | sharded | 2 | 4 |" in (folder / "report.md").read_text()
+
+
+def test_what_does_not_fit_together_is_timed_in_groups(tmp_path: Path) -> None:
+    """In 153.6 KiB: weights and momentum of the cascade, which has 1,056 parameters in each layer and 430 in each
+    refiner, are 46 KiB of a method in one process. Naive BP, the reference, has room beside one of them, and streaming,
+    which holds versions of its extractor besides, beside none."""
+    methods = ["naive", "one process whole", "streaming sharded M=4", "ddp"]
+    limit = ["--memory", "1.46484375e-4", "--only", *methods]
+    done = run_command(2, "profiling/speedup.py", "--workload", "emulated", *FLAGS, *limit, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    groups = {row["key"]: row["group"] for row in report["rows"]}
+    assert groups == {
+        "bp naive root M=1": None,
+        "ddp ddp whole M=1": 1,
+        "bp one process whole M=1": 2,
+        "sid one process whole M=1": 3,
+    }
+    assert report["environment"]["memory for methods"] == "153.60 KiB"
+    (left_out,) = report["left_out"]
+    assert left_out["key"] == "sid streaming sharded M=4"
+    assert left_out["reason"].startswith("needs more than 153.60 KiB: ")
+    drifts = {row["group"]: row["drift"] for row in report["rows"]}
+    assert drifts.pop(None) is None
+    assert all(0.2 < drift < 5 for drift in drifts.values())
+    assert all(row["step_ms"]["median"] > 0 for row in report["rows"])
+    assert "is in every group" in (tmp_path / "report.md").read_text()

@@ -24,6 +24,26 @@ def test_by_way_of_json_nothing_is_lost() -> None:
     assert from_plain(json.loads(json.dumps(to_plain(COSTS)))) == COSTS
 
 
+def on_a_gpu(seconds: float) -> Costs:
+    """With what the device does, and what the host takes to launch it."""
+    return replace(COSTS, refiners=[replace(p, device=at_four(0.3), launch=at_four(seconds)) for p in COSTS.refiners])
+
+
+def at_four(seconds: float) -> Curve:
+    return Curve((4,), (seconds,))
+
+
+def test_of_a_gpu_and_its_host_nothing_is_lost_either() -> None:
+    """Costs that were written before they were measured have neither."""
+    measured = on_a_gpu(0.7)
+    assert from_plain(json.loads(json.dumps(to_plain(measured)))) == measured
+    plain = to_plain(measured)
+    for piece in plain["refiners"]:
+        del piece["device"], piece["launch"]
+    assert from_plain(plain) == COSTS
+    assert median_costs([on_a_gpu(seconds) for seconds in (0.9, 0.1, 0.4)]) == on_a_gpu(0.4)
+
+
 def test_the_median_over_ranks() -> None:
     measured = [
         replace(COSTS, refiners=[replace(p, forward=Curve((4,), (seconds,))) for p in COSTS.refiners])
