@@ -36,3 +36,9 @@ def test_stacked(tmp_path: Path) -> None:
 def test_checkpoint_cost(tmp_path: Path) -> None:
     flags = ["--every", "2", "--windows", "1", "--refiners", "2", "--batch", "8", "--folder", str(tmp_path / "c")]
     assert report(2, tmp_path / "c.json", "profiling/checkpoint_cost.py", *flags)
+
+
+def test_cast_cost(tmp_path: Path) -> None:
+    flags = ["--networks", "wide_mlp", "--width", "16", "--refiners", "2", "--batch", "8", "--steps", "1"]
+    found = report(1, tmp_path / "d.json", "profiling/cast_cost.py", *flags, "--microbatches", "1", "4")
+    assert [(row["microbatches"], row["casts_ms"] > 0) for row in found["rows"]] == [(1, True), (4, True)]  # type: ignore[attr-defined]
