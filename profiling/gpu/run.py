@@ -61,12 +61,16 @@ def parts(out: Path, data: Path, *, small: bool) -> list[Part]:
     found = [
         Part("first_use", 30, ["profiling/gpu/first_use.py", "--out", str(out / "first_use.json")], needs_gpu=True),
         Part("tests", 150, [*test, "tests/gpu", "-rs"]),
-        Part("tests_of_resuming", 60, [*test, "tests/training/test_resume.py", "--device", "cuda"], needs_gpu=True),
-        Part("engine_overhead", 60, _overhead(out, small=small)),
     ]
-    found += [Part(name, 60, command) for name, command in _speedups(out, small=small).items()]
-    found += [Part(name, 60, command) for name, command in _stacked(out, small=small).items()]
+    found += [Part(name, 75, command) for name, command in _speedups(out, small=small).items()]
     found.append(Part("demo", 60, _train(out, "demo", "digits", 2, ["--optim.epochs", "1"] if small else [])))
+    first_use, resuming = "tests/engines/test_first_use.py", "tests/training/test_resume.py"
+    found += [
+        Part("engine_overhead", 60, _overhead(out, small=small)),
+        Part("tests_of_resuming", 60, [*test, resuming, "--device", "cuda"], needs_gpu=True),
+        Part("tests_of_first_use", 60, [*test, first_use, "--device", "cuda"], needs_gpu=True),
+    ]
+    found += [Part(name, 60, command) for name, command in _stacked(out, small=small).items()]
     return found + _trainings(out, data, small=small)
 
 
@@ -83,7 +87,7 @@ def _speedups(out: Path, *, small: bool) -> dict[str, list[str]]:
         "wide_mlp": ["--workload", "wide_mlp", "--batch", "1024", "--width", "4096"],
     }
     least = ["--batch", "8", "--refiners", "2", "--width", "16", "--steps", "1", "--warmup", "0", "--stream", "2"]
-    sizes = least if small else ["--refiners", "8", "--steps", "20", "--warmup", "5"]
+    sizes = least if small else ["--refiners", "8", "--steps", "7", "--traced", "1"]
     common = ["--microbatches", "1", "4", "--extractors", "replicated", *sizes]
     return {
         name: ["profiling/speedup.py", *case, *common, "--out", str(out / name)]
@@ -102,18 +106,18 @@ def _stacked(out: Path, *, small: bool) -> dict[str, list[str]]:
 
 
 def _trainings(out: Path, data: Path, *, small: bool) -> list[Part]:
-    """CIFAR-10, where it is at hand: SID, backpropagation through the same graph, and through a plain network."""
-    if small or not (data / "cifar-10-batches-py").is_dir():
-        return []
+    """On what is at hand: SID, backpropagation through the same graph, and through a plain network."""
+    folders = {"cifar10": "cifar-10-batches-py", "fashion_mnist": "FashionMNIST"}
+    present = [name for name, folder in folders.items() if not small and (data / folder).is_dir()]
     methods: dict[str, list[str]] = {
         "sid": [],
         "bp": ["--method", "bp"],
         "plain": ["--method", "bp", "--model.name", "plain_cnn"],
     }
     found = []
-    for seed, (method, flags) in product((0, 1, 2), methods.items()):
-        name, given = f"cifar10_{method}_seed{seed}", ["--data.root", str(data), "--run.seed", str(seed)]
-        found.append(Part(name, 120, _train(out, name, "cifar10", 1, [*flags, *given])))
+    for dataset, seed, (method, flags) in product(present, (0, 1, 2), methods.items()):
+        name, given = f"{dataset}_{method}_seed{seed}", ["--data.root", str(data), "--run.seed", str(seed)]
+        found.append(Part(name, 120, _train(out, name, dataset, 1, [*flags, *given])))
     return found
 
 

@@ -30,6 +30,7 @@ def test_every_part_has_a_verdict(tmp_path: Path) -> None:
         "first_use": "skipped: needs a GPU",
         "tests": "passed",
         "tests_of_resuming": "skipped: needs a GPU",
+        "tests_of_first_use": "skipped: needs a GPU",
         "stacked": "passed",
         "demo": "passed",
     }
