@@ -20,7 +20,7 @@ from sidpar.config.console import printing
 from sidpar.config.groups.checks import at_least
 from sidpar.config.schema import Config
 from sidpar.config.units import BYTES, BYTES_PER_SECOND, SECONDS, human, read_quantity
-from sidpar.distributed.device import describe, usable_memory
+from sidpar.distributed.device import describe
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.errors import UsageError
@@ -128,7 +128,7 @@ def _plan(config: Config, given: PlanArguments, runtime: Runtime) -> None:
         messages = given.assumed
     if runtime.rank > 0:
         return
-    memory = given.memory or (None if given.costs else usable_memory(runtime.device, runtime.sharers))
+    memory = given.memory or (None if given.costs else runtime.usable_memory)
     conditions = {
         "job": f"{config.model.name or config.model.builder}, {config.model.num_refiners} refiners, "
         f"batch {config.data.batch_size}, on {ranks} ranks"

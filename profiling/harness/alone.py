@@ -9,7 +9,7 @@ from harness.measuring import Entry, Measured, all_or_none, memory_of, release
 from harness.workloads import Workload
 from sidpar import Runtime
 from sidpar.config.units import human
-from sidpar.distributed.device import allocated_memory, peak_memory, usable_memory
+from sidpar.distributed.device import allocated_memory, peak_memory
 from sidpar.profiler.memory import Memory, bytes_of
 from sidpar.simulation.cost_model import Prediction
 from sidpar.simulation.costs import Costs
@@ -33,7 +33,7 @@ def room_for_contenders(runtime: Runtime, gib: float | None) -> float | None:
     """Bytes that contenders may occupy together, on the rank that has least: as given, or what is usable of the device
     besides what is there already. None for no limit, on CPU."""
     release(runtime.device)
-    usable = usable_memory(runtime.device, runtime.sharers)
+    usable = runtime.usable_memory
     mine = None if usable is None else usable - allocated_memory(runtime.device)
     everyone = runtime.exchange("room for contenders", mine if gib is None else gib * GIB)
     return None if None in everyone else float(min(everyone))

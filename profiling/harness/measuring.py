@@ -14,7 +14,7 @@ from harness.workloads import Workload
 from sidpar import Runtime, UsageError
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.config.units import human
-from sidpar.distributed.device import give_back_unused, reset_peak_memory, usable_memory
+from sidpar.distributed.device import give_back_unused, reset_peak_memory
 from sidpar.engines.base import Engine
 from sidpar.profiler.clock import Clock, Span
 from sidpar.profiler.memory import Memory, bytes_of, measure_memory
@@ -103,7 +103,7 @@ def all_or_none(runtime: Runtime, what: str) -> Iterator[None]:
     except UsageError as error:
         problem = str(error)
     except torch.OutOfMemoryError:
-        limit = usable_memory(runtime.device, runtime.sharers)
+        limit = runtime.usable_memory
         more = "memory" if limit is None else f"than {human(limit)}"
         problem = f"needs more {more}: rank {runtime.rank} had none left"
     runtime.raise_together(what, problem)

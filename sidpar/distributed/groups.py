@@ -14,6 +14,9 @@ FEW_CTAS = 4
 default 16 to 24 where there is NVLink, and ours are meant to start early and wait."""
 SUMMING_CTAS = 8
 """Of the group that sums the extractor's gradients, whose messages are larger."""
+BYTES_PER_CTA = 20 * 2**20
+"""Of NCCL's buffers on a GPU, for a neighbour in its ring and one in its tree: 4 MiB for long messages (NCCL_BUFFSIZE)
+and 5 MiB for short ones each, and what it rounds. From NCCL's sources, not measured."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,13 @@ class Groups:
                     dist.send(token, group=group, group_dst=target)
                 elif rank == target:
                     dist.recv(token, group=group, group_src=source)
+
+
+def nccl_bytes(num_replicas: int, cascade_size: int) -> int:
+    """What a rank's groups occupy on its GPU once all of them are used, about: those of `Groups.make`."""
+    in_cascade = 4 * FEW_CTAS if cascade_size > 1 else 0
+    over_replicas = 2 * FEW_CTAS if num_replicas > 1 else 0
+    return BYTES_PER_CTA * (SUMMING_CTAS + in_cascade + over_replicas)
 
 
 def neighbours(size: int) -> Iterable[tuple[int, int]]:

@@ -21,9 +21,9 @@ from torch.distributed.rendezvous import rendezvous as read_rendezvous
 from sidpar.config.groups.checks import at_least
 from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
-from sidpar.distributed.device import set_arithmetic, synchronize
+from sidpar.distributed.device import set_arithmetic, synchronize, usable_memory
 from sidpar.distributed.environment import Launch, read_environment
-from sidpar.distributed.groups import Groups, nccl_options
+from sidpar.distributed.groups import Groups, nccl_bytes, nccl_options
 from sidpar.distributed.launcher import end_launcher_if_cut_off
 from sidpar.distributed.notes import Notes, within
 from sidpar.distributed.progress import Progress, end_when_late
@@ -345,6 +345,15 @@ class Runtime:
     def replica(self) -> int:
         """The number of this rank's cascade, 0..R-1."""
         return self.rank // self.cascade_size
+
+    @property
+    def usable_memory(self) -> float | None:
+        """Bytes of its GPU that this rank may plan with: its share of what is free, without NCCL's buffers. None on
+        CPU."""
+        free = usable_memory(self.device, self.sharers)
+        if free is None or self.backend != "nccl":
+            return free
+        return free - nccl_bytes(self.num_replicas, self.cascade_size)
 
     @property
     def posts_receives_ahead(self) -> bool:

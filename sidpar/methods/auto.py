@@ -11,7 +11,6 @@ from sidpar.calibration.links import measure_links
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.schema import Config
 from sidpar.config.units import human
-from sidpar.distributed.device import usable_memory
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.methods.base import job_of, with_parallel
@@ -32,9 +31,7 @@ def resolve(
     """
     place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
-    usable = min(
-        runtime.exchange("memory", usable_memory(runtime.device, runtime.sharers)), key=lambda size: size or math.inf
-    )
+    usable = min(runtime.exchange("memory", runtime.usable_memory), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)
     chosen = choose_local(job, feasible(freedom, build().extractor, sample, runtime))
     # All ranks have the same costs and find the same; rank 0's choice counts all the same.

@@ -1,12 +1,15 @@
 """Which process groups a world has, and what NCCL is told about them."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from sidpar import Runtime
-from sidpar.distributed.groups import FEW_CTAS, nccl_options, neighbours
+from sidpar.distributed import runtime as runtime_module
+from sidpar.distributed.groups import BYTES_PER_CTA, FEW_CTAS, SUMMING_CTAS, nccl_bytes, nccl_options, neighbours
 from tests.harness import run_ranks
 
 
@@ -32,6 +35,16 @@ def test_nccl_is_told_to_hold_few_sms_and_whom_to_let_pass() -> None:
     assert (chain.config.max_ctas, chain.is_high_priority_stream, chain._timeout.seconds) == (FEW_CTAS, True, 7)
     assert default.config.max_ctas != FEW_CTAS
     assert not default.is_high_priority_stream
+
+
+def test_what_groups_occupy_is_not_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NCCL: a rank's groups, as many as `Groups.make` makes, of so many CTAs each."""
+    assert nccl_bytes(1, 1) == BYTES_PER_CTA * SUMMING_CTAS
+    assert nccl_bytes(2, 4) == BYTES_PER_CTA * (SUMMING_CTAS + (4 + 2) * FEW_CTAS)
+    monkeypatch.setattr(runtime_module, "usable_memory", lambda device, sharers: 4e9 / sharers)
+    alone = Runtime(rank=0, world_size=8, device=torch.device("cpu"), backend="gloo", num_replicas=2, sharers=2)
+    assert alone.usable_memory == 2e9
+    assert replace(alone, backend="nccl", sharers=1).usable_memory == 4e9 - nccl_bytes(2, 4)
 
 
 def test_edges_of_a_chain_that_touch_have_different_turns() -> None:

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from sidpar import Cascade
+from sidpar.distributed import runtime
 from sidpar.distributed.runtime import Runtime
 from sidpar.methods import auto, method_of
 from sidpar.planner.search import FREE
@@ -105,7 +106,7 @@ def test_what_would_be_refused_is_not_chosen() -> None:
 
 
 def test_nothing_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "usable_memory", lambda device, sharers: 900.0)
+    monkeypatch.setattr(runtime, "usable_memory", lambda device, sharers: 900.0)
     with pytest.raises(ValueError, match="parallel.auto=true knows no way of SID that fits 900 B on each of 1 ranks"):
         run(Runtime.single("cpu"), [*FLAGS, "--run.dir", str(tmp_path / "run")])
 
