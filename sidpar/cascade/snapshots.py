@@ -1,5 +1,6 @@
 """One thing that a module keeps, as it was at a moment: the numbers of a tensor, a dictionary, a random generator."""
 
+import pickle
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
@@ -140,7 +141,7 @@ class GeneratorSnapshot(Snapshot):
 
     def changed(self, tolerance: float = 0.0) -> list[str]:
         now, before = self._give(), self._state
-        same = torch.equal(now, before) if isinstance(now, Tensor) else str(now) == str(before)
+        same = torch.equal(now, before) if isinstance(now, Tensor) else pickle.dumps(now) == pickle.dumps(before)
         return [] if same else [self._name]
 
     def restore(self) -> None:

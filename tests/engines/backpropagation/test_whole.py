@@ -15,7 +15,7 @@ from sidpar.rules.kl import kl_to, target_of
 from sidpar.schedules.placement import Copies
 from sidpar.seeding import seeded
 from tests import networks
-from tests.engines import quirks
+from tests.engines.modules import quirks
 from tests.harness import RankError, run_ranks
 from tests.oracle import assert_close_gradients, gradients
 
