@@ -3,7 +3,8 @@
     python profiling/report.py DIR
 
 reads DIR/report.json and DIR/timelines.json, as profiling/speedup.py writes them, and writes DIR/report.md,
-DIR/speedup.png, DIR/memory.png, DIR/timeline.png and DIR/trace.json, which https://ui.perfetto.dev opens.
+DIR/speedup.png, DIR/memory.png, DIR/timeline.png and DIR/trace.json, which https://ui.perfetto.dev opens. Of a card's
+folder, as profiling/gpu/run.py writes it, DIR/report.md has all tables in one.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 from reporting import draw
 from reporting.figures import Timelines, is_auto
 from reporting.gantt import timeline
+from reporting.one_gpu import card_report
 from reporting.tables import PARTS, markdown
 
 # What the files must hold. A null is right wherever something else than a text is asked for; `float` takes integers.
@@ -69,6 +71,14 @@ def remake(folder: Path) -> None:
     draw.speedup(drawn, folder / "speedup.png")
     draw.memory(drawn, folder / "memory.png")
     timeline(drawn, timelines, folder / "timeline.png")
+
+
+def remake_card(folder: Path) -> bool:
+    """The tables of a card's folder; False if it is none."""
+    tables = card_report(folder)
+    if tables:
+        (folder / "report.md").write_text(f"# {folder.name.replace('_', ' ')}\n\n{tables}")
+    return bool(tables)
 
 
 def bad(path: Path, what: str) -> BadFileError:
@@ -126,9 +136,11 @@ def trace(timelines: Timelines) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="holds report.json and timelines.json")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="holds a profile, or a card's results")
     try:
-        remake(parser.parse_args().folder)
+        folder = parser.parse_args().folder
+        if (folder / "report.json").exists() or not remake_card(folder):
+            remake(folder)
     except BadFileError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
