@@ -81,16 +81,10 @@ def _stacked(content: dict[str, Any]) -> list[Sequence[str]]:
 def _trainings(summaries: Iterable[Path]) -> list[Sequence[str]]:
     found = [(path.parent.name, json.loads(path.read_text())) for path in summaries]
     head = ("run", "method", "epochs", "test accuracy", "images/s")
-    rows = [
-        (
-            name,
-            run["method"],
-            str(run["epochs"]),
-            f"{100 * run['test_accuracy']:.2f} %",
-            f"{run['images_per_second']:.0f}",
-        )
-        for name, run in found
-    ]
+    rows = []
+    for name, run in found:
+        accuracy = f"{100 * run['test_accuracy']:.2f} %"
+        rows.append((name, run["method"], str(run["epochs"]), accuracy, figure(run["images_per_second"])))
     return [head, *rows] if rows else []
 
 

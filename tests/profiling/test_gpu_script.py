@@ -36,6 +36,16 @@ def test_every_part_has_a_verdict(tmp_path: Path) -> None:
     }
     assert "torch sees no GPU here" in (tmp_path / "cpu" / "tests.log").read_text()
     assert json.loads((tmp_path / "cpu" / "stacked.json").read_text())["rows"]
+    subprocess.run([sys.executable, "profiling/report.py", str(tmp_path / "cpu")], cwd=ROOT, check=True)
+    tables = (tmp_path / "cpu" / "report.md").read_text()
+    assert [line for line in tables.splitlines() if line.startswith("#")] == [
+        "# cpu",
+        "## Parts",
+        "## Refiners at once (stacked)",
+        "## Trainings",
+    ]
+    for row in ("| stacked | passed |", "| simple_cnn | 2 | 8 |", "| demo | sid | 1 |"):
+        assert row in tables, tables
 
 
 def test_a_part_that_has_no_time_left_is_named(tmp_path: Path) -> None:
