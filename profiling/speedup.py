@@ -93,8 +93,9 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
     offset = clock_offset(runtime)
     for number, keys in enumerate(groups.groups, 1):
         say(runtime, f"group {number} of {len(groups.groups)}: {len(keys)} methods")
-        time_group(runtime, workload, costs, {c: alone[c] for c in alone if c.key in keys}, offset, arguments)
-    chosen = [contender for contender in alone if contender.key not in groups.left_out]
+        members = {contender: alone[contender] for contender in alone if contender.key in keys}
+        left_out |= time_group(runtime, workload, costs, members, offset, arguments)
+    chosen = [contender for contender in alone if contender.key not in left_out]
     everyone = {
         c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(alone[c].measured))] for c in chosen
     }
@@ -156,10 +157,17 @@ def time_group(
     group: Mapping[Contender, Alone],
     offset: float,
     arguments: argparse.Namespace,
-) -> None:
-    """Windows of contenders that are in memory at the same time, in turn, added to what was measured of each."""
+) -> dict[str, str]:
+    """Windows of contenders that are in memory at the same time, in turn, added to what was measured of each. Returns
+    the reasons of those that do not fit beside the others after all."""
     release(runtime.device)
-    entries = [Entry(contender, runtime, workload, costs[contender.network]) for contender in group]
+    entries: list[Entry] = []
+    left_out: dict[str, str] = {}
+    for contender in group:
+        try:
+            entries.append(Entry(contender, runtime, workload, costs[contender.network]))
+        except UsageError as error:
+            left_out[contender.key] = str(error)
     for kind, turns in (("warm-up", arguments.warmup), ("timed", arguments.steps), ("traced", arguments.traced)):
         for turn in range(turns):
             say(runtime, f"{kind}: step {turn + 1} of {turns}")
@@ -167,6 +175,7 @@ def time_group(
                 one, seen = window(entry, runtime, offset, traced=kind == "traced"), group[entry.contender].measured
                 if one is not None and kind != "warm-up":
                     (seen.traced if kind == "traced" else seen.timed).append(one)
+    return left_out
 
 
 def say(runtime: Runtime, text: str) -> None:

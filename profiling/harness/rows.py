@@ -73,9 +73,9 @@ def groups_of(
     if not groups:
         return {}
     reference = groups[0][0]
-    seconds = next(
-        step_seconds(contender, ranks) for contender, ranks in everyone.items() if contender.key == reference
-    )
+    seconds = next((step_seconds(c, ranks) for c, ranks in everyone.items() if c.key == reference), [])
+    if not seconds:  # it did not fit beside the others after all
+        return {key: {"group": k, "drift": None} for k, keys in enumerate(groups, 1) for key in keys}
     each = len(seconds) // len(groups)
     found: dict[str, dict[str, float | None]] = {}
     for k, keys in enumerate(groups):

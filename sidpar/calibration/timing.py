@@ -63,7 +63,7 @@ def limiting(pieces: Sequence[Timed]) -> list[Seconds]:
 def _medians(
     forward: Callable[[], TensorTuple], place: torch.device, *, ahead: float = 0.0
 ) -> tuple[Seconds, Seconds, TensorTuple]:
-    """Of a few runs, of which no more than one at a time is in memory."""
+    """Of a few runs."""
     devices, hosts = [], []
     outputs: TensorTuple = ()
     for _ in range(_REPEATS):

@@ -6,6 +6,7 @@ for somebody to look at has no history.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -27,10 +28,12 @@ class History:
     """What it returns."""
     written: list[str]
     """The names of what it writes into, or exchanges."""
+    made: list[str]
+    """Those of parameters that it makes."""
     kept: list[str]
     """Those that depend on the forwards before. What a hook keeps for itself is not among them: it looks on."""
     depends_on_unseen: bool
-    """Whether the result depends on the forwards before by something else than what the module holds."""
+    """Whether the result of the same is another the next time, although all that the module holds is as it was."""
 
 
 def history(
@@ -47,22 +50,25 @@ def history(
         rounding: of the results, relative to the largest number.
     """
     kept = dict[str, None]()
+    parameters = {name for name, _ in module.named_parameters()}
     with undone(module, parameters=True) as before:
         result = forward(tensors)
-        written = before.changed()
-        parameters = not {name for name, _ in module.named_parameters()}.isdisjoint(written)
+        written, made = before.changed(), [name for name, _ in module.named_parameters() if name not in parameters]
+        parameters &= set(written)
         for row in range(min(2, len(tensors[0]))):  # a maximum of all rows is that of one row, but not of two
             alone = tuple(tensor[[row] * len(tensor)] for tensor in tensors)
             before.restore()
-            forward(alone)
-            after = ModuleState(module, parameters=parameters)
+            expected = forward(alone)
+            after = ModuleState(module, parameters=bool(parameters))
             before.restore()
             forward(tensors)
-            forward(alone)
-            kept |= dict.fromkeys(name for name in after.changed(TOLERANCE) if not name.endswith("_hooks"))
+            found = forward(alone)
+            # What holds the last forward only ends as it did, but the result has come of another one.
+            alike = all(map(partial(close, tolerance=rounding), found, expected))
+            kept |= dict.fromkeys(after.changed(TOLERANCE) if alike else [*after.changed(TOLERANCE), *written])
         repeated = []
         for _ in range(2):
             before.restore()
             repeated.append(forward(tensors))
-    alike = (close(*pair, rounding) for again in repeated for pair in zip(again, result, strict=True))
-    return History(result, written, list(kept), not all(alike))
+    repeats = (close(*pair, rounding) for again in repeated for pair in zip(again, result, strict=True))
+    return History(result, written, made, [name for name in kept if not name.endswith("_hooks")], not all(repeats))

@@ -5,6 +5,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import numpy
@@ -186,7 +187,9 @@ def _alike(one: Any, other: Any, tolerance: float, depth: int = 0) -> bool:
             return len(one) == len(other) and all(map(deeper, one, other))
         case float():
             return bool(one == other or abs(one - other) <= tolerance * abs(other))
-        case _ if isinstance(one, (*PLAIN, set)):
+        case numpy.floating():
+            return bool(one == other or abs(one - other) <= tolerance * abs(other))
+        case _ if isinstance(one, (*PLAIN, set, frozenset, numpy.generic, Number)):
             return bool(one == other)
         case _ if hasattr(one, "__dict__"):
             return bool(deeper(vars(one), vars(other)))
@@ -197,8 +200,10 @@ def _equal(one: Tensor, other: Tensor, tolerance: float) -> bool:
     """Also where both are not a number."""
     if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout or one.device != other.device:
         return False
-    if one.layout != torch.strided or one.is_meta:
+    if one.is_meta:
         return False
+    if one.layout != torch.strided:
+        one, other = one.to_dense(), other.to_dense()
     if torch.equal(one, other):
         return True
     return (one.is_floating_point() or one.is_complex()) and close(one, other, tolerance)

@@ -8,6 +8,7 @@ from operator import is_
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from sidpar.cascade.module_state import ModuleState, undone
 
@@ -43,7 +44,7 @@ def _undone(module: nn.Module, written: Collection[str]) -> Iterator[None]:
         mappings += [_Mapping(attributes), _Mapping(part._buffers)]
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.layout == torch.strided:
-                tensors.append(_Numbers(buffer, seen=f"{prefix}{name}" in written))
+                tensors.append(_Numbers(buffer, seen=f"{prefix}{name}" in written or isinstance(part, _NormBase)))
         for name in attributes.keys() - _EVERY_MODULE:
             if f"{prefix}{name}" in written or isinstance(attributes[name], _CONTAINERS):
                 others.include(attributes[name], f"{prefix}{name}")

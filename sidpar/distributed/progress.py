@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 APART = 0.01
 """Seconds between two marks at least: then they cost nothing that could be measured."""
+MOST_AHEAD = 64
+"""Marks that the device has not passed. With more in its queue than it takes, the host would wait to mark."""
 HANGS_AFTER = 10.0
 """Seconds without a completed mark after which a rank that is to stop takes its device to hang."""
 
@@ -41,6 +43,7 @@ class Progress:
         self._ahead: deque[Mark] = deque()
         self._spare: list[Event] = []
         self._passed: str | None = None
+        self._passed_at = 0.0
         self._marked_at = 0.0
         self._lock = threading.Lock()
 
@@ -52,8 +55,11 @@ class Progress:
         self._marked_at = now
         with self._lock:
             self._look()
+            if len(self._ahead) >= MOST_AHEAD:
+                return
             event = self._spare.pop() if self._spare else self._new_event()
-            event.record()
+        event.record()  # without the lock: where the queue is full, it waits
+        with self._lock:
             self._ahead.append(Mark(event, label(), now))
 
     def passed(self) -> str | None:
@@ -63,9 +69,9 @@ class Progress:
             return self._passed
 
     def behind(self) -> float:
-        """For how many seconds the oldest of what the device has not completed has been queued."""
+        """For how many seconds something has been queued, and nothing completed."""
         first = self._first()
-        return 0.0 if first is None else time.monotonic() - first.queued_at
+        return 0.0 if first is None else time.monotonic() - max(first.queued_at, self._passed_at)
 
     def hangs(self, seconds: float = HANGS_AFTER) -> bool:
         """Watch so long whether something is queued, and nothing of it completed."""
@@ -85,13 +91,13 @@ class Progress:
     def _look(self) -> None:
         while self._ahead and self._ahead[0].event.query():
             mark = self._ahead.popleft()
-            self._passed = mark.label
+            self._passed, self._passed_at = mark.label, time.monotonic()
             self._spare.append(mark.event)
 
 
 def end_when_late(progress: Progress, limit: float, end: Callable[[float], None]) -> None:
-    """From now on, in a thread of its own, call `end(seconds)` once something has been queued for more than `limit`
-    seconds."""
+    """From now on, in a thread of its own, call `end(seconds)` once something has been queued, and nothing completed,
+    for more than `limit` seconds."""
 
     def watch() -> None:
         while (late := progress.behind()) <= limit:

@@ -120,10 +120,21 @@ def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
         raise UsageError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
 
 
-def check_kept(stage: Stage, **parts: int) -> None:
+def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) -> None:
     """Refuse to cut a batch in parts, so many by what cuts it (`microbatches`, `replicas`, `ranks`), where a module
     keeps something from one forward to the next: it would see parts of a batch where it sees whole ones in one process.
-    Batch norm's running statistics may."""
+    Batch norm's running statistics may.
+
+    Args:
+        overlapping: the kinds of parts, `extractor` or `refiners`, that make a forward before the backward of another.
+    """
+    for name, kept in stage.kept.items():
+        if name.split(".")[0] in overlapping and not kept.overlaps:
+            raise UsageError(
+                f"the forward of {_spoken(name)} writes into something ({', '.join(kept.written)}) that the backward "
+                "of an earlier batch or microbatch still needs, which is yet to come: use microbatches=1 and no "
+                "stream, or let it compute with a clone() of that"
+            )
     for cause, number in parts.items():
         for name, kept in stage.kept.items():
             if number > 1 and kept.names:

@@ -106,7 +106,7 @@ class LocalEngine(Synchronous):
             check_batch(x, y, self.stage.num_classes)
         batch = ReplicaBatch.take(x, y, whole, device, self.rule, seed=self._seed, step=self.steps, training=training)
         if shapes not in self._admitted:
-            check_seams(self.stage, self.rule, batch.x, batch.y, training=training)
+            check_seams(self.stage, self.rule, batch.x, batch.y, training=training, parts=[len(batch.x)])
             self._admitted.add(shapes)
         return batch
 

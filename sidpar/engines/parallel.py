@@ -32,7 +32,7 @@ from sidpar.schedules.phases import PHASE
 from sidpar.schedules.placement import Placement
 from sidpar.schedules.rank_view import RankView
 from sidpar.schedules.receives import when_needed
-from sidpar.schedules.synchronous import SCHEDULES, inference
+from sidpar.schedules.synchronous import SCHEDULES, extracts_ahead, inference
 from sidpar.stages.rehearsal import unnoticed
 from sidpar.stages.stacks import Stacks, agree_on_stacks
 from sidpar.stages.stage import Stage
@@ -297,7 +297,10 @@ class ParallelEngine(Synchronous):
 
     def _check_kept(self, microbatches: int) -> None:
         """Raises UsageError if this engine would do something else with what modules keep than one process."""
-        check_kept(self.stage, microbatches=microbatches, replicas=self._runtime.num_replicas)
+        views = (replace(view, microbatches=microbatches) for view in self._views)
+        ahead = any(extracts_ahead(SCHEDULES[self._schedule](view)) for view in views)
+        overlapping = ["extractor"] if ahead else []
+        check_kept(self.stage, overlapping, microbatches=microbatches, replicas=self._runtime.num_replicas)
 
     def _share_of(self, batch_size: int) -> Share:
         return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sidpar.config.groups.choices import RefinerExecution
 from sidpar.config.groups.objective import Objective
 from sidpar.engines.agreement import agree_on_engine
-from sidpar.engines.base import Update
+from sidpar.engines.base import Update, check_kept
 from sidpar.engines.diagnosis import diagnose
 from sidpar.engines.execution import Execution
 from sidpar.engines.parallel import ParallelEngine
@@ -236,16 +236,12 @@ class StreamingEngine(ParallelEngine):
     def _check_kept(self, microbatches: int) -> None:
         super()._check_kept(microbatches)
         kept = self.stage.kept["extractor"]
+        check_kept(self.stage, ["extractor"])
         if kept.trained:
             raise UsageError(
                 f"the forward of the extractor writes into parameters that are trained ({', '.join(kept.trained)}), "
                 "but in a stream each batch has weights of its own for as long as it is in flight: use schedule=fused, "
                 "or write after the update"
-            )
-        if not kept.overlaps:
-            raise UsageError(
-                f"the forward of the extractor writes into something ({', '.join(kept.names)}) that the backward of an "
-                "earlier batch in a stream still needs: use schedule=fused, or let it compute with a clone() of that"
             )
 
     def _refuse_within_a_stream(self) -> None:

@@ -34,7 +34,7 @@ Rules that hold for every schedule, because a message that waits for the wrong t
 The third schedule, `streaming`, runs over many batches and has a file of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -149,6 +149,19 @@ def broadcast(view: RankView, *, graph: bool, step: int = 0) -> Iterator[Action]
             yield Action(Do.EXTRACT, m, graph=graph, step=step)
         if view.shares_features:
             yield Action(Do.START_BROADCAST, m, step=step)
+
+
+def extracts_ahead(actions: Iterable[Action]) -> bool:
+    """Whether the extractor makes a forward with a graph before the backward of another one."""
+    under_way = 0
+    for action in actions:
+        if action.do is Do.EXTRACT and action.graph:
+            under_way += 1
+        elif action.do is Do.EXTRACTOR_BACKWARD:
+            under_way -= 1
+        if under_way > 1:
+            return True
+    return False
 
 
 def _lookahead(view: RankView) -> int:

@@ -16,7 +16,8 @@ from sidpar.cascade.specs import CascadeSpecs, Spec, check_alike
 from sidpar.distributed.device import seed_generator
 from sidpar.errors import UsageError
 from sidpar.seeding import undisturbed
-from sidpar.stages.stage import Stage
+from sidpar.stages.kept import Kept
+from sidpar.stages.stage import Fits, Stage
 from sidpar.stages.trial import ROWS, Found, try_out
 
 _PROBE_ROWS = 32
@@ -36,41 +37,41 @@ def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[i
     key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training)
     if key not in stage.checked:
         stage.checked[key] = _check_once(stage, x, training=training)
-    fitting = stage.checked[key]
-    if fitting is not None:
-        for rows in sorted(set(parts) - fitting):
-            try_out(stage, x[:rows], training=training)
-            fitting.add(rows)
+    fits = stage.checked[key]
+    few = set(parts) if fits.picky else {rows for rows in parts if rows < ROWS and training}
+    for rows in sorted(few - fits.sizes):
+        try_out(stage, x[:rows], training=training)
+        fits.sizes.add(rows)
     return stage.skeleton.specs(x)
 
 
-def _check_once(stage: Stage, x: Tensor, *, training: bool) -> set[int] | None:
-    """The numbers of rows that have been found to fit; None if any seems to."""
+def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
     inferred = stage.skeleton.can_infer(x)
     if not training and inferred:
-        return None
+        return Fits(picky=False)
     with nullcontext() if training else stage.inference_mode():
-        found, fitting = _try_a_few(stage, x, training=training)
-        stage.kept |= found.kept
+        found, fits = _try_a_few(stage, x, training=training)
+        for name, kept in found.kept.items():
+            stage.kept[name] = stage.kept.get(name, Kept()) | kept
         if inferred:
             _check_specs(found.specs, stage.skeleton.specs(x))
         else:
             stage.skeleton.learn(x, found.specs, found.layers)
-            if fitting is None:
+            if not fits.picky:
                 _check_specs(try_out(stage, x[-ROWS:], training=training).specs, found.specs)
     if training and stage.placement.extractor == "sharded" and stage.runtime.cascade_size > 1:
         _check_shards(stage, x)
-    return fitting
+    return fits
 
 
-def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, set[int] | None]:
+def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
     """Or all rows, for modules that do not take a few."""
     try:
-        return try_out(stage, x[:ROWS], training=training), None
+        return try_out(stage, x[:ROWS], training=training), Fits(picky=False, sizes={len(x[:ROWS])})
     except UsageError:
         if len(x) <= ROWS:
             raise
-        return try_out(stage, x, training=training), {len(x)}
+        return try_out(stage, x, training=training), Fits(picky=True, sizes={len(x)})
 
 
 def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
@@ -82,7 +83,8 @@ def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
 def _check_shards(stage: Stage, x: Tensor) -> None:
     assert stage.extractor is not None, "every rank holds a sharded extractor"
     ranks = stage.runtime.cascade_size
-    if not depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks):
+    depends = depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks)
+    if not any(stage.runtime.exchange("shards", depends)):  # replicas have other rows
         return
     suspects = [
         f"extractor.{name} ({type(module).__name__})"

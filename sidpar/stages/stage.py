@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,17 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.schedules.placement import Holding, Placement, place_as_given, place_by_count
 from sidpar.seeding import seed_host, undisturbed
+from sidpar.stages.kept import Kept
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a part of the cascade keeps from one forward to the next, by the names of buffers, attributes and parameters
-    within it."""
+@dataclass
+class Fits:
+    """The numbers of rows that modules take."""
 
-    names: Sequence[str]
-    written: Sequence[str] = ()
-    """All that its forward changes of itself, also what does not depend on the forwards before."""
-    statistics: Sequence[str] = ()
-    """The running statistics of torch's batch norm, which are not among `names`."""
-    parameters: Sequence[str] = ()
-    """Those that its forward writes into."""
-    trained: Sequence[str] = ()
-    """Those of them that get gradients."""
-    overlaps: bool = True
-    """Whether a forward may come between another one and its backward."""
-    draws: bool = False
-    """Whether it draws random numbers from the host's generators, besides those of the device."""
+    picky: bool
+    """Whether a few rows do not do: then every number is to be tried, else only the smallest ones."""
+    sizes: set[int] = field(default_factory=set)
+    """Those that have been found to fit."""
 
 
 class Stage(nn.Module):
@@ -69,8 +60,8 @@ class Stage(nn.Module):
         self.compute = compute
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
-        self.checked: dict[object, set[int] | None] = {}
-        """For what inputs the cascade has been tried (`stages/check.py`), and what numbers of rows fit; None if any."""
+        self.checked: dict[object, Fits] = {}
+        """For what inputs the cascade has been tried (`stages/check.py`), and what numbers of rows fit."""
         self.kept: dict[str, Kept] = {}
         """What each part keeps, of all ranks, by global name; empty before it has been tried."""
         self._infers = self._extractor_is_frozen = False
@@ -151,7 +142,7 @@ class Stage(nn.Module):
 
     def seed(self, name: str, seed: int) -> None:
         """Before a forward of the part with this global name in training: the random numbers that it will draw."""
-        if not self.training:
+        if self._infers:
             return
         seed_generator(self.runtime.device, seed)
         if name in self.kept and self.kept[name].draws:

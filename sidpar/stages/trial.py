@@ -6,24 +6,22 @@ No message is sent: what a rank needs of another goes through the store. Nothing
 
 import io
 import random
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from sidpar.cascade.cascade import TensorTuple, at_least_fp32, detach, initial_state, leaves
-from sidpar.cascade.history import ROUNDING, ROUNDING_BF16, TOLERANCE, History, history
+from sidpar.cascade.history import ROUNDING, ROUNDING_BF16, history
 from sidpar.cascade.module_state import undone
-from sidpar.cascade.snapshots import GeneratorSnapshot, close
+from sidpar.cascade.snapshots import GeneratorSnapshot
 from sidpar.cascade.specs import (
     CascadeSpecs,
     Spec,
     check_activation,
+    check_alike,
     check_belief,
     check_outputs,
     named_sequence,
@@ -33,7 +31,8 @@ from sidpar.distributed.device import seed_generator
 from sidpar.distributed.notes import Notes
 from sidpar.errors import UsageError, reason
 from sidpar.seeding import seed_host, undisturbed
-from sidpar.stages.stage import Kept, Stage
+from sidpar.stages.kept import Kept, what_is_kept
+from sidpar.stages.stage import Stage
 
 ROWS = 3
 """Enough for most modules: batch norm needs two."""
@@ -64,8 +63,13 @@ def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
     for rank in everyone:
         if rank["problem"] is not None:
             raise UsageError(rank["problem"])
-    specs = {int(j): _from_plain(found) for rank in everyone for j, found in rank["specs"].items()}
-    kept = {name: Kept(**each) for rank in everyone for name, each in rank["kept"].items()}
+    specs: dict[int, tuple[Spec, ...]] = {}
+    kept: dict[str, Kept] = {}
+    for rank in everyone:  # replicas have seen other rows
+        for j, found in rank["specs"].items():
+            check_alike(trial.spoken(int(j)), _from_plain(found), specs.setdefault(int(j), _from_plain(found)))
+        for name, each in rank["kept"].items():
+            kept[name] = kept.get(name, Kept()) | Kept(**each)
     return trial.found(specs, kept)
 
 
@@ -125,16 +129,21 @@ class _Trial:
             before = _host_generators(stage.runtime.device)
             outputs = self._call(j, tensors)
             draws.extend(name for generator in before for name in generator.changed())
-            check_outputs(self._spoken(j), outputs, len(self._x))
+            check_outputs(self.spoken(j), outputs, len(self._x))
             return outputs
 
         if self._training:
             rounding = ROUNDING_BF16 if stage.compute.autocast == "bf16" else ROUNDING
             tried = history(module, forward, given, rounding)
             if tried.depends_on_unseen:
-                raise UsageError(_unseen(self._spoken(j)))
+                raise UsageError(_unseen(self.spoken(j)))
+            if tried.made:
+                raise UsageError(
+                    f"{self.spoken(j)} makes parameters in its first forward ({', '.join(tried.made)}), which other "
+                    "ranks and an optimizer made before do not know: make them in its __init__"
+                )
             outputs = detach(tried.result)
-            self._kept[self._name(j)] = _what_is_kept(module, tried, lambda: forward(given), draws=any(draws))
+            self._kept[self._name(j)] = what_is_kept(module, tried, forward, given, draws=any(draws))
         else:
             with undone(module):
                 outputs = detach(forward(given))
@@ -225,7 +234,7 @@ class _Trial:
             return f"refiners.{i}"
         return f"extractor.{self._layers[j]}" if self._layers[j] else "extractor"
 
-    def _spoken(self, j: int) -> str:
+    def spoken(self, j: int) -> str:
         """The name of a piece in messages."""
         i = j - len(self._layers)
         if i >= 0:
@@ -233,7 +242,7 @@ class _Trial:
         return f"layer {self._layers[j]} of the extractor" if self._layers[j] else "the extractor"
 
     def _key(self, j: int) -> str:
-        return f"replica {self._stage.runtime.replica}, what {self._spoken(j)} returns"
+        return f"replica {self._stage.runtime.replica}, what {self.spoken(j)} returns"
 
     def _explain(self, j: int, error: Exception) -> str:
         if isinstance(error, UsageError):
@@ -245,7 +254,7 @@ class _Trial:
             inputs = f"features {_shapes(given[:count])} and a state {_shapes(given[count:])}"
         else:
             inputs = f"inputs of shape {_shapes(given)}"
-        return f"{self._spoken(j)} does not take {inputs}, tried with B={len(self._x)}: {reason(error)}"
+        return f"{self.spoken(j)} does not take {inputs}, tried with B={len(self._x)}: {reason(error)}"
 
 
 def _shapes(given: list[list[int]]) -> str:
@@ -266,59 +275,10 @@ def _host_generators(device: torch.device) -> list[GeneratorSnapshot]:
 
 def _unseen(what: str) -> str:
     return (
-        f"what {what} returns depends on its forwards before by something that it does not hold: a global variable, an "
-        "iterator, or something deeper than four objects in, which could be neither undone after a trial nor saved; "
-        "let the module keep it in a buffer or an attribute of its own"
+        f"what {what} returns for the same input is something else the next time, by something that it does not hold: "
+        "a global variable, an iterator, an unseeded generator, or something deeper than four objects in, which could "
+        "be neither undone after a trial nor saved; let the module keep it in a buffer or an attribute of its own"
     )
-
-
-def _what_is_kept(module: nn.Module, tried: History, forward: Callable[[], TensorTuple], *, draws: bool) -> Kept:
-    statistics = {
-        f"{path}.{name}" if path else name
-        for path, part in module.named_modules()
-        if isinstance(part, _NormBase)
-        for name, _ in part.named_buffers(recurse=False)
-    }
-    parameters = dict(module.named_parameters())
-    return Kept(
-        names=tuple(name for name in tried.kept if name not in statistics),
-        statistics=tuple(name for name in tried.kept if name in statistics),
-        written=tuple(tried.written),
-        parameters=tuple(name for name in tried.written if name in parameters),
-        trained=tuple(name for name in tried.written if name in parameters and parameters[name].requires_grad),
-        overlaps=not tried.kept or _overlaps(module, forward),
-        draws=draws,
-    )
-
-
-def _overlaps(module: nn.Module, forward: Callable[[], TensorTuple]) -> bool:
-    """Whether the backward of a forward finds what it needs where another forward came between."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    own = [parameter.grad for parameter in parameters]
-    try:
-        alone, between = (_gradients(module, parameters, forward, forwards) for forwards in (1, 2))
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        return False
-    finally:
-        for parameter, gradient in zip(parameters, own, strict=True):
-            parameter.grad = gradient
-    return all(map(partial(close, tolerance=TOLERANCE), between, alone))
-
-
-def _gradients(
-    module: nn.Module, parameters: Sequence[nn.Parameter], forward: Callable[[], TensorTuple], forwards: int
-) -> list[Tensor]:
-    """Of the first of so many forwards."""
-    for parameter in parameters:
-        parameter.grad = None
-    with undone(module, parameters=True):
-        outputs = [tensor for tensor in forward() if tensor.requires_grad]
-        for _ in range(forwards - 1):
-            forward()
-        torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def _from_plain(found: list[tuple[list[int], str]]) -> tuple[Spec, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.placement import Placement, place_by_count
-from sidpar.schedules.synchronous import SCHEDULES, all_ranks, inference
+from sidpar.schedules.synchronous import SCHEDULES, all_ranks, extracts_ahead, inference
 from sidpar.simulation.simulator import simulate
 from tests.schedules.setups import Durations, Lists
 
@@ -16,6 +16,25 @@ EXTRACTORS = ("replicated", "root", "sharded")
 
 def lists(name: str, placement: Placement, microbatches: int, **declared: Any) -> Lists:
     return all_ranks((SCHEDULES | {"inference": inference})[name], placement, microbatches, **declared)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "extractor", "ranks", "microbatches", "expected"),
+    [
+        ("fused", "replicated", 1, 3, False),
+        ("fused", "replicated", 2, 3, True),
+        ("fused", "replicated", 2, 1, False),
+        ("fused", "root", 2, 2, True),
+        ("fused", "sharded", 2, 3, False),
+        ("two_phase", "replicated", 2, 3, False),
+        ("two_phase", "root", 2, 2, True),
+    ],
+)
+def test_which_schedules_extract_ahead(
+    schedule: str, extractor: Any, ranks: int, microbatches: int, expected: bool
+) -> None:
+    placement = Placement((1,) * ranks, extractor)
+    assert any(map(extracts_ahead, lists(schedule, placement, microbatches))) is expected
 
 
 def test_fused_is_drawn_as_in_its_docstring() -> None:

@@ -124,7 +124,8 @@ class PipelineEngine(Synchronous):
                 training=self.stage.training,
                 parts=lambda: [-(-len(x) // microbatches)],
             )
-            check_kept(self.stage, microbatches=self._microbatches)
+            overlapping = ["extractor", "refiners"] if self._microbatches > 1 else []
+            check_kept(self.stage, overlapping, microbatches=self._microbatches)
             specs = seams(self.stage, self._cut, x)
             if not self._seams:
                 self.stage.runtime.connect(pipeline=True)

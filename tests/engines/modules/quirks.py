@@ -28,6 +28,9 @@ ANYWHERE = (
     "counter",
     "queue",
     "maximum",
+    "last mean",
+    "first call",
+    "scratch",
     "momentum",
     "max norm",
     "even rows",
@@ -54,6 +57,9 @@ class Quirks(nn.Module):
         self.register_buffer("queue", torch.zeros(4, WIDTH))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("work", torch.zeros(16, WIDTH))
+        self.last_mean: Tensor | None = None
+        self.started = False
         self.count, self.numbers = 0, itertools.cycle([1.0, 0.5, 2.0])
         if "max norm" in quirks:
             self.table = nn.Embedding(inputs, WIDTH, max_norm=1.0)
@@ -94,6 +100,14 @@ class Quirks(nn.Module):
             h = h + self.table(x.argmax(1))
         if has("even rows"):
             h = h + 0.1 * h.view(-1, 2, WIDTH).flip(1).reshape(-1, WIDTH)
+        if has("last mean") and self.last_mean is not None:
+            h = h + self.last_mean
+        if has("first call"):
+            h = h * (1.0 if self.started else 3.0)
+        if has("scratch"):
+            gate = self.work[: len(h)]
+            gate.data.copy_(h.detach().sigmoid())
+            h = h * gate
         if has("iterator"):
             h = h * next(self.numbers)
         if self.training:
@@ -113,6 +127,10 @@ class Quirks(nn.Module):
         if has("queue"):
             self.queue[int(self.pointer)] = h.mean(0)
             self.pointer = (self.pointer + 1) % len(self.queue)
+        if has("last mean"):
+            self.last_mean = h.mean(0)
+        if has("first call"):
+            self.started = True
         if has("maximum"):
             self.largest = torch.maximum(self.largest, h.abs().max())
         if has("cache"):
