@@ -197,9 +197,9 @@ def receive(view: RankView, m: int) -> Iterator[Action]:
 def learn(view: RankView, m: int) -> Iterator[Action]:
     """One microbatch through this rank's refiners, its belief sent before the backward starts. Stacked, the forwards
     that make the beliefs record no graph, and all refiners then learn in one batched computation. Where no other rank
-    waits for a belief, on the last one, one refiner's activations are alive at a time."""
-    stacked = view.refiner_execution == "stacked"
-    if not view.passes_states or (view.next is None and not stacked):
+    waits for a belief, one refiner's activations are alive at a time."""
+    stacked, alone = view.refiner_execution == "stacked", view.placement.num_ranks == 1
+    if not view.passes_states or (alone and not stacked):
         yield from _learn_one_by_one(view, m)
         return
     for i in view.refiners:
