@@ -128,13 +128,6 @@ def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) ->
     Args:
         overlapping: the kinds of parts, `extractor` or `refiners`, that make a forward before the backward of another.
     """
-    for name, kept in stage.kept.items():
-        if name.split(".")[0] in overlapping and not kept.overlaps:
-            raise UsageError(
-                f"the forward of {_spoken(name)} writes into something ({', '.join(kept.written)}) that the backward "
-                "of an earlier batch or microbatch still needs, which is yet to come: use microbatches=1 and no "
-                "stream, or let it compute with a clone() of that"
-            )
     for cause, number in parts.items():
         for name, kept in stage.kept.items():
             if number > 1 and kept.names:
@@ -148,6 +141,13 @@ def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) ->
                     f"({', '.join(kept.trained)}), and {cause}={number} gives each copy of it another part of a batch, "
                     f"so they would no longer be equal: {_advice(cause)}"
                 )
+    for name, kept in stage.kept.items():
+        if name.split(".")[0] in overlapping and not kept.overlaps:
+            raise UsageError(
+                f"the forward of {_spoken(name)} writes into something ({', '.join(kept.written)}) that the backward "
+                "of an earlier batch or microbatch still needs: use microbatches=1 and no "
+                "stream, or let it compute with a clone() of that"
+            )
 
 
 def _spoken(name: str) -> str:

@@ -123,6 +123,8 @@ def place(cascade: Cascade, runtime: Runtime, case: Case) -> Stage:
 
 def check(case: Case, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, tensor in found.items():
+        if name.endswith(".work"):  # holds what the last forward left there, of a part of a batch
+            continue
         difference = (tensor.cpu() - expected[name]).abs().max().item()
         assert difference <= TOLERANCE * max(1.0, expected[name].abs().max().item()), f"{case}: {name} {difference}"
 
@@ -152,7 +154,7 @@ def test_each_kind(ranks: int, schedule: str) -> None:
         names = {*case.extractor, *case.refiner}
         expected = None
         if "iterator" in names:
-            expected = "depends on its forwards before by something that it does not hold"
+            expected = "is something else the next time, by something that it does not hold"
         elif case.placement == "sharded" and not names.isdisjoint(KEPT | {"batch norm", "even rows", "scratch"}):
             expected = "a sharded extractor sees only 1/"
         elif case.microbatches > 1 and "even rows" in names:
@@ -188,7 +190,7 @@ def test_backpropagation(ranks: int) -> None:
         names = {*case.extractor, *case.refiner}
         expected = None
         if "iterator" in names:
-            expected = "depends on its forwards before by something that it does not hold"
+            expected = "is something else the next time, by something that it does not hold"
         elif ranks * case.microbatches > 1 and not names.isdisjoint(KEPT):
             expected = "gives it parts of a batch"
         elif case.schedule != "whole" and "scratch" in names:
@@ -235,7 +237,7 @@ def count(ranks: int, number: int, seed: int, timeout: float = 120.0) -> Counter
         "a backward needs what the next forward writes": "the backward of an earlier batch or microbatch still needs",
         "a stream has weights of its own": "writes into parameters that are trained",
         "a sparse state": "returns a sparse",
-        "something that is not seen": "depends on its forwards before by something that it does not hold",
+        "something that is not seen": "is something else the next time, by something that it does not hold",
         "an odd number of rows": "is invalid for input of size",
     }
     found: Counter[str] = Counter()
