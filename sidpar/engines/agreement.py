@@ -40,7 +40,7 @@ def agree_on_batch(
 
     Args:
         enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
-        parts: gives the numbers of rows in which it does.
+        parts: gives the numbers of rows in which it does, the same on all ranks.
     """
     check_batch(x, y, stage.num_classes)
     labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()

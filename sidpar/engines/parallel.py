@@ -232,7 +232,7 @@ class ParallelEngine(Synchronous):
                 self.steps,
                 lambda: (share().x, share().y),
                 training=training,
-                parts=lambda: layout().sizes,
+                parts=lambda: self._part_sizes(len(x), microbatches, share().copies),
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -247,6 +247,14 @@ class ParallelEngine(Synchronous):
                 self._send_first(share().x, layout(), training=training)
             self._layouts[key] = layout()
         return self._layouts[key]
+
+    def _part_sizes(self, batch_size: int, microbatches: int, copies: int) -> set[int]:
+        """The numbers of rows that a microbatch may have, on any replica: the first has the most, the last the
+        fewest."""
+        replicas = self._runtime.num_replicas
+        shares = (Share(batch_size, replicas, replica) for replica in {0, replicas - 1})
+        layouts = (BatchLayout(len(s.taken), s.microbatches(microbatches), 1, copies) for s in shares)
+        return {size for layout in layouts for size in layout.sizes}
 
     def _layout(self, batch_size: int, microbatches: int, copies: int) -> BatchLayout:
         share = self._share_of(batch_size)

@@ -32,7 +32,8 @@ def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[i
     extractor would compute something else than one that sees the whole batch.
 
     Args:
-        parts: the numbers of rows in which x will be given to modules, for those that do not take any number.
+        parts: the numbers of rows in which inputs will be given to modules, for those that do not take any number;
+            the same on all ranks.
     """
     key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training)
     if key not in stage.checked:
@@ -65,13 +66,12 @@ def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
 
 
 def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
-    """Or all rows, for modules that do not take a few."""
+    """Or all rows, for modules that do not take a few. What is tried next does not depend on how many rows there are:
+    replicas may have fewer, and all ranks try together."""
     try:
-        return try_out(stage, x[:ROWS], training=training), Fits(picky=False, sizes={len(x[:ROWS])})
+        return try_out(stage, x[:ROWS], training=training), Fits(picky=False)
     except UsageError:
-        if len(x) <= ROWS:
-            raise
-        return try_out(stage, x, training=training), Fits(picky=True, sizes={len(x)})
+        return try_out(stage, x, training=training), Fits(picky=True)
 
 
 def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
