@@ -1,7 +1,7 @@
 """What is found out about a cascade before its first batch: whether it takes such inputs, and where it may lie."""
 
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[i
     fits = stage.checked[key]
     few = set(parts) if fits.picky else {rows for rows in parts if rows < ROWS and training}
     for rows in sorted(few - fits.sizes):
-        try_out(stage, x[:rows], training=training)
+        with _mode(stage, training=training):
+            try_out(stage, x[:rows], training=training)
         fits.sizes.add(rows)
     return stage.skeleton.specs(x)
 
@@ -50,7 +51,7 @@ def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
     inferred = stage.skeleton.can_infer(x)
     if not training and inferred:
         return Fits(picky=False)
-    with nullcontext() if training else stage.inference_mode():
+    with _mode(stage, training=training):
         found, fits = _try_a_few(stage, x, training=training)
         for name, kept in found.kept.items():
             stage.kept[name] = stage.kept.get(name, Kept()) | kept
@@ -63,6 +64,10 @@ def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
     if training and stage.placement.extractor == "sharded" and stage.runtime.cascade_size > 1:
         _check_shards(stage, x)
     return fits
+
+
+def _mode(stage: Stage, *, training: bool) -> AbstractContextManager[None]:
+    return nullcontext() if training else stage.inference_mode()
 
 
 def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
