@@ -2,6 +2,7 @@
 
 import pickle
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
@@ -18,15 +19,15 @@ PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch
 """Values without parts."""
 
 
-class Snapshot:
+class Snapshot(ABC):
     """One thing as it was."""
 
+    @abstractmethod
     def changed(self, tolerance: float = 0.0) -> list[str]:
         """The names of what is otherwise now."""
-        raise NotImplementedError
 
-    def restore(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def restore(self) -> None: ...
 
 
 class TensorSnapshot(Snapshot):

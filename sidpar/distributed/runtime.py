@@ -3,10 +3,9 @@
 import json
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous as read_rendezvous
 
 from sidpar.config.groups.checks import at_least
@@ -23,9 +22,10 @@ from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
 from sidpar.distributed.device import set_arithmetic, synchronize, usable_memory
 from sidpar.distributed.environment import Launch, read_environment
-from sidpar.distributed.groups import Groups, nccl_bytes, nccl_options
+from sidpar.distributed.failures import failure_elsewhere, has_failed, tell_failure
+from sidpar.distributed.groups import Groups, make_default_group, nccl_bytes
 from sidpar.distributed.launcher import end_launcher_if_cut_off
-from sidpar.distributed.notes import Notes, within
+from sidpar.distributed.notes import Notes
 from sidpar.distributed.progress import Progress, end_when_late
 from sidpar.distributed.rendezvous import meet
 from sidpar.distributed.signals import Signals
@@ -127,18 +127,7 @@ class Runtime:
         name, sharers = choose_backend(backend, gpus), gpus.count(gpus[rank]) if chosen.type == "cuda" else 1
         # What is late is told by `_end_late`, before NCCL ends the process without a word of ours.
         timeout = timedelta(seconds=step_timeout + (_NCCL_PATIENCE if name == "nccl" else 0.0))
-        dist.init_process_group(
-            name,
-            store=PrefixStore("group", store),
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            # Never `device_id`: with it NCCL makes every group's connections at once, by splits in which all ranks take
-            # part, and runs all messages of a group one after the other, where it has a stream for each pair of ranks
-            # otherwise: a receive that is posted ahead holds up every send, and torch's pipelines take up to 1.9 times
-            # as long (simulated: interleaved and zero bubble on 8 ranks).
-            pg_options=nccl_options(timeout, None, urgent=True) if name == "nccl" else None,
-        )
+        make_default_group(name, store, rank, world_size, timeout)
         runtime = replace(alone, backend=name, num_replicas=replicas, sharers=sharers)
         groups = Groups.make(replicas, timeout, timedelta(seconds=init_timeout))
         runtime = replace(runtime, groups=groups)
@@ -151,38 +140,18 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and self.store is not None:
-            reason = self._failure_elsewhere(error)
+        if error is not None and self.store is not None:
+            reason = failure_elsewhere(self.store, error)
             if reason is not None:
                 print(f"{self._moment('ended')}: {reason}", file=sys.stderr, flush=True)
                 raise SystemExit(1)
-            with suppress(RuntimeError):  # the store may be gone with its host: the error that passes says more
-                text = " ".join(str(error).split())
-                self.store.set(_FAILED, f"rank {self.rank} has failed ({kind.__name__}: {text})")
+            tell_failure(self.store, self.rank, error)
             if isinstance(error, Exception) and (cut_off := end_launcher_if_cut_off(self.store, self.launch.hosts)):
                 error.add_note(f"rank {self.rank}: {cut_off}")
         if kind is None and self.groups is not None:
             dist.destroy_process_group()
         if kind is None and self.signals is not None:
             self.signals.rest()
-
-    def _failure_elsewhere(self, error: BaseException | None) -> str | None:
-        """Which rank has failed and why, if `error` only says that its connection is gone: shown in its place, or the
-        last words of all ranks but one would hide the reason."""
-        if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
-            return None
-        store = self.store
-        assert store is not None
-
-        def ask() -> str | None:
-            own = store.clone()  # a question without an answer would occupy the connection
-            reason = own.get(_FAILED).decode() if own.check([_FAILED]) else None
-            # A rank that was killed leaves no reason, and another of its victims is none.
-            return None if reason is None or _LOST.search(reason) else reason
-
-        with suppress(RuntimeError):
-            return within(_PATIENCE, ask)
-        return None
 
     def _listening(self) -> Self:
         """The same, which answers signals."""
@@ -191,7 +160,7 @@ class Runtime:
         progress = Progress(torch.cuda.Event) if self.device.type == "cuda" else None
         heard = replace(self, progress=progress)
         hangs = None if progress is None else progress.hangs
-        signals = Signals(heard._moment, lambda: store is not None and store.check([_FAILED]), hangs)
+        signals = Signals(heard._moment, lambda: store is not None and has_failed(store), hangs)
         signals.listen()
         if progress is not None and self.backend == "nccl":
             end_when_late(progress, self.step_timeout, heard._end_late)
@@ -372,15 +341,8 @@ class Runtime:
         return self.device if self.backend == "nccl" else torch.device("cpu")
 
 
-_FAILED = "failed"
-"""Key of the store under which a rank that fails leaves its number and the reason."""
 _NCCL_PATIENCE = 10.0
 """Seconds by which NCCL's own watchdog is later than ours."""
-_PATIENCE = 3.0
-"""Seconds for the store to tell it."""
-_LOST = re.compile("Connection (closed|reset|refused)|Broken pipe|remote process|aborted|in vain", re.IGNORECASE)
-"""What errors say that come of another rank's end. A message that came too late is none: that rank may be the first to
-notice what is wrong."""
 
 
 def _check_replicas(replicas: int, world_size: int) -> None:

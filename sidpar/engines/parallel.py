@@ -223,7 +223,8 @@ class ParallelEngine(Synchronous):
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
             share = cache(lambda: self._take_share(x, y, self.steps, training=training))
-            layout = cache(lambda: self._layout(len(x), microbatches, share().copies))
+            cut, ranks = self._share_of(len(x)), self._runtime.cascade_size
+            layout = cache(lambda: cut.layout(microbatches, ranks, share().copies))
             agree_on_batch(
                 self.stage,
                 self.rule,
@@ -232,7 +233,7 @@ class ParallelEngine(Synchronous):
                 self.steps,
                 lambda: (share().x, share().y),
                 training=training,
-                parts=lambda: self._part_sizes(len(x), microbatches, share().copies),
+                parts=lambda: cut.sizes_anywhere(microbatches, share().copies),
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -247,18 +248,6 @@ class ParallelEngine(Synchronous):
                 self._send_first(share().x, layout(), training=training)
             self._layouts[key] = layout()
         return self._layouts[key]
-
-    def _part_sizes(self, batch_size: int, microbatches: int, copies: int) -> set[int]:
-        """The numbers of rows that a microbatch may have, on any replica: the first has the most, the last the
-        fewest."""
-        replicas = self._runtime.num_replicas
-        shares = (Share(batch_size, replicas, replica) for replica in {0, replicas - 1})
-        layouts = (BatchLayout(len(s.taken), s.microbatches(microbatches), 1, copies) for s in shares)
-        return {size for layout in layouts for size in layout.sizes}
-
-    def _layout(self, batch_size: int, microbatches: int, copies: int) -> BatchLayout:
-        share = self._share_of(batch_size)
-        return BatchLayout(len(share.taken), share.microbatches(microbatches), self._runtime.cascade_size, copies)
 
     def _rehearse(self, x: Tensor, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
         """Go through a batch of a new layout alone, so that whatever is used for the first time is so before other

@@ -6,7 +6,7 @@ that the feature gradient of one microbatch can be scattered to its owners while
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sidpar.schedules.placement import consecutive, even_split
@@ -35,6 +35,16 @@ class Share:
         """M: as many as requested, but no more than the smallest share has rows. The same for all replicas, whose
         actions must be the same, or they would wait for each other in a circle."""
         return min(requested, max(1, self.batch_size // self.num_replicas))
+
+    def layout(self, microbatches: int, num_ranks: int, copies: int = 1) -> "BatchLayout":
+        """Its cut into so many microbatches, as far as there are rows for them."""
+        return BatchLayout(len(self.taken), self.microbatches(microbatches), num_ranks, copies)
+
+    def sizes_anywhere(self, microbatches: int, copies: int = 1) -> set[int]:
+        """The numbers of rows that a microbatch may have on any replica: the first one has the most, the last one the
+        fewest."""
+        shares = (replace(self, replica=replica) for replica in (0, self.num_replicas - 1))
+        return {size for share in shares for size in share.layout(microbatches, 1, copies).sizes}
 
 
 @dataclass(frozen=True)

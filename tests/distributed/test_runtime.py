@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from sidpar import Runtime
 from sidpar.distributed.backends import choose_backend
+from sidpar.distributed.failures import failure_elsewhere
 from tests.harness import ROOT, RankError, run_ranks, torchrun
 
 
@@ -142,9 +143,8 @@ def test_a_failing_rank_ends_the_job(failure: str, extractor: str, named: list[s
 def test_a_victim_of_a_killed_rank_is_not_taken_for_the_reason(left: str, told: bool) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("failed", left)
-    runtime = Runtime(1, 2, torch.device("cpu"), "gloo", store=store)
     lost = RuntimeError("Read error [127.0.0.1]:48055: Connection reset by peer")
-    assert runtime._failure_elsewhere(lost) == (left if told else None)
+    assert failure_elsewhere(store, lost) == (left if told else None)
 
 
 def broken_sum(runtime: Runtime) -> None:
