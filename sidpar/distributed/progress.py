@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 
 class Progress:
-    """Marks in the queue of a device, of which any thread may ask which have been passed, without waiting.
+    """Marks in the queue of a device. Any thread may ask which of them the device has passed, without waiting.
 
     Args:
         new_event: makes an event of the current stream.
@@ -78,7 +78,7 @@ class Progress:
         end = time.monotonic() + seconds
         first = self._first()
         while first is not None and time.monotonic() < end:
-            time.sleep(min(0.1, seconds / 10))
+            time.sleep(min(0.1, seconds / 10))  # a device calls nobody when it comes to a mark
             if self._first() is not first:
                 return False
         return first is not None

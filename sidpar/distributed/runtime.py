@@ -167,8 +167,8 @@ class Runtime:
         return replace(heard, signals=signals)
 
     def _end_late(self, seconds: float) -> None:
-        """NCCL's messages hold up the device, not the host, so nobody is there to raise an error."""
-        reason = f"its device has not come further for {seconds:.0f} s, as where a peer is lost"
+        """NCCL's messages block the device, not the host, so no call on the host raises an error."""
+        reason = f"its GPU has completed nothing for {seconds:.0f} s; another rank is probably lost"
         print(f"{self._moment('ends')}: {reason}", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -145,8 +145,8 @@ def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) ->
         if name.split(".")[0] in overlapping and not kept.overlaps:
             raise UsageError(
                 f"the forward of {_spoken(name)} writes into something ({', '.join(kept.written)}) that the backward "
-                "of an earlier batch or microbatch still needs: use microbatches=1 and no "
-                "stream, or let it compute with a clone() of that"
+                "of an earlier batch or microbatch still needs: use microbatches=1 and no streaming, or "
+                "let it compute with a clone() of that"
             )
 
 

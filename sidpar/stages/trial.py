@@ -275,9 +275,10 @@ def _host_generators(device: torch.device) -> list[GeneratorSnapshot]:
 
 def _unseen(what: str) -> str:
     return (
-        f"what {what} returns for the same input is something else the next time, by something that it does not hold: "
-        "a global variable, an iterator, an unseeded generator, or something deeper than four objects in, which could "
-        "be neither undone after a trial nor saved; let the module keep it in a buffer or an attribute of its own"
+        f"{what} returns something else for the same input the next time, although its buffers and attributes are the "
+        "same: it reads a global variable, an iterator, an unseeded generator, or an object more than four levels "
+        "deep. These can neither be restored after the trial nor saved: keep the value in a buffer or an attribute of "
+        "the module"
     )
 
 
