@@ -47,7 +47,7 @@ from sidpar.schedules.rank_view import RankView, rank_views
 def fused(view: RankView) -> Iterator[Action]:
     """One forward per refiner, kept as teacher of the next and as student; its backward follows at once.
 
-    Only one microbatch of one rank's refiners has saved activations at any time; with K = 1, of one refiner.
+    Only one microbatch of one rank's refiners has saved activations at any time; on the last rank, of one refiner.
     """
     graph = view.runs_extractor_backward
     ahead, lag = _lookahead(view), _lag(view)
@@ -197,9 +197,9 @@ def receive(view: RankView, m: int) -> Iterator[Action]:
 def learn(view: RankView, m: int) -> Iterator[Action]:
     """One microbatch through this rank's refiners, its belief sent before the backward starts. Stacked, the forwards
     that make the beliefs record no graph, and all refiners then learn in one batched computation. Where no other rank
-    waits for a belief, one refiner's activations are alive at a time."""
-    stacked, alone = view.refiner_execution == "stacked", view.placement.num_ranks == 1
-    if not view.passes_states or (alone and not stacked):
+    waits for this one's belief, on the last rank, one refiner's activations are alive at a time."""
+    stacked = view.refiner_execution == "stacked"
+    if not view.passes_states or (view.next is None and not stacked):
         yield from _learn_one_by_one(view, m)
         return
     for i in view.refiners:

@@ -88,7 +88,7 @@ def saved_activations(runtime: Runtime) -> None:
     assert peak_of(Stage(networks.plain(6), runtime), "fused", 4, 16) == one, "one microbatch of this rank's refiners"
     assert peak_of(Stage(networks.plain(6), runtime), "fused", 1, 16) > 3 * one
     # Refiner 0 receives the same shapes as all others, so each refiner saves the same.
-    refiners = 1 if runtime.world_size == 1 else own
+    refiners = 1 if runtime.rank == runtime.world_size - 1 else own
     of_one = peak_of(Stage(networks.plain(6), runtime), "two_phase", 4, 16)
     assert of_one * refiners == one, "two_phase, and fused where no other rank waits: one microbatch of one refiner"
 
