@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_no_part_of_a_picture(
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         f"sidpar.predict: error: {tmp_path}/out/digit_0.png cannot be written (File too large): free space there, or "
-        "mend the folder, and start the same command again; what the run folder holds is kept\n"
+        "make the folder writable, and start the same command again; what the run folder holds is kept\n"
     )
     assert not list((tmp_path / "out").iterdir())
 

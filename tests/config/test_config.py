@@ -59,7 +59,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Largest gradient norm: of each part on its own" in text, "fields are explained by their docstrings"
+    assert "of the extractor and of each refiner on its own" in text, "fields are explained by their docstrings"
     with pytest.raises(SystemExit):
         parse(["--optim.name", "sgd", "--optim.lr", "0.25", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["optim"]

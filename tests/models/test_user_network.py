@@ -187,10 +187,13 @@ def test_a_builder_that_fails_on_one_rank_ends_all() -> None:
             "model.name=wide_mlp would have no effect, because model.builder=a:b makes the network: remove it",
         ),
         ("--model.builder a:b --model.width 3", "model.width=3 would have no effect, because model.builder=a:b"),
-        ("--model.builder a:b --model.options.seed 3", "model.options.seed=3: the builder is given seed anyway"),
-        ("--model.builder a:b --model.options {1:2}", "model.options are keywords of the builder, and 1 is none"),
-        ("--model.builder a:b --model.options {w-d:2}", "and 'w-d' is none: rename it"),
-        ("--model.builder a:b --model.options {w:{class_path:c}}", "model.options.w must be a number, a text, true"),
+        ("--model.builder a:b --model.options.seed 3", "model.options.seed=3: the builder is given seed in any case"),
+        (
+            "--model.builder a:b --model.options {1:2}",
+            "keys of model.options become keywords, so they must be Python names, got 1",
+        ),
+        ("--model.builder a:b --model.options {w-d:2}", "so they must be Python names, got 'w-d': rename it"),
+        ("--model.builder a:b --model.options {w:{class_path:c}}", "model.options.w must be a number, a string, true"),
         ("--model.builder a:b --model.options 3", "model.options: expected"),
     ],
 )
