@@ -210,7 +210,7 @@ def test_files_that_are_no_images(name: str, message: str, tmp_path: Path) -> No
 
 
 def test_a_network_for_no_image_file() -> None:
-    with pytest.raises(UsageError, match="takes images of 2 channels, which no image file has: load them yourself"):
+    with pytest.raises(UsageError, match="takes images of 2 channels, but image files have 1 or 3: load them yourself"):
         read_image("any.png", Preprocessing((2, 4, 4), ("a", "b"), 255, (0.0,) * 2, (1.0,) * 2))
 
 

@@ -112,7 +112,7 @@ def test_a_file_that_is_no_text(content: bytes, tmp_path: Path, capsys: pytest.C
         ("? [a, b]\n: 3", "config.yaml: line 1, column 3: found unhashable key"),
         ("optim: &a {lr: 1}\nrun: *b", "config.yaml: line 2, column 6: found undefined alias 'b'"),
         ("optim: [", "config.yaml: line 1, column 9: expected the node content, but found '<stream end>'"),
-        ("parallel: {step_timeout: .inf}", "parallel.step_timeout must be a finite number, got inf: give the largest"),
+        ("parallel: {step_timeout: .inf}", "parallel.step_timeout must be a finite number, got inf: give a large"),
         ("parallel: {schedule: slow}", "parallel.schedule: expected one of 'two_phase', 'fused', 'streaming', 'naive'"),
     ],
 )
