@@ -1,4 +1,4 @@
-"""The machine as one rank sees it: process group, device, store."""
+"""What one rank knows of the job: process groups, device, store."""
 
 import json
 import os
@@ -61,14 +61,14 @@ class Runtime:
     """How many ranks compute on this rank's GPU, this one included."""
     signals: Signals | None = None
     progress: Progress | None = None
-    """Of a GPU."""
+    """How far the GPU is; None on CPU."""
     launch: Launch = field(default_factory=Launch)
     _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
     def single(cls, device: DeviceKind = "auto", *, tf32: bool = False, cudnn_benchmark: bool = False) -> Self:
-        """One process without a process group: the oracle, or inference. Arguments as of `start`."""
+        """One process without a process group, for the local engine or for inference. Arguments as for `start`."""
         chosen = choose_device(device, 0)
         set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
         return cls(rank=0, world_size=1, device=chosen, backend="none")
@@ -90,9 +90,9 @@ class Runtime:
 
         Args:
             backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
-            init_timeout: seconds for all ranks to appear.
-            step_timeout: seconds that any one message may take.
-            replicas: R, which divides the number of ranks.
+            init_timeout: seconds to wait for all ranks to start.
+            step_timeout: seconds to wait for one message.
+            replicas: R, a divisor of the number of ranks.
             tf32, cudnn_benchmark: as in `device.set_arithmetic`, for the whole process.
             rendezvous: (store, rank, world size) instead of the environment's.
         """
@@ -154,7 +154,7 @@ class Runtime:
             self.signals.rest()
 
     def _listening(self) -> Self:
-        """The same, which answers signals."""
+        """The same runtime, which now handles signals."""
         # Signals are heard in another thread, so on a connection of its own.
         store = None if self.store is None else self.store.clone()
         progress = Progress(torch.cuda.Event) if self.device.type == "cuda" else None
@@ -203,7 +203,7 @@ class Runtime:
                 self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
             except RuntimeError as error:  # DistError, or what a file store raises
                 raise RuntimeError(
-                    f"rank {self.rank} waited up to {patience:g} s for rank {rank} to tell its {what}, in vain"
+                    f"rank {self.rank} waited up to {patience:g} s for rank {rank}'s {what} and gave up"
                 ) from error
             values.append(json.loads(self.store.get(f"{key}/{rank}")))
         return values
@@ -349,6 +349,6 @@ def _check_replicas(replicas: int, world_size: int) -> None:
     at_least("replicas", replicas, 1)
     if world_size % replicas:
         raise UsageError(
-            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but the world has "
+            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but there are "
             f"{world_size}: start a multiple of {replicas} ranks, or choose replicas that divide {world_size}"
         )

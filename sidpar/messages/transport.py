@@ -31,7 +31,7 @@ class Pending:
     """A started message. `tensors` are the buffers it reads or writes: they must live until `wait` returns."""
 
     works: list[dist.Work | None]
-    """None for what does not leave."""
+    """None for messages that are not sent."""
     tensors: TensorTuple
     traffic: Traffic
     finish: Callable[[TensorTuple], TensorTuple] = tuple

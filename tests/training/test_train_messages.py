@@ -52,7 +52,7 @@ def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) 
         (["--parallel.backend", "nccl", "--parallel.device", "cpu"], "these ranks compute on the CPU: use gloo"),
         (
             ["--parallel.replicas", "3"],
-            "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but the world has",
+            "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but there are",
         ),
     ],
     ids=["config", "run", "runtime", "replicas"],
