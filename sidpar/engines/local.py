@@ -1,4 +1,4 @@
-"""Local learning in one process, written for reading: the oracle that every other engine is tested against."""
+"""Local learning in one process, written to be read: the reference that all other engines are tested against."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -23,18 +23,18 @@ from sidpar.stages.stage import Stage
 
 
 class LocalEngine(Synchronous):
-    """Features once, every refiner's forward and local loss, one backward of the sum: no gradient crosses refiners,
-    because each receives a detached state.
+    """Computes the features once, then the forward and local loss of every refiner, then one backward of the sum. No
+    gradient crosses refiners, because each receives a detached state.
 
     Args:
         objective: the settings of a rule, or a rule.
-        seed: of the random masks, and of the rule's random numbers.
+        seed: of dropout masks and other random numbers in modules, and of the rule's random numbers.
     """
 
     def __init__(self, stage: Stage, objective: Objective | LocalRule, *, seed: int = 0) -> None:
         if stage.runtime.world_size != 1:
             raise UsageError(
-                f"the local engine is one process, but the world has {stage.runtime.world_size} ranks: "
+                f"the local engine runs in one process, but there are {stage.runtime.world_size} ranks: "
                 "start one, or use method=sid"
             )
         self.stage = stage

@@ -45,7 +45,7 @@ class ParallelEngine(Synchronous):
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
-        objective: the settings of a rule, or a rule; by it refiners learn.
+        objective: the settings of a rule, or a rule, by which refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
             third one is `StreamingEngine`'s.
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
@@ -72,9 +72,7 @@ class ParallelEngine(Synchronous):
         if schedule not in SCHEDULES:
             raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
         if not isinstance(stage.placement, Placement):
-            raise UsageError(
-                "ParallelEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation"
-            )
+            raise UsageError("ParallelEngine needs a stage made with `extractor` and `counts`, not with `placement`")
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
@@ -263,7 +261,7 @@ class ParallelEngine(Synchronous):
                 self._execute(schedule, x, y, layout, open_version, training=training).measures()
         except Exception as error:
             # A module may refuse what other ranks would have sent: here, zeros. Then its first uses are in the step.
-            warnings.warn(f"a rehearsal of the first batch has failed, and is left out: {reason(error)}", stacklevel=2)
+            warnings.warn(f"the dry run of the first batch has failed and is skipped: {reason(error)}", stacklevel=2)
         finally:
             self.clock = clock
         synchronize(self._runtime.device)

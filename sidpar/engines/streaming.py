@@ -40,14 +40,14 @@ class StreamingEngine(ParallelEngine):
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
-        microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
-        staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
+        microbatches: M. Ranks need not wait for the chain from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
+        staleness: S >= 1. More than 1 is needed only where ranks would still wait for the chain, and costs accuracy.
         weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
             later, which makes late gradients less late (`stages/versions.py`).
         refiner_execution: as for `ParallelEngine`.
-        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
+        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each of which costs a drain
             and two synchronous steps; 0 for none.
-        seed: of the random masks; the same on all ranks.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
     """
 
     def __init__(
@@ -247,6 +247,6 @@ class StreamingEngine(ParallelEngine):
     def _refuse_within_a_stream(self) -> None:
         if self._in_stream:
             raise UsageError(
-                f"a stream is under way, with updates of the extractor in flight after step {self.steps}: let the loop "
-                "over train() come to its end first; where it was left early, make a new engine"
+                f"train() has not ended: updates of the extractor are in flight after step {self.steps}. Let the loop "
+                "over train() run to its end first; if it was left early, make a new engine"
             )

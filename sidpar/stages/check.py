@@ -1,4 +1,4 @@
-"""What is found out about a cascade before its first batch: whether it takes such inputs, and where it may lie."""
+"""Checks a cascade before its first batch: whether it accepts such inputs, and whether its extractor may be sharded."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3
 
 
 def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
-    """What crosses the seams for inputs like x [B, ...]. All ranks call it alike.
+    """The shapes of features and states for inputs like x [B, ...]. All ranks call it alike.
 
     For training, it is also found out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
     Remembered per shape. Raises UsageError on every rank if the cascade cannot take such inputs, or if a sharded
@@ -99,7 +99,7 @@ def _check_shards(stage: Stage, x: Tensor) -> None:
     raise UsageError(
         "in training, the extractor's features of a sample depend on the rest of the batch or on random "
         f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
-        f"1/{ranks} of the batch on each rank and would train on other ones: use "
+        f"1/{ranks} of the batch on each rank, so it would compute other features: use "
         "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
     )
 

@@ -1,4 +1,4 @@
-"""What a part of a cascade keeps from one forward to the next, and what of it stands in the way of another forward."""
+"""What a part of a cascade keeps from one forward to the next, and whether it allows overlapping forwards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -136,5 +136,5 @@ def _refuse_integers(specs: tuple[Spec, ...], what: str) -> None:
         if not is_differentiable(spec.dtype):
             raise UsageError(
                 f"{what} {k} is {spec.dtype}: a pipeline sends a gradient back for every tensor that it sends, and "
-                "integers have none; hand on floating-point tensors, or use method=ddp"
+                "integers have none: pass on floating-point tensors, or use method=ddp"
             )

@@ -1,4 +1,4 @@
-"""What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
+"""One rank's share of a cascade: its refiners, and the extractor if the placement puts it there."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,23 +24,24 @@ from sidpar.stages.kept import Kept
 
 @dataclass
 class Fits:
-    """The numbers of rows that modules take."""
+    """The numbers of rows that modules accept."""
 
     picky: bool
-    """Whether a few rows do not do: then every number is to be tried, else only the smallest ones."""
+    """Whether modules do not accept a few rows. Then every number is tried, otherwise only the smallest ones."""
     sizes: set[int] = field(default_factory=set)
-    """Those that have been found to fit."""
+    """The numbers that have been found to fit."""
 
 
 class Stage(nn.Module):
     """This rank's share of a cascade, on its device. Parameters keep their global names: `extractor.…`, `refiners.3.…`.
 
     Args:
-        cascade: the whole network, the same on every rank; its modules are taken, not copied.
-        extractor: where features are computed: of the whole batch on every rank (`replicated`) or on the first one
-            (`root`), or on each of its share of the batch (`sharded`). The gradients are the same.
+        cascade: the whole network, the same on every rank; the stage uses its modules, not copies.
+        extractor: where features are computed: for the whole batch on every rank (`replicated`) or on the first one
+            (`root`), or on every rank for its share of the batch (`sharded`). The gradients are the same.
         counts: refiners per rank; by default as even as possible.
-        placement: instead of these two, for engines of backpropagation: `Copies` of the whole cascade, or a `Cut`.
+        placement: for engines of backpropagation, instead of `extractor` and `counts`: `Copies` of the whole cascade,
+            or a `Cut`.
     """
 
     def __init__(
@@ -219,5 +220,5 @@ def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
                 whole = ", or use extractor=root" if name.startswith("extractor") else ""
                 raise UsageError(
                     f"{name}.{parameter_name} is also a parameter of {owner}, but the parts of a cascade are placed, "
-                    f"clipped and updated each on its own: give each parameters of its own{whole}"
+                    f"clipped and updated separately: give each part its own parameters{whole}"
                 )

@@ -1,7 +1,7 @@
-"""A first pass of a few real rows, which tells what torch's meta device cannot: the shapes of modules whose forward
+"""A first pass over a few real rows. It shows what torch's meta device cannot: the shapes of modules whose forward
 looks at data, and what a module keeps from one forward to the next.
 
-No message is sent: what a rank needs of another goes through the store. Nothing that the pass does stays.
+No message is sent: ranks exchange what they need through the store. All effects of the pass are undone.
 """
 
 import io
@@ -139,8 +139,8 @@ class _Trial:
                 raise UsageError(_unseen(self.spoken(j)))
             if tried.made:
                 raise UsageError(
-                    f"{self.spoken(j)} makes parameters in its first forward ({', '.join(tried.made)}), which other "
-                    "ranks and an optimizer made before do not know: make them in its __init__"
+                    f"{self.spoken(j)} creates parameters in its first forward ({', '.join(tried.made)}), which "
+                    "other ranks and the optimizer do not know: create them in its __init__"
                 )
             outputs = detach(tried.result)
             self._kept[self._name(j)] = what_is_kept(module, tried, forward, given, draws=any(draws))
@@ -275,7 +275,7 @@ def _host_generators(device: torch.device) -> list[GeneratorSnapshot]:
 
 def _unseen(what: str) -> str:
     return (
-        f"{what} returns something else for the same input the next time, although its buffers and attributes are the "
+        f"{what} returns another result for the same input the next time, although its buffers and attributes are the "
         "same: it reads a global variable, an iterator, an unseeded generator, or an object more than four levels "
         "deep. These can neither be restored after the trial nor saved: keep the value in a buffer or an attribute of "
         "the module"

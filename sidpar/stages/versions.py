@@ -1,5 +1,5 @@
-"""The extractor's weights as of a step: where an update may come between a batch's forward and its backward, each batch
-in flight needs those that it began with."""
+"""Versions of the extractor's weights: where an update may come between a batch's forward and its backward, each batch
+in flight needs the weights that it began with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

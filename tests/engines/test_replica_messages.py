@@ -39,7 +39,7 @@ def too_few_refiners(runtime: Runtime) -> None:
     [
         (nothing, 3, "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but there are 4: start a"),
         (nothing, 0, "replicas must be at least 1, got 0"),
-        (pipeline, 2, "replicas=2: copies of a pipeline of backpropagation are not offered; use 1, or BPEngine"),
+        (pipeline, 2, "replicas=2: a pipeline of backpropagation cannot be replicated; use 1, or BPEngine"),
         (too_few_refiners, 2, "1 refiners cannot be placed on 2 ranks"),
     ],
 )

@@ -82,7 +82,7 @@ TOPOLOGY = {
     "--parallel.placement [4,0]": "give 2 numbers of at least 1 that add up to 4",
     "--parallel.placement cost --parallel.costs [1]": "parallel.costs lists 1 numbers, but model.num_refiners=4",
     "--objective.alpha [0.5,0.5]": "objective.alpha lists 2 numbers, but the cascade has 4 refiners",
-    "--method local": "the local engine is one process, but the world has 2 ranks",
+    "--method local": "the local engine runs in one process, but there are 2 ranks",
     "--method bp --parallel.microbatches 1": "it needs at least 2 microbatches",
     "--method bp --bp.checkpointing true": "start one process, or use method=ddp",
 }

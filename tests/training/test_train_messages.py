@@ -32,7 +32,7 @@ from tests.training.test_train import CONFIG, train
             ["--data.name", "cifar10", "--data.root", "/nowhere"],
             "cifar10 is not in torchvision's layout under",
         ),
-        (["--method", "local"], "the local engine is one process, but the world has 2 ranks"),
+        (["--method", "local"], "the local engine runs in one process, but there are 2 ranks"),
     ],
 )
 def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) -> None:
