@@ -18,7 +18,7 @@ _PRECISION = 1e-9
 
 
 class Holding(Protocol):
-    """Who holds what: a `Placement`, `Copies`, or the `Cut` of a pipeline."""
+    """Which rank holds which modules: a `Placement`, `Copies`, or the `Cut` of a pipeline."""
 
     @property
     def num_ranks(self) -> int: ...
@@ -53,9 +53,9 @@ class Copies:
 
 @dataclass(frozen=True)
 class Placement:
-    """Contiguous runs of refiners, one run per rank in cascade order, and the extractor's placement.
+    """Local learning: consecutive refiners on each rank, in cascade order, and the extractor's placement.
 
-    `counts[r]` is the number of refiners on rank r, so every refiner is placed exactly once by construction.
+    `counts[r]` is the number of refiners on rank r.
     """
 
     counts: tuple[int, ...]
@@ -106,13 +106,13 @@ def consecutive(sizes: Sequence[int]) -> list[range]:
 
 
 def place_by_count(num_refiners: int, num_ranks: int) -> tuple[int, ...]:
-    """As many refiners on each rank as on any other, give or take one."""
+    """Refiners per rank, as even as possible."""
     _check_enough(num_refiners, num_ranks)
     return tuple(even_split(num_refiners, num_ranks))
 
 
 def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> tuple[int, ...]:
-    """The user's own counts, checked against the cascade and the world."""
+    """The user's own counts, checked against the numbers of refiners and ranks."""
     _check_enough(num_refiners, num_ranks)
     if len(counts) != num_ranks or sum(counts) != num_refiners or min(counts) < 1:
         raise UsageError(
@@ -123,10 +123,11 @@ def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> 
 
 
 def place_by_cost(costs: Sequence[float], num_ranks: int, first_load: float = 0.0) -> tuple[int, ...]:
-    """The contiguous placement whose busiest rank has the least possible load; the others are as alike as that allows.
+    """Refiners per rank such that the rank with the highest load has as little as possible, and the others are as even
+    as that allows.
 
-    `costs[i]` is the cost of refiner i; `first_load` is what rank 0 does besides (a `root` extractor, say). Found
-    to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
+    `costs[i]` is the cost of refiner i; `first_load` is the cost of other work on rank 0, such as a `root` extractor.
+    Found to nine digits by bisection over the largest load, in O(K log L) for each digit.
     """
     _check_enough(len(costs), num_ranks)
     if any(not cost >= 0 for cost in costs):
