@@ -1,4 +1,4 @@
-"""Measures what each piece of a cascade costs: to share the work evenly, and to predict steps from."""
+"""Measures the cost of each piece of a cascade, to balance the work and to predict steps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -26,8 +26,8 @@ def measure_costs(
 
     Medians of a few runs (`calibration/timing.py`) for batches of each size in `rows` (by default x's own), cut from x;
     on a GPU, for sizes at which launching all pieces takes longer than what they do, the times of their launches. With
-    `apart`, each layer of a Sequential extractor is a piece of its own. Works on a copy of the cascade. Messages are
-    not measured here (see `calibration/links.py`).
+    `apart`, each layer of a Sequential extractor is a piece. Works on a copy of the cascade. Messages are not measured
+    here (see `calibration/links.py`).
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(duplicate(cascade), runtime, compute=compute)

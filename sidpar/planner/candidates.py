@@ -1,4 +1,5 @@
-"""The ways to train a cascade that a plan chooses among: how long a step takes, and what ranks hold. No torch."""
+"""The candidates of a plan: for each way to train a cascade, the time of a step and the memory of each rank. No
+torch."""
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque

@@ -1,4 +1,4 @@
-"""What a plan is for: what is to be trained, and on what. No torch."""
+"""The job that a plan is made for: the network's costs, the batch and the ranks. No torch."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from sidpar.simulation.lower_bounds import Times
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, and on what."""
+    """What is to be trained, and on how many ranks."""
 
     costs: Costs
     batch_size: int

@@ -1,4 +1,4 @@
-"""Which way to train a cascade is the fastest that fits. No torch.
+"""Searches the fastest way to train a cascade that fits in memory. No torch.
 
 Candidates that differ in the number of microbatches M alone make a row; a plan shows the best of each row.
 
@@ -37,7 +37,7 @@ BALANCE = 1.05
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate and what is expected of it."""
+    """A candidate and its predicted time and memory."""
 
     candidate: Candidate
     seconds: float
@@ -52,7 +52,7 @@ class Option:
         return max(self.footprints.values(), key=lambda footprint: footprint.total, default=None)
 
     def fits(self, job: Job) -> bool:
-        """Whether it is known to."""
+        """Whether it is known to fit."""
         return job.device_memory is None or (self.largest is not None and self.largest.total <= job.device_memory)
 
 
@@ -232,7 +232,7 @@ def backpropagation(job: Job, order: Order | None, left_out: dict[str, str]) -> 
         counts = sorted({*several, ranks, 2 * ranks, 4 * ranks}) if schedule != "naive" else [1]
         try:
             if order is None and PIPELINES[schedule].sections_per_rank > 1:
-                raise UsageError("its order is torch's, which was not asked")
+                raise UsageError("its order of work is torch's, which was not read")
             yield from _pipelines(job, schedule, extractor, [m for m in counts if m <= job.batch_size], order)
         except UsageError as error:
             left_out[f"bp {schedule} {extractor}"] = str(error)

@@ -1,4 +1,4 @@
-"""Turns what each rank's refiners showed into one table for the whole cascade."""
+"""Averages the measures of all refiners over batches and ranks."""
 
 import time
 from collections.abc import Callable
@@ -37,11 +37,11 @@ class Meter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was added since the last reading."""
+        """Whether nothing was added since the last `read`."""
         return self._samples == 0
 
     def add(self, result: StepResult, step: int = 0) -> None:
-        """One batch, the one of this step. Does not wait for the device."""
+        """Add the result of one batch. Does not wait for the device."""
         self._samples += result.samples
         self._sum(result.measures(), step)
 
@@ -59,7 +59,7 @@ class Meter:
 
     def read(self) -> dict[str, Any]:
         """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
-        the step, refiner and rank of the first loss that was no number, or is None.
+        the step, refiner and rank of the first loss that was not finite, or is None.
         """
         return self.start_reading()()
 
@@ -76,7 +76,7 @@ class Meter:
         return (self._first_bad * self._num_refiners + refiners).min()
 
     def _earliest(self, first: list[int]) -> dict[str, int] | None:
-        """Where and when a loss first was no number; None if all are."""
+        """Where and when a loss was first not finite; None if all are."""
         rank = first.index(min(first))
         step, refiner = divmod(first[rank], self._num_refiners)
         return None if step == _NEVER else {"step": step, "refiner": refiner, "rank": rank}

@@ -125,12 +125,12 @@ FOLDERS = {
     "--run.dir {tmp}/missing": "step_0000000003: __1_0.distcp is missing",
     "--run.dir {tmp}/garbage": "step_0000000003: .metadata is damaged: its checksum differs",
     "--run.dir {tmp}/no_progress": "step_0000000003: progress.json is damaged: its checksum differs",
-    "--run.dir {tmp}/renamed": "step_0000000005: progress.json speaks of step 3",
+    "--run.dir {tmp}/renamed": "step_0000000005: progress.json is of step 3",
     "--run.dir {tmp}/scrambled": "step_0000000003: __0_0.distcp is damaged: its checksum differs",
     "--run.dir {tmp}/unsealed": "step_0000000003: __1_0.distcp.crc32 is missing",
-    "--run.dir {tmp}/untold": "step_0000000003: progress.json does not tell data",
-    "--run.dir {tmp}/narrow": "is that of another network: extractor.1.bias is [16] there and [8] here",
-    "--run.dir {tmp}/other_data": "is that of other data (training images: 99 there, 1437 here)",
+    "--run.dir {tmp}/untold": "step_0000000003: progress.json lacks data",
+    "--run.dir {tmp}/narrow": "is of another network: extractor.1.bias is [16] there and [8] here",
+    "--run.dir {tmp}/other_data": "is of other data (training images: 99 there, 1437 here)",
 }
 
 MISTAKES = SETTINGS | TOPOLOGY | DATA | FOLDERS

@@ -93,7 +93,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     """On one rank, as all are told."""
     log = tmp_path / "logs" / "rank_1.log"
     log.mkdir(parents=True)
-    assert f"UsageError: {log} cannot be written (Is a directory): mend the folder, or choose" in refusal(tmp_path)
+    assert f"UsageError: {log} cannot be written (Is a directory): make the folder writable" in refusal(tmp_path)
 
 
 @pytest.mark.processes
