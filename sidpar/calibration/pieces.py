@@ -22,7 +22,7 @@ from sidpar.stages.stage import Stage
 def measure_costs(
     cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = (), *, apart: bool = False
 ) -> Costs:
-    """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
+    """Measure the forward and backward time and the saved bytes of the extractor and of each refiner, on x's device.
 
     Medians of a few runs (`calibration/timing.py`) for batches of each size in `rows` (by default x's own), cut from x;
     on a GPU, for sizes at which launching all pieces takes longer than what they do, the times of their launches. With

@@ -51,7 +51,7 @@ class LocalEngine(Synchronous):
         self._admitted: set[object] = set()
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: gradients into `stage.parameters()`."""
+        """Compute gradients of x [B, ...], labels [B] or [B, T] into `stage.parameters()`."""
         batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
         with self.stage.preserved_generators():
@@ -62,7 +62,7 @@ class LocalEngine(Synchronous):
         return self._result(seen, batch)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: beliefs in inference mode."""
+        """Evaluate x [B, ...], labels [B] or [B, T] in inference mode."""
         batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
             features = self.stage.extract(batch.x, graph=False)
@@ -78,7 +78,7 @@ class LocalEngine(Synchronous):
         clip_each(chosen(self.stage, parts), limit)
 
     def _forward(self, batch: ReplicaBatch) -> tuple["_Seen", Tensor]:
-        """What each refiner received and returned, and the sum of the local losses."""
+        """Compute what each refiner receives and returns, and the sum of the local losses."""
         rule, seen = self.rule, _Seen({}, {})
         self.stage.seed("extractor", mask_seed(self._seed, "extractor", self.steps, 0))
         features = self.stage.extract(batch.x, graph=self._trains_extractor)

@@ -1,4 +1,4 @@
-"""Local learning on ranks: walks the schedule's list of actions for each batch."""
+"""Local learning on ranks: executes the schedule's list of actions for each batch."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -47,7 +47,7 @@ class ParallelEngine(Synchronous):
     Args:
         objective: the settings of a rule, or a rule, by which refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
-            third one is `StreamingEngine`'s.
+            third schedule, `streaming`, is `StreamingEngine`.
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
@@ -55,7 +55,7 @@ class ParallelEngine(Synchronous):
         seed: of the random masks, and of the rule's random numbers; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
-    M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
+    M > 1 or R > 1 its statistics differ from the local engine's; so do dropout masks. The statistics that are
     saved and evaluated are those of the first replica.
     """
 
@@ -111,7 +111,7 @@ class ParallelEngine(Synchronous):
         self._actions: dict[tuple[str, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank."""
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
@@ -122,7 +122,7 @@ class ParallelEngine(Synchronous):
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """Evaluate x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode."""
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
@@ -185,7 +185,7 @@ class ParallelEngine(Synchronous):
         return GradientBuckets(parameters, self._transport.sum_refiner_gradients)
 
     def _open_refiners(self) -> None:
-        """A batch begins: no gradients."""
+        """Remove all gradients at the start of a batch."""
         if self._refiner_buckets is not None:
             self._refiner_buckets.reset()
             self._refiner_buckets.attach()
@@ -203,7 +203,7 @@ class ParallelEngine(Synchronous):
 
     @property
     def _views(self) -> list[RankView]:
-        """What the schedules of all ranks are functions of."""
+        """The inputs of the schedules of all ranks."""
         return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
@@ -213,7 +213,7 @@ class ParallelEngine(Synchronous):
         return self._actions[key]
 
     def _in_order(self, actions: Iterable[Action]) -> list[Action]:
-        """A schedule's actions as this backend takes them."""
+        """A schedule's actions, in the order for this backend."""
         return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
@@ -279,7 +279,7 @@ class ParallelEngine(Synchronous):
             synchronize(self._runtime.device)
 
     def _buckets(self) -> list[GradientBuckets]:
-        """Of all gradients that this rank sums with others."""
+        """The buckets of all gradients that this rank sums with others."""
         extractor = self._extractor_buckets() if self._view.reduces_parameters else None
         return [buckets for buckets in (self._refiner_buckets, extractor) if buckets is not None]
 
@@ -305,7 +305,7 @@ class ParallelEngine(Synchronous):
         return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
 
     def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
-        """What batches that are alike have in common."""
+        """A key that is the same for batches of the same shape."""
         return tuple(x.shape), x.dtype, tuple(y.shape)
 
     def _check_trainable(self) -> None:

@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class StreamingEngine(ParallelEngine):
-    """Trains a stream of batches: a rank begins the next one as soon as its own work on this one is done.
+    """Trains a stream of batches: a rank begins the next batch as soon as its own work on the present one is done.
 
         for result in engine.train(batches, update): ...
 
@@ -42,8 +42,8 @@ class StreamingEngine(ParallelEngine):
     Args:
         microbatches: M. Ranks need not wait for the chain from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where ranks would still wait for the chain, and costs accuracy.
-        weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
-            later, which makes late gradients less late (`stages/versions.py`).
+        weight_prediction: whether features are computed with the weights that the extractor is predicted to have S
+            updates later, which makes late gradients less late (`stages/versions.py`).
         refiner_execution: as for `ParallelEngine`.
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each of which costs a drain
             and two synchronous steps; 0 for none.
@@ -85,18 +85,19 @@ class StreamingEngine(ParallelEngine):
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
+        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank, by one `fused` step."""
         self._refuse_within_a_stream()
         return super().step(x, y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, between streams."""
+        """Evaluate x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode. Not while `train`
+        runs."""
         self._refuse_within_a_stream()
         return super().evaluate(x, y)
 
     def train(self, batches: Iterable[Batch], update: Update) -> Iterator[StepResult]:
-        """A turn for each batch, with `update` called for the refiners at its end, and for the extractor when an update
-        of it is due. A batch of another shape than the one before begins a new stream, after a drain."""
+        """Train on all batches. `update` is called for the refiners after their work on each batch, and for the
+        extractor when an update of it is due. A batch of another shape begins a new stream, after a drain."""
         self._refuse_within_a_stream()
         incoming = iter(batches)
         batch, before = next(incoming, None), 0
@@ -121,7 +122,7 @@ class StreamingEngine(ParallelEngine):
         return dict(zip(self._movement_names, movement, strict=bool(movement)))
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on with the movement that `carried` gave, if weights were predicted there and are here."""
+        """Restore the movement that `carried` returned, if weights were predicted there and are predicted here."""
         if self._extractors is not None and tensors:
             self._extractors.resume([tensors[name].to(self._runtime.device) for name in self._movement_names])
 

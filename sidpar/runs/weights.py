@@ -38,8 +38,8 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None) -> None:
-    """Write the cascade to `path` from rank 0, whole or not at all, with texts in the file's header. All ranks call it.
-    Raises StorageError on rank 0 if the disk is full."""
+    """Write the weights of the whole cascade to `path`, from rank 0 and as a safetensors file, with strings for its
+    header. All ranks call it. Raises StorageError on rank 0 if the disk is full."""
     weights = gather_weights(stage)
     if stage.runtime.rank == 0:
         temporary = path.with_name(f".{path.name}")

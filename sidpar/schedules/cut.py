@@ -41,7 +41,7 @@ PIPELINES: dict[PipelineName, Pipeline] = {
 
 
 def check_microbatches(schedule: PipelineName, microbatches: int, num_ranks: int) -> None:
-    """Refuse numbers of microbatches that the schedule is not defined for."""
+    """Raises UsageError for numbers of microbatches that the schedule does not support."""
     least = {"1f1b": num_ranks, "dualpipe_v": 2 * num_ranks}.get(schedule, 1)
     given = f"schedule={schedule} on {num_ranks} ranks with microbatches={microbatches}"
     if schedule == "naive" and microbatches != 1:
@@ -60,11 +60,11 @@ def check_microbatches(schedule: PipelineName, microbatches: int, num_ranks: int
 
 @dataclass(frozen=True)
 class Cut:
-    """Sections of a cascade on ranks; `counts[s]` is the number of pieces of section s."""
+    """The sections of a cascade, and their ranks. `counts[s]` is the number of pieces of section s."""
 
     counts: tuple[int, ...]
     num_layers: int
-    """Pieces that belong to the extractor: its layers if `extractor` is `cut`, 1 if it is `root`."""
+    """The number of pieces of the extractor: its layers if `extractor` is `cut`, 1 if it is `root`."""
     num_ranks: int
     order: Order = "loop"
     extractor: CutExtractor = "root"
@@ -125,10 +125,10 @@ def make_cut(
     counts: Sequence[int] | None = None,
     by_cost: bool = True,
 ) -> Cut:
-    """Cut a cascade for a schedule.
+    """Cut a cascade into sections for a schedule on `num_ranks` ranks.
 
     Args:
-        layers: cost of each of the extractor's layers, in any unit; of the whole extractor, if it is not cut.
+        layers: cost of each of the extractor's layers, in any unit; if `extractor` is `root`, their sum counts.
         refiners: cost of each refiner, in the same unit.
         counts: pieces per section (with a `root` extractor: refiners per section), instead of `by_cost`.
         by_cost: make the most expensive section as cheap as possible; otherwise give every section equally many pieces.

@@ -89,12 +89,12 @@ class Placement:
         return self.extractor != "root" or rank == 0
 
     def extractor_layers(self, rank: int, total: int) -> range:
-        """All layers or none: here the extractor is never taken apart."""
+        """All layers or none, since local learning never cuts the extractor."""
         return range(total if self.holds_extractor(rank) else 0)
 
 
 def even_split(total: int, parts: int) -> list[int]:
-    """Sizes of `parts` shares of `total` that differ by at most one, the larger first; shares may be 0."""
+    """Split `total` into `parts` sizes that differ by at most one, the larger ones first; sizes may be 0."""
     share, rest = divmod(total, parts)
     return [share + (part < rest) for part in range(parts)]
 

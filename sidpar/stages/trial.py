@@ -40,18 +40,18 @@ ROWS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """What all ranks together have found."""
+    """The results of the pass on all ranks."""
 
     specs: CascadeSpecs
     layers: list[Spec]
-    """What each layer of an extractor that is taken apart returns."""
+    """What each layer of a cut extractor returns."""
     kept: dict[str, Kept]
 
 
 def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
     """One pass over x [b, ...]; for training, also what each part keeps. All ranks call it.
 
-    Raises UsageError, the same on every rank, if a part of the cascade does not take what it is given.
+    Raises UsageError, the same on every rank, if a part of the cascade does not accept its inputs.
     """
     notes = stage.runtime.notes("trial")
     trial = _Trial(stage, x.to(stage.runtime.device), notes, training=training)
@@ -74,11 +74,11 @@ def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
 
 
 class _OtherRankError(Exception):
-    """The rank that computes what is needed here could not."""
+    """Another rank failed to compute the inputs that this rank needs."""
 
 
 class _Trial:
-    """One rank's share of the pass: those of the pieces in cascade order that lie here. Letters: j piece, i refiner."""
+    """One rank's share of the pass: its pieces, in cascade order. Letters: j piece, i refiner."""
 
     def __init__(self, stage: Stage, x: Tensor, notes: Notes | None, *, training: bool) -> None:
         self._stage, self._x, self._notes, self._training = stage, x, notes, training
@@ -90,7 +90,7 @@ class _Trial:
         self._problem: str | None = None
 
     def run(self) -> None:
-        """All own pieces. If one of them has a problem, the ranks that wait for it are told."""
+        """Run all pieces of this rank. If one of them fails, the ranks that wait for it are told."""
         failed = False
         for j in self._own_pieces:
             if not failed:
@@ -104,7 +104,7 @@ class _Trial:
             self._leave(j)
 
     def plain(self) -> dict[str, Any]:
-        """What this rank tells the others."""
+        """What this rank reports to the others."""
         return {
             "problem": self._problem,
             "specs": {j: [(list(spec.shape), str(spec.dtype)) for spec in found] for j, found in self._specs.items()},

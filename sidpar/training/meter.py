@@ -18,7 +18,7 @@ DIVERGED = "diverged"
 
 
 class Meter:
-    """Sums the rule's measures over batches on each rank; `read` adds them over ranks, the only message it sends."""
+    """Sums the rule's measures over batches on each rank. `read` averages them over all ranks, with one message."""
 
     def __init__(self, engine: Engine) -> None:
         stage = engine.stage
@@ -58,8 +58,9 @@ class Meter:
         self._reset()
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
-        the step, refiner and rank of the first loss that was not finite, or is None.
+        """Means over the samples that were added since the last `read`, per refiner, by name; the same on every rank.
+        All ranks call it. `diverged` tells the step, refiner and rank of the first loss that was not finite, or is
+        None.
         """
         return self.start_reading()()
 

@@ -67,7 +67,7 @@ class PipelineEngine(Synchronous):
         self._places = self._targets = self._weights = torch.empty(0)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank."""
         device = self.stage.runtime.device
         specs = self._admit(x, y, self._microbatches)
         size = math.ceil(len(x) / self._microbatches)
@@ -88,7 +88,7 @@ class PipelineEngine(Synchronous):
         return self._result(y, self._microbatches)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """Evaluate x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode."""
         specs = self._admit(x, y, 1)
         with self.stage.inference_mode(), torch.no_grad():
             for section in self._sections.values():

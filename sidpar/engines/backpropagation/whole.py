@@ -88,7 +88,7 @@ class BPEngine(Synchronous):
         self._buckets = 0
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank."""
         layout = self._admit(x, y)
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
@@ -107,7 +107,7 @@ class BPEngine(Synchronous):
         return self._result(seen, torch.cat(labels), y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, of this rank's share."""
+        """Evaluate this rank's share of x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode."""
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad():
