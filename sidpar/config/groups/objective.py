@@ -20,7 +20,11 @@ def _check_support(objective: Any) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """What refiners learn from. A setting that the rule does not read is refused."""
+    """What refiners learn from. A setting that the rule does not read is refused.
+
+    Raises:
+        UsageError: a setting has a value that is not offered.
+    """
 
     alpha: float | Sequence[float] = 0.5
     """Weight of the target against the teacher, for all refiners or one per refiner, each in (0, 1]."""
@@ -49,7 +53,11 @@ class Objective:
         refuse(self, self.REFUSALS)
 
     def alphas(self, num_refiners: int) -> list[float]:
-        """alpha of every refiner, in cascade order."""
+        """alpha of every refiner, in cascade order.
+
+        Raises:
+            UsageError: alpha is a list of another length.
+        """
         if isinstance(self.alpha, int | float):
             return [float(self.alpha)] * num_refiners
         if len(self.alpha) != num_refiners:
