@@ -57,7 +57,7 @@ class Config:
         return [
             f"{key}: {there[key]!r} there, {value!r} here"
             for key, value in here.items()
-            if there[key] != value and not _is_free(key)
+            if there[key] != value and not is_free(key)
         ]
 
 
@@ -66,7 +66,8 @@ FREE = ("data.root", "data.download", "data.eval_batch_size", "data.workers", "c
 """What a run that is continued may have otherwise than at its start: who does the work, and how it is recorded."""
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a run that is continued may have another value of this setting, given by its full name."""
     return key in FREE or (key.split(".")[0] in FREE_GROUPS and key != "run.seed")
 
 

@@ -1,9 +1,9 @@
 """The dataset, and how batches are made of it."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from sidpar.config.groups.checks import at_least
-from sidpar.errors import UsageError
+from sidpar.config.groups.refusals import less_than, outside, refuse
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,21 @@ class DataConfig:
     """Share of the training labels that are moved to another class, drawn by run.seed; label_noise.json in the run
     folder tells which."""
 
+    UNITS = MappingProxyType(
+        {
+            "batch_size": "images",
+            "eval_batch_size": "images",
+            "image_size": "pixels",
+            "workers": "processes per rank",
+            "label_noise": "share of the training labels",
+        }
+    )
+    REFUSALS = (
+        *less_than(1, "data.batch_size", "data.eval_batch_size"),
+        *outside("[0, 1)", "data.label_noise"),
+        *less_than(1, "data.image_size"),
+        *less_than(0, "data.workers"),
+    )
+
     def __post_init__(self) -> None:
-        at_least("data.batch_size", self.batch_size, 1)
-        at_least("data.eval_batch_size", self.eval_batch_size, 1)
-        if not 0 <= self.label_noise < 1:
-            raise UsageError(f"data.label_noise must lie in [0, 1), got {self.label_noise}")
-        if self.image_size is not None:
-            at_least("data.image_size", self.image_size, 1)
-        if self.workers is not None:
-            at_least("data.workers", self.workers, 0)
+        refuse(self, self.REFUSALS)

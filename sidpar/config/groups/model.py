@@ -1,13 +1,37 @@
 """The network."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-from sidpar.config.groups.checks import at_least, without_effect
 from sidpar.config.groups.choices import Option
+from sidpar.config.groups.refusals import Refusal, less_than, refuse, unread
 from sidpar.errors import UsageError
 
 BUILDER_KEYWORDS = ("image_shape", "num_classes", "num_refiners", "seed")
 """What every network is built from; `model.options` adds to them."""
+
+
+def _check_builder(model: Any) -> None:
+    if model.builder is None:
+        return
+    module, colon, function = model.builder.partition(":")
+    if not (colon and function.isidentifier() and all(name.isidentifier() for name in module.split("."))):
+        raise UsageError(f"model.builder must be package.module:function, such as mynet:build, got {model.builder!r}")
+
+
+def _check_options(model: Any) -> None:
+    if model.builder is None:  # of a named network, `models.complete` knows the options
+        return
+    for key, value in (model.options or {}).items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise UsageError(f"model.options are keywords of the builder, and {key!r} is none: rename it")
+        if key in BUILDER_KEYWORDS:
+            raise UsageError(f"model.options.{key}={value}: the builder is given {key} anyway; remove it")
+        if isinstance(value, str) and value.startswith("{"):  # jsonargparse takes a mapping for a text
+            raise UsageError(
+                f"model.options.{key} must be a number, a text, true or false, or a list of these, got {value}"
+            )
 
 
 @dataclass(frozen=True)
@@ -30,28 +54,25 @@ class ModelConfig:
     depth: int | None = None
     """wide_mlp and plain_mlp: hidden layers of each refiner; by default 2."""
 
-    def __post_init__(self) -> None:
-        at_least("model.num_refiners", self.num_refiners, 1)
-        if self.builder is not None:
-            reason = f"model.builder={self.builder} makes the network"
-            without_effect("model", self, ["name", "width", "depth"], reason)
-            self._check_builder()
-        for name in ("width", "depth"):
-            if getattr(self, name) is not None:
-                at_least(f"model.{name}", getattr(self, name), 1)
+    UNITS = MappingProxyType({"num_refiners": "refiners", "width": "features", "depth": "layers"})
+    REFUSALS = (
+        *less_than(1, "model.num_refiners"),
+        unread(
+            "with model.builder",
+            lambda model: f"model.builder={model.builder} makes the network",
+            "model.name",
+            "model.width",
+            "model.depth",
+            when=lambda model: model.builder is not None,
+        ),
+        Refusal(("model.builder",), "a text that is not package.module:function", _check_builder),
+        Refusal(
+            ("model.options",),
+            f"with model.builder, names that are not keywords, {', '.join(BUILDER_KEYWORDS)}, and mappings as values",
+            _check_options,
+        ),
+        *less_than(1, "model.width", "model.depth"),
+    )
 
-    def _check_builder(self) -> None:
-        module, colon, function = str(self.builder).partition(":")
-        if not (colon and function.isidentifier() and all(name.isidentifier() for name in module.split("."))):
-            raise UsageError(
-                f"model.builder must be package.module:function, such as mynet:build, got {self.builder!r}"
-            )
-        for key, value in (self.options or {}).items():
-            if not isinstance(key, str) or not key.isidentifier():
-                raise UsageError(f"model.options are keywords of the builder, and {key!r} is none: rename it")
-            if key in BUILDER_KEYWORDS:
-                raise UsageError(f"model.options.{key}={value}: the builder is given {key} anyway; remove it")
-            if isinstance(value, str) and value.startswith("{"):  # jsonargparse takes a mapping for a text
-                raise UsageError(
-                    f"model.options.{key} must be a number, a text, true or false, or a list of these, got {value}"
-                )
+    def __post_init__(self) -> None:
+        refuse(self, self.REFUSALS)

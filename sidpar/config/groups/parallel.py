@@ -1,10 +1,12 @@
 """Who does what, and when."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
-from sidpar.config.groups.checks import at_least, fill_in, positive, without_effect
+from sidpar.config.groups.checks import fill_in
 from sidpar.config.groups.choices import AnyExtractor, AnySchedule, Backend, DeviceKind, RefinerExecution
+from sidpar.config.groups.refusals import less_than, not_positive, refuse, unread
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,40 @@ class ParallelConfig:
     step_timeout: float = 100.0
     """Seconds that one message may take; the first step, which may compile, counts too."""
 
+    UNITS = MappingProxyType(
+        {
+            "microbatches": "microbatches",
+            "replicas": "replicas",
+            **dict.fromkeys(("staleness", "diagnose_every"), "steps"),
+            "placement": "refiners per rank, of a list",
+            "costs": "any, the same for all",
+            "extractor_cost": "that of parallel.costs",
+            **dict.fromkeys(("init_timeout", "step_timeout"), "seconds"),
+        }
+    )
+    REFUSALS = (
+        *less_than(1, "parallel.microbatches", "parallel.replicas"),
+        unread(
+            "without parallel.schedule=streaming",
+            "only parallel.schedule=streaming reads it",
+            "parallel.staleness",
+            when=lambda parallel: parallel.schedule != "streaming",
+        ),
+        *less_than(0, "parallel.staleness"),
+        unread(
+            "without staleness",
+            "without staleness nothing differs",
+            "parallel.diagnose_every",
+            "parallel.weight_prediction",
+            when=lambda parallel: not parallel.staleness,
+        ),
+        *less_than(0, "parallel.diagnose_every"),
+        *not_positive("parallel.init_timeout", "parallel.step_timeout"),
+    )
+
     def __post_init__(self) -> None:
-        if self.microbatches is not None:
-            at_least("parallel.microbatches", self.microbatches, 1)
-        at_least("parallel.replicas", self.replicas, 1)
         if self.schedule == "streaming":
             fill_in(self, staleness=1)
-            at_least("parallel.staleness", self.staleness, 0)
-        else:
-            without_effect("parallel", self, ["staleness"], "only parallel.schedule=streaming reads it")
-        if self.staleness:
-            fill_in(self, diagnose_every=0, weight_prediction=False)
-            at_least("parallel.diagnose_every", self.diagnose_every, 0)
-        else:
-            names = ["diagnose_every", "weight_prediction"]
-            without_effect("parallel", self, names, "without staleness nothing differs")
-        positive("parallel.init_timeout", self.init_timeout)
-        positive("parallel.step_timeout", self.step_timeout)
+            if self.staleness:
+                fill_in(self, diagnose_every=0, weight_prediction=False)
+        refuse(self, self.REFUSALS)

@@ -1,9 +1,19 @@
 """Where a run is recorded, how often, and the states from which it goes on."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-from sidpar.config.groups.checks import at_least, without_effect
+from sidpar.config.groups.refusals import Refusal, less_than, refuse, unread
 from sidpar.errors import UsageError
+
+
+def _check_name(run: Any) -> None:
+    if not run.name or "/" in run.name or len(run.name) > 200:
+        raise UsageError(
+            f"run.name is part of a folder's name, so it must have 1 to 200 characters and no slash, got "
+            f"{run.name!r}: choose another, or say by run.dir where the run is to be"
+        )
 
 
 @dataclass(frozen=True)
@@ -23,15 +33,15 @@ class RunConfig:
     tensorboard: bool = True
     """Write TensorBoard's events beside metrics.jsonl."""
 
+    UNITS = MappingProxyType({"seed": "none", "log_every": "steps", "eval_every": "epochs"})
+    REFUSALS = (
+        Refusal(("run.name",), "no text, one with a slash, or one of more than 200 characters", _check_name),
+        *less_than(0, "run.seed"),
+        *less_than(1, "run.log_every", "run.eval_every"),
+    )
+
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or len(self.name) > 200:
-            raise UsageError(
-                f"run.name is part of a folder's name, so it must have 1 to 200 characters and no slash, got "
-                f"{self.name!r}: choose another, or say by run.dir where the run is to be"
-            )
-        at_least("run.seed", self.seed, 0)
-        at_least("run.log_every", self.log_every, 1)
-        at_least("run.eval_every", self.eval_every, 1)
+        refuse(self, self.REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,18 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Write while training goes on, from a copy in host memory."""
 
+    UNITS = MappingProxyType({"every": "steps", "keep": "checkpoints"})
+    REFUSALS = (
+        *less_than(0, "checkpoint.every"),
+        *less_than(1, "checkpoint.keep"),
+        unread(
+            "with checkpoint.every=0",
+            "checkpoint.every=0 writes none",
+            "checkpoint.keep",
+            "checkpoint.asynchronous",
+            when=lambda checkpoint: checkpoint.every == 0,
+        ),
+    )
+
     def __post_init__(self) -> None:
-        if self.every is not None:
-            at_least("checkpoint.every", self.every, 0)
-        at_least("checkpoint.keep", self.keep, 1)
-        if self.every == 0:
-            without_effect("checkpoint", self, ["keep", "asynchronous"], "checkpoint.every=0 writes none")
+        refuse(self, self.REFUSALS)
