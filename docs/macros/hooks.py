@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds: puts the committed results beside the pages, and links to those that pages name."""
+"""What MkDocs calls while it builds: puts the committed results beside the pages, and links those that pages name."""
 
 import posixpath
 import re
