@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 __version__ = "0.1.0"
+"""The version of sidpar."""
 
 
 def source_commit() -> str | None:

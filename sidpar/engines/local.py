@@ -27,8 +27,12 @@ class LocalEngine(Synchronous):
     gradient crosses refiners, because each receives a detached state.
 
     Args:
+        stage: the whole cascade in one process.
         objective: the settings of a rule, or a rule.
-        seed: of dropout masks and other random numbers in modules, and of the rule's random numbers.
+        seed: of random numbers in modules, such as dropout masks, and of the rule.
+
+    Raises:
+        UsageError: there is more than one rank, or the settings do not fit the cascade.
     """
 
     def __init__(self, stage: Stage, objective: Objective | LocalRule, *, seed: int = 0) -> None:
@@ -51,7 +55,15 @@ class LocalEngine(Synchronous):
         self._admitted: set[object] = set()
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Compute gradients of x [B, ...], labels [B] or [B, T] into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
         with self.stage.preserved_generators():
@@ -62,7 +74,15 @@ class LocalEngine(Synchronous):
         return self._result(seen, batch)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Evaluate x [B, ...], labels [B] or [B, T] in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
             features = self.stage.extract(batch.x, graph=False)

@@ -45,6 +45,7 @@ class ParallelEngine(Synchronous):
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
+        stage: made with `extractor` and `counts`.
         objective: the settings of a rule, or a rule, by which refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
             third schedule, `streaming`, is `StreamingEngine`.
@@ -52,11 +53,14 @@ class ParallelEngine(Synchronous):
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
             computation (`cascade/stacked.py`). Pays where refiners are many and small, and one rank has several.
-        seed: of the random masks, and of the rule's random numbers; the same on all ranks.
+        seed: of random numbers in modules, such as dropout masks, and of the rule; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do dropout masks. The statistics that are
     saved and evaluated are those of the first replica.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -111,7 +115,15 @@ class ParallelEngine(Synchronous):
         self._actions: dict[tuple[str, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
@@ -122,7 +134,15 @@ class ParallelEngine(Synchronous):
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Evaluate x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()

@@ -12,19 +12,21 @@ from sidpar.rules.base import LocalRule
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of one step or evaluation for this rank's n refiners. Nothing is computed until it is read."""
+    """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for."""
 
     rule: LocalRule
+    """What the refiners learned from, or are measured by."""
     refiners: Sequence[int]
+    """The numbers of this rank's refiners, in the whole cascade."""
     received: Mapping[int, Sequence[Tensor]]
     """For every i of `refiners`, what the rule keeps of the states that refiner i received, per microbatch: by default
     the teacher's log-belief [b, C] or [b, T, C]."""
     returned: Mapping[int, Sequence[Tensor]]
     """The same for the states that refiner i returned."""
     y: Tensor
-    """The labels of the rows that this rank computed: the whole batch, or its share of it."""
+    """Labels of the rows that entered, [b] or [b, T]: of the whole batch, or of this rank's share of it."""
     samples: int
-    """The number of labels in the whole batch."""
+    """Labels of the whole batch: B, or B x T."""
     batch_size: int
     """The size B of the global batch."""
     diagnosis: dict[str, Any] | None = None

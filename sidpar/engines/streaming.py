@@ -40,6 +40,8 @@ class StreamingEngine(ParallelEngine):
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
+        stage: made with `extractor` and `counts`.
+        objective: the settings of a rule, or a rule, by which refiners learn.
         microbatches: M. Ranks need not wait for the chain from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where ranks would still wait for the chain, and costs accuracy.
         weight_prediction: whether features are computed with the weights that the extractor is predicted to have S
@@ -48,6 +50,9 @@ class StreamingEngine(ParallelEngine):
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each of which costs a drain
             and two synchronous steps; 0 for none.
         seed: of dropout masks and other random numbers in modules; the same on all ranks.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -85,19 +90,43 @@ class StreamingEngine(ParallelEngine):
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank, by one `fused` step."""
+        """Compute the gradients of one batch by a `fused` step, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().step(x, y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Evaluate x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode. Not while `train`
-        runs."""
+        """The beliefs about one batch, in inference mode and without gradients, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().evaluate(x, y)
 
     def train(self, batches: Iterable[Batch], update: Update) -> Iterator[StepResult]:
         """Train on all batches. `update` is called for the refiners after their work on each batch, and for the
-        extractor when an update of it is due. A batch of another shape begins a new stream, after a drain."""
+        extractor when an update of it is due. A batch of another shape begins a new stream, after a drain.
+
+        Args:
+            batches: inputs [B, ...] and labels [B] or [B, T], int64 in 0..C-1; the same on every rank.
+            update: steps an optimizer. It is called with the names of the parts whose gradients are complete; no other
+                parameter has a gradient at that time.
+
+        Raises:
+            UsageError: an earlier call of `train` has not ended, or a batch does not fit.
+        """
         self._refuse_within_a_stream()
         incoming = iter(batches)
         batch, before = next(incoming, None), 0

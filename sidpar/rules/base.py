@@ -44,9 +44,13 @@ class LocalRule(ABC):
 
     Its attributes decide how it is executed: schedules send no states for a rule that passes none, and what it does not
     support is refused.
+
+    Args:
+        objective: the settings that the rule reads.
     """
 
     name: ClassVar[str]
+    """The name in `objective.rule` and in error messages."""
     reads: ClassVar[tuple[str, ...]] = ("label_smoothing", "extractor_update")
     """The settings of the objective that the rule reads."""
     passes_states: ClassVar[bool] = True
@@ -95,8 +99,8 @@ class LocalRule(ABC):
         return x, y
 
     def made_state(self, i: int, num_refiners: int, features: TensorTuple, target: Tensor, rows: Rows) -> TensorTuple:
-        """The state that refiner i receives in training, if the rule passes none. By default the uniform log-belief,
-        which the first refiner receives in inference."""
+        """The state that refiner i receives in training, if the rule passes none. By default the uniform log-belief [b,
+        C] or [b, T, C], which the first refiner receives in inference."""
         return initial_state(features, target.shape[-1])
 
     def target(self, y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -155,8 +159,10 @@ class LocalRule(ABC):
         The default is for rules that keep log-beliefs, and whose loss reads no features.
 
         Args:
-            received, returned: what `kept` returned for the states before and after each refiner, [n, b, ...].
-            y: the labels of these rows.
+            refiners: the numbers of these refiners.
+            received: what `kept` returned for the states before each refiner, [n, b, ...].
+            returned: the same for the states after each refiner.
+            y: the labels of these rows, [b] or [b, T].
         """
         target = self.target(y, returned.shape[-1], returned.dtype)
         states = [(state,) for state in received]

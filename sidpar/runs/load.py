@@ -18,8 +18,15 @@ Shapes = dict[str, list[int]]
 def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
     """The cascade that a run has trained, in evaluation mode, in fp32 and on one device.
 
-    It takes images as `load_preprocessing(run).normalise` gives them. A run with `model.builder` imports the builder.
-    Raises UsageError if the run is not complete, or if its weights do not fit its configuration.
+    It takes images [B, channels, H, W] as `load_preprocessing(run).normalise` gives them. A run with `model.builder`
+    imports the builder.
+
+    Args:
+        run: the run folder.
+        device: where the cascade will be.
+
+    Raises:
+        UsageError: the run is not complete, or its weights do not fit its configuration.
     """
     folder = Path(run)
     config, preprocessing = read_config(folder), load_preprocessing(folder)
@@ -33,8 +40,16 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
 
 
 def load_preprocessing(run: str | Path) -> Preprocessing:
-    """The preprocessing of a run: shape and normalisation of images, names of classes. Raises UsageError if the run is
-    not complete."""
+    """The preprocessing of a run: shape and normalisation of images, names of classes.
+
+    Its `normalise` takes images [B, channels, H, W] with values 0..white, as `read_image` gives them.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        UsageError: the run is not complete.
+    """
     read_config(Path(run))
     path = Path(run) / WEIGHTS
     if not path.exists():

@@ -18,7 +18,11 @@ DIVERGED = "diverged"
 
 
 class Meter:
-    """Sums the rule's measures over batches on each rank. `read` averages them over all ranks, with one message."""
+    """Sums the rule's measures over batches on each rank. `read` averages them over all ranks, with one message.
+
+    Args:
+        engine: the engine whose results are added.
+    """
 
     def __init__(self, engine: Engine) -> None:
         stage = engine.stage
@@ -58,9 +62,11 @@ class Meter:
         self._reset()
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples that were added since the last `read`, per refiner, by name; the same on every rank.
-        All ranks call it. `diverged` tells the step, refiner and rank of the first loss that was not finite, or is
-        None.
+        """Means over the samples that were added since the last `read`, the same on every rank. All ranks call it.
+
+        Returns:
+            By name, such as `loss` and `accuracy`, a list of L numbers, one for each refiner of the cascade. `diverged`
+                tells the step, refiner and rank of the first loss that was not finite, or is None.
         """
         return self.start_reading()()
 

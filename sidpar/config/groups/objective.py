@@ -20,7 +20,11 @@ def _check_support(objective: Any) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """What refiners learn from: a rule and its settings. A setting that the rule does not read is refused."""
+    """What refiners learn from: a rule and its settings. A setting that the rule does not read is refused.
+
+    Raises:
+        UsageError: a setting has a value that is not offered.
+    """
 
     alpha: float | Sequence[float] = 0.5
     """Weight of the label against the belief of the refiner before, in (0, 1]: one number, or a list with one per
@@ -51,7 +55,11 @@ class Objective:
         refuse(self, self.REFUSALS)
 
     def alphas(self, num_refiners: int) -> list[float]:
-        """alpha of every refiner, in cascade order."""
+        """alpha of every refiner, in cascade order.
+
+        Raises:
+            UsageError: alpha is a list of another length.
+        """
         if isinstance(self.alpha, int | float):
             return [float(self.alpha)] * num_refiners
         if len(self.alpha) != num_refiners:

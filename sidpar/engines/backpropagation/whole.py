@@ -47,6 +47,10 @@ class BPEngine(Synchronous):
         checkpointing: keep only the inputs of each refiner, and compute the rest again in the backward.
         deep_supervision: train on the sum of all refiners' losses instead of the last one's.
         seed: of dropout masks and other random numbers in modules; the same on all ranks.
+
+    Raises:
+        UsageError: the stage is not placed as `Copies`, the objective is a local rule's, or ranks have different
+            settings.
     """
 
     def __init__(
@@ -88,7 +92,15 @@ class BPEngine(Synchronous):
         self._buckets = 0
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Compute gradients of x [B, ...], labels [B] or [B, T], the same on every rank."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y)
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
@@ -107,7 +119,15 @@ class BPEngine(Synchronous):
         return self._result(seen, torch.cat(labels), y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Evaluate this rank's share of x [B, ...], labels [B] or [B, T], the same on every rank, in inference mode."""
+        """The beliefs about this rank's share of one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad():
