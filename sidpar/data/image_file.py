@@ -1,4 +1,4 @@
-"""An image from a file, as a network was trained to see it."""
+"""Reads an image from a file, in the form that a network was trained on."""
 
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ def read_image(path: str | Path, preprocessing: Preprocessing) -> Tensor:
     channels, height, width = preprocessing.image_shape
     if channels not in _MODES:
         raise UsageError(
-            f"the network takes images of {channels} channels, which no image file has: load them yourself"
+            f"the network takes images of {channels} channels, but image files have 1 or 3: load them yourself"
         )
     if not Path(path).exists():
         raise UsageError(f"there is no image {path}")

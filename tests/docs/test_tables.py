@@ -76,7 +76,6 @@ def test_results_are_linked_from_where_the_page_is(page: str, up: str) -> None:
     define_env(env)
     target = f"{up}profiling/results/emulated_k8/timeline.png"
     assert env.macros["result_picture"]("emulated_k8/timeline.png", "text") == f"[![text]({target})]({target})"
-    assert env.macros["result_link"]("stacked_cpu.json", "all") == f"[all]({up}profiling/results/stacked_cpu.json)"
 
 
 def test_a_figure_that_is_not_there_is_an_error() -> None:

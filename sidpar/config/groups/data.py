@@ -8,29 +8,32 @@ from sidpar.config.groups.refusals import less_than, outside, refuse
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The dataset. `digits` is embedded; the others are read from folders under `root`, each in its usual layout."""
+    """The dataset. `digits` comes with scikit-learn; the others are read from folders under `root`, each in its usual
+    layout."""
 
     name: str = "digits"
-    """digits: embedded; fashion_mnist, cifar10, cifar100: torchvision's layouts; tiny_imagenet: the official layout,
-    all of its classes or some; image_folder: train/<class>/... and val/<class>/... with images of any size."""
+    """digits: comes with scikit-learn; fashion_mnist, cifar10, cifar100: in torchvision's layout; tiny_imagenet: in its
+    official layout, with all classes or some; image_folder: train/<class>/... and val/<class>/..., images of any
+    size."""
     root: str | None = None
-    """Folder with the dataset; by default data."""
+    """Folder that holds the dataset; by default data."""
     download: bool = False
     """Let torchvision download the dataset into `root`."""
     batch_size: int = 128
-    """Global batch B, over all ranks."""
+    """Global batch size B: images per step, over all ranks."""
     eval_batch_size: int = 512
-    """Global batch of evaluations."""
+    """Global batch size in evaluations."""
     augment: bool = True
-    """The paper's random crops and flips (no flips for digits)."""
+    """Train on random crops and flips, as in the paper (no flips for digits)."""
     image_size: int | None = None
-    """image_folder: height and width that the square in the middle of each image is resized to; by default 64."""
+    """image_folder: height and width of the images. The square in the middle of each image is resized to it; by default
+    64."""
     workers: int | None = None
-    """image_folder: processes of each rank that decode training images ahead, and as many for test images; by
-    default 2; 0 for none."""
+    """image_folder: worker processes per rank that decode training images in advance, and as many again for test
+    images. By default 2; with 0, the rank itself decodes."""
     label_noise: float = 0.0
-    """Share of the training labels that are moved to another class, drawn by run.seed; label_noise.json in the run
-    folder tells which."""
+    """Share of the training labels that are changed to another class, chosen at random by run.seed. label_noise.json in
+    the run folder lists them."""
 
     UNITS = MappingProxyType(
         {

@@ -20,25 +20,27 @@ def _check_support(objective: Any) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """What refiners learn from. A setting that the rule does not read is refused.
+    """What refiners learn from: a rule and its settings. A setting that the rule does not read is refused.
 
     Raises:
         UsageError: a setting has a value that is not offered.
     """
 
     alpha: float | Sequence[float] = 0.5
-    """Weight of the target against the teacher, for all refiners or one per refiner, each in (0, 1]."""
+    """Weight of the label against the belief of the refiner before, in (0, 1]: one number, or a list with one per
+    refiner."""
     kl: KL = "forward"
-    """Direction of both KL terms: the authors' code (forward) or the paper (reverse)."""
+    """Direction of both KL terms: forward, as in the authors' code, or reverse, as in the paper."""
     label_smoothing: float = 0.0
-    """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; reverse needs s > 0."""
+    """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; kl=reverse needs s > 0."""
     extractor_update: ExtractorUpdate = "all"
-    """Whose feature gradients train the extractor: all refiners', the final one's, or nobody's (frozen)."""
+    """Which refiners' losses train the extractor: all, the final one's only, or none (frozen)."""
     rule: str = "sid"
-    """sid: the label and the belief before (alpha, kl); deep_supervision: the label alone; label_denoising: the label
-    alone, from a noisy label in place of the belief before, so that refiners do not wait for each other."""
+    """sid: learn from the label and the belief of the refiner before (alpha, kl); deep_supervision: from the label
+    only; label_denoising: from the label only, given a noisy label in place of that belief, so that refiners do not
+    wait for each other."""
     options: dict[str, Option] | None = None
-    """Further settings of the rule, where it has some: label_denoising has signal and noise."""
+    """More settings of the rule: label_denoising has signal and noise, the others have none."""
 
     UNITS = MappingProxyType(dict.fromkeys(("alpha", "label_smoothing"), "none"))
     REFUSALS = (

@@ -24,7 +24,7 @@ def _check_nesterov(optim: Any) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer of every part, and the learning rate over time."""
+    """The optimizer, and the learning rate over time."""
 
     name: OptimizerName = "adam"
     """The optimizer."""
@@ -37,15 +37,16 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled for adamw, L2 for the others."""
     momentum: float | None = None
-    """sgd: by default 0.9."""
+    """sgd: momentum; by default 0.9."""
     nesterov: bool | None = None
-    """sgd: by default true."""
+    """sgd: use Nesterov momentum; by default true."""
     schedule: RateSchedule = "cosine"
-    """After the warm-up: cosine to 0, or constant."""
+    """Learning rate after the warm-up: cosine decay to 0, or constant."""
     warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly."""
+    """Epochs at the start over which the learning rate rises linearly."""
     clip: float | None = None
-    """Largest gradient norm: of each part on its own where learning is local, else of all."""
+    """Largest gradient norm; by default no limit. method=sid and local: of the extractor and of each refiner on its
+    own; bp and ddp: of all parameters together."""
 
     UNITS = MappingProxyType(
         {
