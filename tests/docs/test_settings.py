@@ -79,7 +79,7 @@ def test_a_choice_that_a_method_has_not_is_refused() -> None:
     """As the page says, by the same declaration."""
     for method in METHODS.values():
         for setting in method.offers:
-            with pytest.raises(UsageError, match=f"method={method.name} has no parallel.{setting}=nowhere"):
+            with pytest.raises(UsageError, match=f"method={method.name} does not offer parallel.{setting}=nowhere"):
                 complete(Config(method=method.name, parallel=_with(setting)))
 
 
