@@ -1,10 +1,10 @@
 """The reference of the settings has all of them, with a text, a type, a default, a unit and what refuses them."""
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 import pytest
-from macros.settings import Setting, read_settings, settings_reference, takes_numbers
+from macros.settings import GROUPS, Setting, read_settings, settings_reference, takes_numbers
 
 from sidpar.config.schema import Config
 from sidpar.errors import UsageError
@@ -12,7 +12,6 @@ from sidpar.methods import METHODS, complete
 from tests.harness import ROOT
 
 SETTINGS = {setting.key: setting for setting in read_settings()}
-GROUPS = {field.name: field.default_factory for field in fields(Config) if is_dataclass(field.default_factory)}
 
 
 def test_every_setting_is_there() -> None:
