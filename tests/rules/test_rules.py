@@ -183,8 +183,8 @@ def test_a_rule_must_make_as_many_rows_as_it_says() -> None:
     with pytest.raises(UsageError) as caught:
         engine.step(x, y)
     assert str(caught.value) == (
-        "objective.rule=contrast makes 14 inputs and 14 labels of 7 rows, but says that it makes 1 of each: let its "
-        "`copies` say how many"
+        "objective.rule=contrast makes 14 inputs and 14 labels of 7 rows, but its `copies` is 1: set `copies` to "
+        "the number that `enter` makes"
     )
 
 
