@@ -24,10 +24,21 @@ def measure_costs(
 ) -> Costs:
     """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
 
-    Medians of a few runs (`calibration/timing.py`) for batches of each size in `rows` (by default x's own), cut from x;
-    on a GPU, for sizes at which launching all pieces takes longer than what they do, the times of their launches. With
-    `apart`, each layer of a Sequential extractor is a piece of its own. Works on a copy of the cascade. Messages are
-    not measured here (see `calibration/links.py`).
+    Times are medians of a few runs, in seconds; on a GPU, for sizes at which launching all pieces takes longer than
+    what they do, the times of their launches. Works on a copy of the cascade. Messages are not measured here.
+
+    Args:
+        cascade: the network.
+        x: inputs [B, ...].
+        compute: how the modules are executed.
+        rows: the batch sizes to measure, cut from x; by default x's own.
+        apart: whether each layer of a Sequential extractor is a piece of its own.
+
+    Returns:
+        The costs, whose `loads(rows)` gives the layers' and the refiners' seconds for `place_by_cost` and `make_cut`.
+
+    Raises:
+        UsageError: x does not fit the cascade.
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(duplicate(cascade), runtime, compute=compute)

@@ -88,7 +88,8 @@ class Synchronous(ABC):
     def step(self, x: Tensor, y: Tensor) -> StepResult: ...
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
-        """A step and an update of all parts for each batch."""
+        """A step for each batch, x [B, ...] with labels [B] or [B, T], and an update of all parts after it. `update` is
+        given the names of the parts whose gradients are complete, and steps an optimizer."""
         for x, y in batches:
             result = self.step(x, y)
             with span(self.clock, "optimizer"):

@@ -27,8 +27,12 @@ class LocalEngine(Synchronous):
     because each receives a detached state.
 
     Args:
+        stage: the whole cascade in one process.
         objective: the settings of a rule, or a rule.
         seed: of the random masks, and of the rule's random numbers.
+
+    Raises:
+        UsageError: there is more than one rank, or the settings do not fit the cascade.
     """
 
     def __init__(self, stage: Stage, objective: Objective | LocalRule, *, seed: int = 0) -> None:
@@ -51,7 +55,15 @@ class LocalEngine(Synchronous):
         self._admitted: set[object] = set()
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: gradients into `stage.parameters()`."""
+        """Gradients of one batch into `stage.parameters()`, replacing those that were there.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
         with self.stage.preserved_generators():
@@ -62,7 +74,15 @@ class LocalEngine(Synchronous):
         return self._result(seen, batch)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: beliefs in inference mode."""
+        """Beliefs of one batch in inference mode; no gradients.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
             features = self.stage.extract(batch.x, graph=False)

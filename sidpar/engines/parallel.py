@@ -45,6 +45,7 @@ class ParallelEngine(Synchronous):
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
+        stage: placed by `extractor` and `counts`.
         objective: the settings of a rule, or a rule; by it refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
             third one is `StreamingEngine`'s.
@@ -57,6 +58,9 @@ class ParallelEngine(Synchronous):
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
     saved and evaluated are those of the first replica.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -113,7 +117,15 @@ class ParallelEngine(Synchronous):
         self._actions: dict[tuple[str, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Gradients of one batch into `stage.parameters()`, replacing those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
@@ -124,7 +136,15 @@ class ParallelEngine(Synchronous):
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """Beliefs of one batch in inference mode; no gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()

@@ -12,21 +12,21 @@ from sidpar.rules.base import LocalRule
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of this rank's n refiners. Nothing is computed until it is asked for.
-
-    `y` are the labels of the rows that entered: of the whole batch, or of this rank's share of it, while `samples`
-    counts the whole batch.
-    """
+    """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for."""
 
     rule: LocalRule
+    """What the refiners learned from, or are measured by."""
     refiners: Sequence[int]
+    """The numbers of this rank's refiners, in the whole cascade."""
     received: Mapping[int, Sequence[Tensor]]
     """What the rule keeps of the states that refiner i receives, of each microbatch: the log-belief [b, C] (or
     [b, T, C]) of its teacher, for every i of `refiners`."""
     returned: Mapping[int, Sequence[Tensor]]
     """The same of the states that it returns."""
     y: Tensor
+    """Labels of the rows that entered, [b] or [b, T]: of the whole batch, or of this rank's share of it."""
     samples: int
+    """Labels of the whole batch: B, or B x T."""
     batch_size: int
     """B."""
     diagnosis: dict[str, Any] | None = None

@@ -40,6 +40,8 @@ class StreamingEngine(ParallelEngine):
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
+        stage: placed by `extractor` and `counts`.
+        objective: the settings of a rule, or a rule; by it refiners learn.
         microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
         staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
         weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
@@ -48,6 +50,9 @@ class StreamingEngine(ParallelEngine):
         diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
             and two synchronous steps; 0 for none.
         seed: of the random masks; the same on all ranks.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -85,18 +90,43 @@ class StreamingEngine(ParallelEngine):
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
+        """Gradients of one `fused` step, between streams.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().step(x, y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, between streams."""
+        """Beliefs of one batch in inference mode, between streams; no gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().evaluate(x, y)
 
     def train(self, batches: Iterable[Batch], update: Update) -> Iterator[StepResult]:
         """A turn for each batch, with `update` called for the refiners at its end, and for the extractor when an update
-        of it is due. A batch of another shape than the one before begins a new stream, after a drain."""
+        of it is due. A batch of another shape than the one before begins a new stream, after a drain.
+
+        Args:
+            batches: inputs [B, ...] and labels [B] or [B, T], int64 in 0..C-1; the same on every rank.
+            update: steps an optimizer. It is given the names of the parts whose gradients are complete; no other
+                parameter has a gradient then.
+
+        Raises:
+            UsageError: a stream is under way, or a batch does not fit.
+        """
         self._refuse_within_a_stream()
         incoming = iter(batches)
         batch, before = next(incoming, None), 0

@@ -42,10 +42,14 @@ class LocalRule(ABC):
     """What refiners learn from. A rule is a file of this package and a line in its registry; it knows no ranks.
 
     What it declares decides how it can be executed: schedules send no states for a rule that passes none, and what a
-    rule does not support is refused from here.
+    rule does not support is refused from here. A rule of one's own needs a `name` and a `loss`.
+
+    Args:
+        objective: the settings that the rule reads.
     """
 
     name: ClassVar[str]
+    """What error messages and `objective.rule` call it."""
     reads: ClassVar[tuple[str, ...]] = ("label_smoothing", "extractor_update")
     """The settings of the objective that have an effect."""
     passes_states: ClassVar[bool] = True
@@ -93,8 +97,8 @@ class LocalRule(ABC):
         return x, y
 
     def made_state(self, i: int, num_refiners: int, features: TensorTuple, target: Tensor, rows: Rows) -> TensorTuple:
-        """Where none are passed, what refiner i receives in training: by default the uniform log-belief, which the
-        first one receives in inference."""
+        """Where none are passed, what refiner i receives in training: by default the uniform log-belief [b, C] or
+        [b, T, C], which the first one receives in inference."""
         return initial_state(features, target.shape[-1])
 
     def target(self, y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -151,8 +155,10 @@ class LocalRule(ABC):
         By default for a rule that keeps log-beliefs, and whose loss reads no features.
 
         Args:
-            received, returned: what was kept of the states before and after each refiner, [n, b, ...].
-            y: the labels of these rows.
+            refiners: the numbers of these refiners.
+            received: what was kept of the states before each refiner, [n, b, ...].
+            returned: the same of the states after each refiner.
+            y: the labels of these rows, [b] or [b, T].
         """
         target = self.target(y, returned.shape[-1], returned.dtype)
         states = [(state,) for state in received]

@@ -17,8 +17,15 @@ Shapes = dict[str, list[int]]
 def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
     """The cascade that a run has trained, in evaluation mode and fp32 on one device, whatever it was trained on.
 
-    It takes images as `load_preprocessing(run).normalise` gives them. A run with `model.builder` imports the builder.
-    Raises UsageError if the folder does not hold a whole run, or if its weights are not those of its configuration.
+    It takes images [B, channels, H, W] as `load_preprocessing(run).normalise` gives them. A run with `model.builder`
+    imports the builder.
+
+    Args:
+        run: the run folder.
+        device: where the cascade will be.
+
+    Raises:
+        UsageError: the folder does not hold a whole run, or its weights are not those of its configuration.
     """
     folder = Path(run)
     config, preprocessing = read_config(folder), load_preprocessing(folder)
@@ -32,7 +39,16 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
 
 
 def load_preprocessing(run: str | Path) -> Preprocessing:
-    """What a run's network was trained to see: shape and scale of images, names of classes. Raises UsageError."""
+    """What a run's network was trained to see: shape and scale of images, names of classes.
+
+    Its `normalise` takes images [B, channels, H, W] with values 0..white, as `read_image` gives them.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        UsageError: the folder does not hold a whole run.
+    """
     read_config(Path(run))
     path = Path(run) / WEIGHTS
     if not path.exists():

@@ -122,13 +122,22 @@ def make_cut(
     counts: Sequence[int] | None = None,
     by_cost: bool = True,
 ) -> Cut:
-    """Cut a cascade for a schedule.
+    """Cut a cascade into sections for a pipeline of backpropagation.
 
     Args:
+        schedule: the pipeline's schedule, which decides how many sections a rank has.
+        extractor: `root`, to keep the extractor whole on rank 0, or `cut`, to spread its layers over ranks.
+        num_ranks: K.
         layers: cost of each of the extractor's layers, in any unit; of the whole extractor, if it is not cut.
         refiners: cost of each refiner, in the same unit.
         counts: pieces per section (with a `root` extractor: refiners per section), instead of a choice of ours.
         by_cost: the most expensive section as cheap as possible; otherwise as many pieces in each as in any other.
+
+    Returns:
+        The placement for a `Stage` and a `PipelineEngine`.
+
+    Raises:
+        UsageError: there are fewer pieces than sections, or `counts` does not fit.
     """
     pipeline = PIPELINES[schedule]
     num_sections = num_ranks * pipeline.sections_per_rank

@@ -41,13 +41,18 @@ class Copies:
     """Every rank holds the whole cascade: data parallelism, or one process."""
 
     num_refiners: int
+    """L."""
     num_ranks: int
+    """K."""
     extractor: str = "whole"
+    """Never cut, and never on some ranks alone."""
 
     def refiners(self, rank: int) -> range:
+        """The refiners that `rank` holds: all."""
         return range(self.num_refiners)
 
     def extractor_layers(self, rank: int, total: int) -> range:
+        """Which of the extractor's `total` layers `rank` holds: all."""
         return range(total)
 
 
@@ -56,10 +61,16 @@ class Placement:
     """Contiguous runs of refiners, one run per rank in cascade order, and the extractor's placement.
 
     `counts[r]` is the number of refiners on rank r, so every refiner is placed exactly once by construction.
+
+    Raises:
+        UsageError: a rank has no refiner, or the extractor's placement is unknown.
     """
 
     counts: tuple[int, ...]
+    """Refiners of each rank, at least one."""
     extractor: ExtractorPlacement = "sharded"
+    """`replicated`: every rank computes the features of the whole batch; `root`: rank 0 does; `sharded`: each rank
+    those of its share of the batch."""
 
     def __post_init__(self) -> None:
         if self.extractor not in get_args(ExtractorPlacement):
@@ -71,10 +82,12 @@ class Placement:
 
     @property
     def num_ranks(self) -> int:
+        """K."""
         return len(self.counts)
 
     @property
     def num_refiners(self) -> int:
+        """L."""
         return sum(self.counts)
 
     def refiners(self, rank: int) -> range:
@@ -86,6 +99,7 @@ class Placement:
         return consecutive(self.counts)
 
     def holds_extractor(self, rank: int) -> bool:
+        """Whether `rank` computes features."""
         return self.extractor != "root" or rank == 0
 
     def extractor_layers(self, rank: int, total: int) -> range:
@@ -125,8 +139,18 @@ def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> 
 def place_by_cost(costs: Sequence[float], num_ranks: int, first_load: float = 0.0) -> tuple[int, ...]:
     """The contiguous placement whose busiest rank has the least possible load; the others are as alike as that allows.
 
-    `costs[i]` is the cost of refiner i; `first_load` is what rank 0 does besides (a `root` extractor, say). Found
-    to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
+    Found to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
+
+    Args:
+        costs: of each refiner, at least 0, in any unit.
+        num_ranks: K.
+        first_load: what rank 0 does besides, in the same unit: a `root` extractor, for example.
+
+    Returns:
+        Refiners of each rank: the `counts` of a `Stage` or a `Placement`.
+
+    Raises:
+        UsageError: there are fewer refiners than ranks, or a cost is negative or no number.
     """
     _check_enough(len(costs), num_ranks)
     if any(not cost >= 0 for cost in costs):

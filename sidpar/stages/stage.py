@@ -37,10 +37,15 @@ class Stage(nn.Module):
 
     Args:
         cascade: the whole network, the same on every rank; its modules are taken, not copied.
+        runtime: this rank's context; the modules move to its device.
         extractor: where features are computed: of the whole batch on every rank (`replicated`) or on the first one
             (`root`), or on each of its share of the batch (`sharded`). The gradients are the same.
         counts: refiners per rank; by default as even as possible.
         placement: instead of these two, for engines of backpropagation: `Copies` of the whole cascade, or a `Cut`.
+        compute: how the modules are executed.
+
+    Raises:
+        UsageError: there are fewer refiners than ranks, `counts` does not fit, or two parts share a parameter.
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class Stage(nn.Module):
         return [parameter.requires_grad for parameter in self.parameters()]
 
     def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
-        """Features of x [b, ...], recorded by autograd if `graph`."""
+        """Features of x [b, ...], a tuple of tensors [b, ...], recorded by autograd if `graph`."""
         assert self.extractor is not None, "only a rank that holds the extractor extracts"
         with self._execution("extractor", self.extractor, graph):
             return extract(self._inputs.of("the extractor", self.extractor), self._in_memory_format(x))
@@ -135,7 +140,8 @@ class Stage(nn.Module):
             return as_tuple(self._inputs.of("the extractor", layers)(self._in_memory_format(x)))
 
     def refine(self, i: int, features: TensorTuple, state: TensorTuple, *, graph: bool) -> TensorTuple:
-        """Refiner i of this rank: the next state, recorded by autograd if `graph`."""
+        """Refiner i of this rank: from features [b, ...] and a state, the next state, whose first tensor is the
+        log-belief [b, C] or [b, T, C]. Recorded by autograd if `graph`."""
         refiner = self.refiners[str(i)]
         with self._execution(f"refiners.{i}", refiner, graph):
             return refine(self._inputs.of(f"refiner {i}", refiner), features, state)

@@ -18,7 +18,11 @@ DIVERGED = "diverged"
 
 
 class Meter:
-    """Sums the rule's measures over batches on each rank; `read` adds them over ranks, the only message it sends."""
+    """Sums the rule's measures over batches on each rank; `read` adds them over ranks, the only message it sends.
+
+    Args:
+        engine: the engine whose results are added.
+    """
 
     def __init__(self, engine: Engine) -> None:
         stage = engine.stage
@@ -58,8 +62,11 @@ class Meter:
         self._reset()
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
-        the step, refiner and rank of the first loss that was no number, or is None.
+        """Means over the samples added since the last reading; the same on every rank, which all call it.
+
+        Returns:
+            By name, such as `loss` and `accuracy`, a list of L numbers, one for each refiner of the cascade. `diverged`
+                tells the step, refiner and rank of the first loss that was no number, or is None.
         """
         return self.start_reading()()
 

@@ -59,7 +59,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Largest gradient norm: of each part on its own" in text, "fields are explained by their docstrings"
+    assert "of the extractor and of each refiner on its own" in text, "fields are explained by their docstrings"
     with pytest.raises(SystemExit):
         parse(["--optim.name", "sgd", "--optim.lr", "0.25", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["optim"]
@@ -97,7 +97,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.name mnist", "data.name=mnist is unknown; choose one of ['digits', 'fashion_mnist'"),
         ("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
         ("--data.eval_batch_size 0", "data.eval_batch_size must be at least 1, got 0"),
-        ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is embedded: remove it"),
+        ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is not read from a folder"),
         ("--data.download true", "data.download=True would have no effect"),
         (
             "--data.name tiny_imagenet --data.download true",

@@ -97,4 +97,4 @@ def test_a_size_of_a_network_is_no_option() -> None:
     config = Config(model=ModelConfig(name="wide_mlp", options={"width": 512}))
     with pytest.raises(UsageError) as caught:
         complete(config)
-    assert str(caught.value) == "model.options.width is a setting of its own: set model.width=512"
+    assert str(caught.value) == "model.options.width has a key of its own: set model.width=512"

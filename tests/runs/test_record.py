@@ -144,7 +144,9 @@ def test_a_run_that_starts_again_from_the_beginning_keeps_nothing(tmp_path: Path
     assert series(tmp_path)["train/loss/refiner_0"] == [(5, 5.25)]
 
 
-ADVICE = "free space there, or mend the folder, and start the same command again; what the run folder holds is kept"
+ADVICE = (
+    "free space there, or make the folder writable, and start the same command again; what the run folder holds is kept"
+)
 
 
 def fill(limit: int, folder: Path, tensorboard: bool) -> int:

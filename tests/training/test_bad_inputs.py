@@ -36,7 +36,7 @@ SETTINGS = {
     "--optim.clip 0": "optim.clip must be a positive number, got 0",
     "--data.batch_size 0": "data.batch_size must be at least 1, got 0",
     "--data.name mnist": "data.name=mnist is unknown",
-    "--data.root somewhere": "data.root=somewhere would have no effect, because data.name=digits is embedded",
+    "--data.root somewhere": "data.root=somewhere would have no effect, because data.name=digits is not read from",
     "--data.workers 2": "data.workers=2 would have no effect",
     "--data.label_noise 1": "data.label_noise must lie in [0, 1), got 1",
     "--model.num_refiners 0": "model.num_refiners must be at least 1, got 0",

@@ -38,11 +38,14 @@ class PipelineEngine(Synchronous):
     Args:
         stage: placed by a `Cut` made for the same schedule.
         objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
-        schedule: one of `cut.PIPELINES`.
+        schedule: naive, gpipe, 1f1b, interleaved, zero_bubble, zbv or dualpipe_v.
         microbatches: M. A batch that M does not divide is filled up with rows of weight 0.
         seed: of the random masks; the same on all ranks.
 
     Batch norm sees one microbatch at a time, fill rows included.
+
+    Raises:
+        UsageError: the schedule does not take so many ranks or microbatches, or the stage is placed otherwise.
     """
 
     def __init__(
@@ -67,7 +70,15 @@ class PipelineEngine(Synchronous):
         self._places = self._targets = self._weights = torch.empty(0)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Gradients of one batch into `stage.parameters()`, replacing those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         device = self.stage.runtime.device
         specs = self._admit(x, y, self._microbatches)
         size = math.ceil(len(x) / self._microbatches)
@@ -88,7 +99,15 @@ class PipelineEngine(Synchronous):
         return self._result(y, self._microbatches)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """Beliefs of one batch in inference mode; no gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         specs = self._admit(x, y, 1)
         with self.stage.inference_mode(), torch.no_grad():
             for section in self._sections.values():

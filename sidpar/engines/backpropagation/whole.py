@@ -47,6 +47,9 @@ class BPEngine(Synchronous):
         checkpointing: keep only what enters each refiner, and compute the rest again in the backward.
         deep_supervision: train by the sum of the losses of all beliefs.
         seed: of the random masks; the same on all ranks.
+
+    Raises:
+        UsageError: the stage is placed otherwise, the objective is a local rule's, or ranks have different settings.
     """
 
     def __init__(
@@ -88,7 +91,15 @@ class BPEngine(Synchronous):
         self._buckets = 0
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Gradients of one batch into `stage.parameters()`, replacing those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y)
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
@@ -107,7 +118,15 @@ class BPEngine(Synchronous):
         return self._result(seen, torch.cat(labels), y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, of this rank's share."""
+        """Beliefs of this rank's share of one batch in inference mode; no gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad():

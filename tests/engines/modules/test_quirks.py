@@ -195,15 +195,15 @@ def test_sparse_states_are_refused(ranks: int) -> None:
     cases = [Case((), ("sparse hidden",), *setup) for setup in setups(ranks, SCHEDULES)]
     for case, refusal in answers(ranks, cases):
         assert refusal == (
-            "refiner 0 returns a sparse (torch.sparse_coo) tensor, but only dense ones are handed on in a cascade: let "
-            "it return to_dense(), and make what is needed of it where it is read"
+            "refiner 0 returns a sparse (torch.sparse_coo) tensor, but modules of a cascade can pass on dense ones "
+            "only: return to_dense(), and convert it where it is used"
         ), case
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ragged_features_are_refused(ranks: int) -> None:
     for case, refusal in answers(ranks, [Case(("ragged",), (), *setup) for setup in setups(ranks, SCHEDULES)]):
-        assert "what is handed on must not depend on data" in str(refusal), case
+        assert "the shapes that a module returns must not depend on data" in str(refusal), case
 
 
 def draw(ranks: int, number: int, seed: int) -> list[Case]:
