@@ -17,17 +17,17 @@ class OverviewParser(ArgumentParser):
     def summarise(self, groups: Collection[str], others: str) -> None:
         """Have an overview of what has been added so far: of `groups` one line each, of all other settings, which are
         in the group `others`, their own help. The program's own arguments may follow."""
-        settings = self.add_argument_group("settings, as --GROUP.KEY VALUE or in the file of --config")
+        self._names = self.add_argument_group("settings, as --GROUP.KEY VALUE or in the file of --config")
         for name in groups:
-            settings.add_argument(f"--{name}.help", action=_GroupHelp, help=f"{self.groups[name].title}.")
-        settings.add_argument("--help.all", action=_GroupHelp, help="Every setting of every group.")
-        self.groups[others].title = None
-        self._overview = [self._optionals, settings, self.groups[others]]
+            self._names.add_argument(f"--{name}.help", action=_GroupHelp, help=f"{self.groups[name].title}.")
+        self._names.add_argument("--help.all", action=_GroupHelp, help="All settings of all groups.")
+        self.groups[others].title = "setting without a group"
+        self._overview = [self._optionals, self._names, self.groups[others]]
 
     def explain(self, option: str) -> None:
         """Print what `--GROUP.help` or `--help.all` asks for."""
         name = option.removeprefix("--").removesuffix(".help")
-        every = [group for group in self._action_groups if group not in (self._overview or ())]
+        every = [group for group in self._action_groups if group is not self._names]
         self._shown = [self.groups[name]] if name in self.groups else every
         self.print_help()
 

@@ -1,4 +1,4 @@
-"""Pictures of runs, beliefs and plans, as PNGs.
+"""Pictures of runs, beliefs and plans.
 
 May import: config, schedules, planner, runs.
 Start reading: style.py, how all pictures look.

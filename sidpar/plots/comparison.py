@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sidpar.plots.curves import LINE, MEASURES, by_depth, finish_by_depth, mark_chance
+from sidpar.plots.curves import LINE, MEASURES, by_depth, finish_by_depth, mark_chance, scale_by_decades
 from sidpar.plots.pictures import add_legend
 from sidpar.plots.style import METHODS, WIDTH, Look, family, line_handle, series, styled
 from sidpar.runs.record_reader import MetricRows, Recorded
@@ -37,6 +37,8 @@ def draw_comparison(runs: Sequence[Recorded], num_classes: Sequence[int | None])
         by_epoch.set_xlabel("epoch")
         by_epoch.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         finish_by_depth(last, name)
+        if last.get_yscale() == "log":
+            scale_by_decades(by_epoch)
         last.set_title(f"test {MEASURES[name]}, by depth")
     if known := [100 / classes for classes in num_classes if classes]:
         mark_chance(axes[0, 1], min(known))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from sidpar.plots.style import GUIDE, METHODS, SEQUENCES, WIDTH, family, styled
@@ -60,20 +60,37 @@ def _measure(axes: Axes, rows: MetricRows | None, measure: str) -> None:
 
 def _same_scale(train: Axes, test: Axes) -> None:
     """Both sides of a row on one scale; where values span decades, a logarithmic one."""
-    lines = [np.asarray(line.get_ydata(), dtype=np.float64) for axes in (train, test) for line in axes.lines]
-    values = np.concatenate([np.empty(0), *lines])
-    values = values[np.isfinite(values)]
     for axes in (train, test):
         if not axes.lines:
             axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=GUIDE)
+    values = _values(train, test)
     if not len(values):
         return
     low, high = float(values.min()), float(values.max())
-    logarithmic = low > 0 and high > 20 * low
+    logarithmic = _spans_decades(values)
     margin = (high / low) ** 0.04 if logarithmic else 0.04 * (high - low or 1)
     for axes in (train, test):
-        axes.set_yscale("log" if logarithmic else "linear")
+        if logarithmic:
+            scale_by_decades(axes)
         axes.set_ylim(*((low / margin, high * margin) if logarithmic else (low - margin, high + margin)))
+
+
+def _values(*panels: Axes) -> NDArray[np.float64]:
+    """All finite ones that are drawn."""
+    lines = [np.asarray(line.get_ydata(), dtype=np.float64) for axes in panels for line in axes.lines]
+    values = np.concatenate([np.empty(0), *lines])
+    return values[np.isfinite(values)]
+
+
+def _spans_decades(values: NDArray[np.float64]) -> bool:
+    return bool(len(values)) and 0 < 20 * values.min() < values.max()
+
+
+def scale_by_decades(axes: Axes) -> None:
+    """A logarithmic scale whose numbers have no small exponents."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 @styled
@@ -121,8 +138,8 @@ def finish_by_depth(axes: Axes, measure: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if measure == "accuracy":
         axes.set_xlim(left=-0.2)
-    elif axes.lines and all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
-        axes.set_yscale("log")
+    elif _spans_decades(_values(axes)):
+        scale_by_decades(axes)
 
 
 def mark_chance(axes: Axes, accuracy: float) -> None:

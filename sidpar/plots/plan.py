@@ -55,7 +55,7 @@ def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -
     memory = figure.add_subplot(grid[-1, 1], sharey=times)
     _times(times, job, plan)
     _memory(memory, job, plan)
-    names_beside(times, list(range(len(plan.options))), [name_of(option) for option in plan.options])
+    names_beside(times, list(range(len(plan.options))), [_short(option) for option in plan.options])
     times.set_ylim(len(plan.options) - 0.4, -0.6)
     memory.tick_params(axis="y", labelleft=False)
     figure.suptitle(fill(verdict(plan), 78), x=0.01, ha="left", fontweight="bold")
@@ -124,3 +124,8 @@ def _memory(axes: Axes, job: Job, plan: Plan) -> None:
 
 def _alpha(job: Job, option: Option) -> float:
     return 1.0 if option.fits(job) else 0.35
+
+
+def _short(option: Option) -> str:
+    """The name of a way, without the words that all have."""
+    return name_of(option).replace(" extractor)", "").replace(" (", ", ").replace(" with M", ", M")

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from tests.harness import ROOT
+from tests.plots.test_style import check_fits_a_column
 
 sys.path.insert(0, str(ROOT / "profiling"))
 
 from report import BadFileError, remake
-from reporting.draw import fullest
+from reporting.draw import PIPELINES, fullest
+from reporting.figures import look_of, name_of
 from reporting.gantt import select
 from reporting.tables import figure, per_rank
 
@@ -208,6 +211,27 @@ def test_pictures_show_something(folder: Path, name: str) -> None:
     assert len(vivid) >= 4
     border = [picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]]
     assert all((edge == 255).all() for edge in border), "something is clipped at the picture's edge"
+
+
+def test_pictures_fit_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of runs do."""
+    figures: list[Figure] = []
+    for module in ("draw", "gantt"):
+        monkeypatch.setattr(f"reporting.{module}.save_picture", lambda figure, _: figures.append(figure))
+    remake(write(tmp_path, synthetic(), synthetic_timelines()))
+    assert len(figures) == 3
+    for figure in figures:
+        check_fits_a_column(figure)
+
+
+def test_a_method_has_its_colour_and_each_schedule_its_marker() -> None:
+    pairs = [("sid", "fused", "sharded"), ("bp", "1f1b", "cut"), ("bp", "zbv", "cut"), ("sid", "unheard of", "root")]
+    looks = [look_of(row(*names, 1, 2.0)) for names in pairs]
+    assert [look.colour for look in looks] == ["#E69F00", "#0072B2", "#0072B2", "#56B4E9"]
+    assert len({*PIPELINES.values()}) == len(PIPELINES)
+    assert [name_of(row(*names, 1, 2.0)) for names in (*pairs[:2], ("ddp", "ddp", "whole"))] == [
+        *("SID fused, sharded", "BP 1f1b, cut", "DDP")
+    ]
 
 
 def test_trace_has_a_process_per_key_and_microseconds(folder: Path) -> None:
