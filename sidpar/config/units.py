@@ -59,4 +59,8 @@ def human_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = whole // 60
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 1440 else f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes < 1440
+        else f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
+    )

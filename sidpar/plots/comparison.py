@@ -73,7 +73,12 @@ def label_of(run: Recorded, runs: Sequence[Recorded]) -> str:
 def _name(figure: Figure, runs: Sequence[Recorded], looks: Sequence[Look]) -> None:
     common = {name for name, value in runs[0].traits.items() if all(run.traits[name] == value for run in runs)}
     shared = ", ".join(value for name, value in runs[0].traits.items() if name in common)
-    figure.suptitle(fill(f"{len(runs)} runs: {shared}" if shared else f"{len(runs)} runs", LINE), x=0.01, ha="left", parse_math=False)
+    figure.suptitle(
+        fill(f"{len(runs)} runs: {shared}" if shared else f"{len(runs)} runs", LINE),
+        x=0.01,
+        ha="left",
+        parse_math=False,
+    )
     labels = []
     for run in runs:
         own = ", ".join(value for name, value in run.traits.items() if name not in common)

@@ -127,9 +127,7 @@ def family(method: str, schedule: str | None) -> str:
 
 def series(place: int) -> Look:
     """Of the first, second, ... of things that have no colour of their own; all differ."""
-    return Look(
-        _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place % len(_LINES)]
-    )
+    return Look(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place % len(_LINES)])
 
 
 def line_handle(look: Look, label: str = "") -> Line2D:

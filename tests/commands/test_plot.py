@@ -91,57 +91,6 @@ def test_the_same_samples_of_the_same_network(run: Path, copy: Path, tmp_path: P
 
 
 @pytest.mark.processes
-def test_runs_are_laid_over_each_other(
-    run: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a picture of any format, in a folder, or here."""
-    monkeypatch.chdir(tmp_path)
-    for flags, path in (
-        ([], "comparison.png"),
-        (["--out", "new/a.png"], "new/a.png"),
-        (["--out", "b.png", "--format", "png"], "b.png"),
-        (["--out", "folder"], "folder/comparison.png"),
-    ):
-        main([str(run), str(copy), str(run), *flags])
-        assert capsys.readouterr().out == f"drawn: {path}\n"
-        assert drawn(tmp_path / path)
-    main([str(run), str(copy), "--out", "c.pdf"])
-    main([str(run), str(copy), "--format", "pdf"])
-    assert (tmp_path / "c.pdf").read_bytes() == (tmp_path / "comparison.pdf").read_bytes()
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--samples", "3"], "--samples chooses test samples of one run, but 2 are compared: remove it"),
-        (["--out", "a.jpg"], "a.jpg cannot be drawn as .jpg: give a path that ends in .png, .pdf or .svg"),
-        (["--out", "a.pdf", "--format", "svg"], "--out a.pdf and --format svg contradict each other: remove one"),
-        (["nowhere"], "there is no run folder nowhere"),
-    ],
-    ids=["samples", "suffix", "format", "nowhere"],
-)
-def test_mistakes_in_comparing(
-    flags: list[str], message: str, run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert mistake([str(run), str(copy), *flags], capsys) == message
-
-
-@pytest.mark.processes
-def test_a_run_that_was_never_evaluated_is_not_compared(
-    run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record(copy, [row("train", 1)])
-    assert mistake([str(run), str(copy), "--out", str(tmp_path / "a.png")], capsys) == (
-        f"run {copy} was never evaluated, so there is nothing to compare: leave it out, or wait for its first "
-        "evaluation (run.eval_every=1 epoch)"
-    )
-    (copy / CONFIG).unlink()
-    assert f"{copy} is not a run folder" in mistake([str(run), str(copy)], capsys)
-    assert not (tmp_path / "a.png").exists()
-
-
-@pytest.mark.processes
 def test_a_run_that_was_resumed_on_another_number_of_ranks(copy: Path) -> None:
     """Its rows tell the memory of four ranks, then of two."""
     rows = [{**row("train", step), "memory_bytes": [2**20] * ranks} for step, ranks in ((2, 4), (4, 2), (6, 2))]
@@ -272,7 +221,10 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--samples", "3", "360"], "--samples 360 is not in the test set, which has 360 images: give 0..359"),
         (["--samples", "-1"], "--samples -1 is negative: the test set is numbered from 0"),
-        (["--out", "a.pdf"], "--out a.pdf is one picture, but a run has several: give a folder, and the format by --format pdf"),
+        (
+            ["--out", "a.pdf"],
+            "--out a.pdf is one picture, but a run has several: give a folder, and the format by --format pdf",
+        ),
         (["--out", "{run}/config.yaml"], "--out {run}/config.yaml cannot be made: File exists"),
     ],
     ids=["range", "negative", "picture", "out"],

@@ -227,7 +227,10 @@ def test_a_network_for_no_image_file() -> None:
         (["{run}", "{digit}", "--top", "0"], "--top must be at least 1, got 0"),
         (["{run}", "{digit}", "--out", "/dev/null/x"], "--out /dev/null/x cannot be written: "),
         (["{run}", *["{digit}"] * 61, "--out", "all.png"], "holds at most 60 images, got 61: give a folder"),
-        (["{run}", "{digit}", "--out", "all.jpg"], "all.jpg cannot be drawn as .jpg: give a path that ends in .png, .pdf"),
+        (
+            ["{run}", "{digit}", "--out", "all.jpg"],
+            "all.jpg cannot be drawn as .jpg: give a path that ends in .png, .pdf",
+        ),
         (["{run}", "{digit}", "--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )

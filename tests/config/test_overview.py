@@ -32,7 +32,9 @@ def help_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
 
 
 @pytest.mark.parametrize(("program", "more"), [(parse, 0), (plan, 16)], ids=["train", "plan"])
-def test_the_overview_fits_a_screen(program: Callable[..., object], more: int, help_of: Callable[..., list[str]]) -> None:
+def test_the_overview_fits_a_screen(
+    program: Callable[..., object], more: int, help_of: Callable[..., list[str]]
+) -> None:
     """One line or two for each group; plan has arguments of its own."""
     found = help_of(program, "--help")
     assert max(map(len, found)) <= SCREEN[1]

@@ -15,7 +15,9 @@ from sidpar.runs.record_reader import MetricRows, Recorded
 from sidpar.train import parse
 
 
-def run(name: str, *flags: str, refiners: int = 3, evaluations: int = 4, first: float = 0.1, kl: bool = True) -> Recorded:
+def run(
+    name: str, *flags: str, refiners: int = 3, evaluations: int = 4, first: float = 0.1, kl: bool = True
+) -> Recorded:
     """One with rows that tell evaluation and refiner."""
     steps = np.arange(1, evaluations + 1)
     values = first + 0.01 * steps[:, None] + 0.001 * np.arange(refiners)
@@ -71,9 +73,7 @@ def test_what_runs_have_in_common_is_said_once() -> None:
     title, names = labels([run("a", *STREAM), run("b", *BP, "--optim.lr", "0.5"), run("c", *DDP)])
     assert title == "3 runs: simple_cnn, 3 refiners, digits, batch 128, seed 0"
     rate = "adam with learning rate 0.001"
-    assert names == [
-        f"a: sid streaming, {rate}", "b: bp 1f1b, adam with learning rate 0.5", f"c: ddp, {rate}"
-    ]
+    assert names == [f"a: sid streaming, {rate}", "b: bp 1f1b, adam with learning rate 0.5", f"c: ddp, {rate}"]
     title, names = labels([run("x/a"), run("y/a")])
     assert title.startswith("2 runs: sid fused, ")
     assert names == ["x/a", "y/a"], "by their paths, where folders have the same name"

@@ -69,7 +69,9 @@ def test_fonts_are_embedded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "eps", "gif", "tiff"])
 def test_other_formats_are_refused(suffix: str, tmp_path: Path) -> None:
     for check in (is_picture, lambda path: save_picture(figure(), path)):
-        with pytest.raises(UsageError, match=rf"a\.{suffix} cannot be drawn as \.{suffix.lower()}: give a path that ends"):
+        with pytest.raises(
+            UsageError, match=rf"a\.{suffix} cannot be drawn as \.{suffix.lower()}: give a path that ends"
+        ):
             check(tmp_path / f"a.{suffix}")
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,6 @@
 """All pictures fit a paper's column with text that can be read, and can be told apart without colours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ def differ(one: Fill, other: Fill) -> bool:
 @pytest.mark.parametrize(
     "phases",
     [
-        ["extractor forward", "refiner forward", "refiner backward", "extractor backward", "feature reduction"]
-        + ["parameter reduction", "receive wait", "optimizer"],
+        [
+            *("extractor forward", "refiner forward", "refiner backward", "extractor backward"),
+            *("feature reduction", "parameter reduction", "receive wait", "optimizer"),
+        ],
         ["forward", "backward", "send", "receive wait", "optimizer"],
         ["forward", "input backward", "weight backward", "send", "receive wait", "optimizer"],
     ],
@@ -84,12 +86,12 @@ def test_families() -> None:
 
 
 @pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """What would be written to files."""
     figures: list[Figure] = []
     for module in (plan, beliefs):
         monkeypatch.setattr(module, "save_picture", lambda figure, _: figures.append(figure))
-    yield figures
+    return figures
 
 
 def plan_picture(figures: list[Figure]) -> Figure:

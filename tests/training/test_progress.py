@@ -176,8 +176,10 @@ def test_accuracy_by_depth_fits_a_terminal() -> None:
     lines = list(accuracies([k / 100 for k in range(1, 25)]))
     assert len(lines) == 6
     assert max(map(len, lines)) <= 80
-    assert lines[:2] == ["after refiner      1     2     3     4     5     6     7     8     9    10",
-                         "accuracy, %      1.0   2.0   3.0   4.0   5.0   6.0   7.0   8.0   9.0  10.0"]
+    assert lines[:2] == [
+        "after refiner      1     2     3     4     5     6     7     8     9    10",
+        "accuracy, %      1.0   2.0   3.0   4.0   5.0   6.0   7.0   8.0   9.0  10.0",
+    ]
     assert lines[4].split()[2:] == ["21", "22", "23", "24"]
 
 
