@@ -36,7 +36,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"One picture of all images, a path that ends in .png, .pdf or .svg, or a folder; by default RUN/{FOLDER}.",
+        help=f"One picture of all images, which ends in .png, .pdf or .svg; or a folder, by default RUN/{FOLDER}.",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="By default cpu.")
     return parser

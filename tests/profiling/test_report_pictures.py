@@ -7,6 +7,7 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
+from sidpar.plots.pictures import PictureFormat
 from tests.harness import ROOT
 from tests.plots.test_style import check_fits_a_column
 from tests.profiling.test_report import folder, row, synthetic, synthetic_timelines, write
@@ -48,6 +49,15 @@ def test_pictures_fit_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(figures) == 3
     for found in figures:
         check_fits_a_column(found)
+
+
+@pytest.mark.parametrize(("kind", "beginning"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_vector_graphics(kind: PictureFormat, beginning: bytes, tmp_path: Path) -> None:
+    remake(write(tmp_path, synthetic(), synthetic_timelines()), kind)
+    found = {path.stem: path.read_bytes() for path in tmp_path.glob(f"*.{kind}")}
+    assert found.keys() == {"speedup", "memory", "timeline"}
+    assert all(content.startswith(beginning) for content in found.values())
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_method_has_its_colour_and_each_schedule_its_marker() -> None:
