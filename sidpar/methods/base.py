@@ -87,6 +87,11 @@ class Method(ABC):
         measured."""
         return
 
+    def in_words(self, config: Config, ranks: int) -> str:
+        """What runs on so many ranks, for people."""
+        parts = f", M = {config.parallel.microbatches}" if (config.parallel.microbatches or 1) > 1 else ""
+        return f"{config.learning}, {'one process' if ranks == 1 else f'a copy on each of {ranks} ranks'}{parts}"
+
     @abstractmethod
     def candidate(self, config: Config, job: Job) -> Candidate:
         """The candidate of a plan that corresponds to a configuration. Raises UsageError as training would."""
