@@ -27,7 +27,7 @@ NAMES: Mapping[str, Iterable[str]] = {
 }
 """The settings that take one of the names of a registry."""
 GROUPS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
-SPOKEN = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null"}
+SPOKEN = {bool: "true or false", int: "whole number", float: "number", str: "string", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def settings_reference() -> str:
         parts.append(f"## {field.name}")
         if field.name in GROUPS:
             links = " · ".join(f"[{setting.key.split('.')[1]}](#{setting.key})" for setting in own)
-            parts += [_escaped(GROUPS[field.name].__doc__), f"{links}\n{{ .facts }}"]
+            text = GROUPS[field.name].__doc__.split("\n\n")[0]
+            parts += [_escaped(text), f"{links}\n{{ .facts }}"]
         parts += [_section(setting) for setting in own]
     return "\n\n".join(parts)
 
@@ -130,7 +131,7 @@ def _one_of(names: Iterable[str]) -> str:
 
 def _default(value: Any, completed: Any) -> str:
     """As YAML; of what is left open, also what it becomes where all settings are left at their defaults."""
-    filled = "" if value == completed else f", which becomes {_code(completed)} where every setting has its default"
+    filled = "" if value == completed else f", which means {_code(completed)} if nothing else is set"
     return _code(value) + filled
 
 
@@ -171,7 +172,7 @@ def _refused_by_registries(key: str) -> Iterator[str]:
 def _unless(setting: str, readers: list[str], all_names: Iterable[str]) -> Iterator[str]:
     """Nothing, where every name reads it."""
     if set(readers) != set(all_names):
-        yield f"without {setting}={' or '.join(readers)}, any value but the default"
+        yield f"any value but the default, unless {setting} is {' or '.join(readers)}"
 
 
 def _refused_by_methods(key: str) -> Iterator[str]:
@@ -186,7 +187,7 @@ def _refused_by_methods(key: str) -> Iterator[str]:
     for method in METHODS.values():
         if key.startswith("parallel.") and key.split(".")[1] in method.offers:
             choices = ", ".join(method.offers[key.split(".")[1]])
-            yield f"with method={method.name}, any value but {choices}"
+            yield f"any value but {choices}, with method={method.name}"
 
 
 def _without_name(refusal: Refusal, name: str) -> str:

@@ -37,13 +37,13 @@ def no_backpropagation(method: str) -> Refusal:
 
 COSTS = (
     unread(
-        "without parallel.placement=cost",
+        "unless parallel.placement=cost",
         "only parallel.placement=cost reads it",
         "parallel.costs",
         when=lambda parallel: parallel.placement != "cost",
     ),
     unread(
-        "without parallel.costs or without parallel.extractor=root",
+        "unless parallel.costs is given and parallel.extractor=root",
         "only parallel.costs with parallel.extractor=root reads it",
         "parallel.extractor_cost",
         when=lambda parallel: parallel.costs is None or parallel.extractor != "root",
