@@ -102,6 +102,7 @@ def speedup_line(axes: Axes, name: str, members: list[Row], alone: list[str]) ->
         marker=marker,
         ms=5.5,
         mfc=look.colour if row["network"] == "cascade" else "white",
+        mec=look.colour if row["network"] != "cascade" or name in alone else "white",
         zorder=3 if row["method"] == "sid" else 4,  # a thin line over a thick one shows both
         label=name,
     )[0]

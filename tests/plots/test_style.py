@@ -120,8 +120,8 @@ def check_fits_a_column(figure: Figure) -> None:
     assert figure.get_figwidth() <= WIDTH
     small = {text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_fontsize() < TEXT}
     assert not small
-    with mpl.rc_context():
-        box = figure.get_tightbbox()
+    figure.draw_without_rendering()  # which lays it out
+    box = figure.get_tightbbox()
     assert box is not None
     assert box.x0 > -0.05
     assert box.x1 < WIDTH + 0.05
