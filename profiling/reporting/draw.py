@@ -35,7 +35,7 @@ PIPELINES = {
     "dualpipe_v": "p",
 }
 """Their markers: in colour they are one method."""
-ALONE = ("P", "*", "1", "2", "3", "4")
+ALONE = ("P", "*", "H", "8", "1", "2", "3", "4", "x", "+")
 """Markers of the ways to train in one process."""
 BAR = 0.165
 """Inches: a bar has room for its name."""
