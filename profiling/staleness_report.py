@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -97,7 +98,7 @@ def picture(reports: dict[str, dict[str, Any]], path: Path) -> None:
     """Accuracy against staleness, a panel for each dataset: every seed a dot, their mean a line."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     grid = figure.subplots(1, len(reports), squeeze=False)
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes, (name, report) in zip(grid[0], reports.items(), strict=True):
         panel(axes, name, report)
         handles |= {str(line.get_label()): line for line in axes.get_legend_handles_labels()[0]}

@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [SETTINGS]",
         "Train a cascade by Synergistic Information Distillation, one process per rank.",
     )
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved settings and exit.")
     with printing("sidpar.train"):
         config, others = command_line.parse(parser, arguments, complete)
         if others["print_config"]:

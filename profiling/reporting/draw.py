@@ -35,7 +35,7 @@ PIPELINES = {
     "dualpipe_v": "p",
 }
 """Their markers: in colour they are one method."""
-ALONE = ("P", "*", "1", "2", "3", "4")
+ALONE = ("P", "*", "H", "8", "1", "2", "3", "4", "x", "+")
 """Markers of the ways to train in one process."""
 BAR = 0.165
 """Inches: a bar has room for its name."""
@@ -102,6 +102,7 @@ def speedup_line(axes: Axes, name: str, members: list[Row], alone: list[str]) ->
         marker=marker,
         ms=5.5,
         mfc=look.colour if row["network"] == "cascade" else "white",
+        mec=look.colour if row["network"] != "cascade" or name in alone else "white",
         zorder=3 if row["method"] == "sid" else 4,  # a thin line over a thick one shows both
         label=name,
     )[0]

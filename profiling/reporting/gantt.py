@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from reporting.figures import Row, Timelines, at, conditions, median_ms
+from reporting.figures import Row, Timelines, at, conditions, median_ms, name_of
 from sidpar.plots.gantt import LANE, gantt, legend_handles
 from sidpar.plots.pictures import save_picture
 from sidpar.plots.style import ACTIONS, WIDTH, Fill, add_caption, series, styled
@@ -61,9 +61,10 @@ def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
         gantt(axes, spans, fills, 1000 * end, horizon)
         median = at(rows[key], "step_ms", "median")
         known = f", median {median:.4g} ms" if kind == "measured" and median is not None else ""
-        which = "first steps of a stream" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
+        which = "first steps" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
+        name = f"{name_of(rows[key])}, M = {rows[key]['microbatches'] or 1}"
         weight = "bold" if kind == "measured" else "normal"
-        axes.set_title(f"{key}, {kind}: {which}{known}", pad=2, fontweight=weight)
+        axes.set_title(f"{name}, {kind}: {which}{known}", pad=2, fontweight=weight)
     grid[-1, 0].set_xlabel("ms from the start of the step")
     if fills:
         figure.legend(handles=legend_handles(fills), loc="outside upper left", ncols=3, handlelength=1.5)

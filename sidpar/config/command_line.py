@@ -87,7 +87,10 @@ def config_parser(program: str, usage: str, description: str, *, exit_on_error: 
     )
     parser.add_argument("--config", action=_ConfigFile, help="YAML file with settings; flags win over it.")
     parser.add_class_arguments(Config)
-    parser.summarise(_GROUPS, others=Config.__name__)
+    groups = parser.groups or {}
+    settings = {"method": (groups[Config.__name__], "How the network learns.")}
+    settings |= {name: (groups[name], " ".join(str(kind.__doc__).split())) for name, kind in _GROUPS.items()}
+    parser.summarise(settings)
     return parser
 
 

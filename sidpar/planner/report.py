@@ -81,7 +81,7 @@ def described(job: Job, option: Option) -> Iterator[str]:
     shown = ranks if len(ranks) <= FEW_RANKS else [0, 1, ranks[-1]]
     largest = option.largest
     divisor, unit = unit_of(0.0 if largest is None else largest.total)
-    yield f"  memory, {unit:<4}"
+    yield f"  memory, {unit}"
     yield "    rank " + " ".join(f"{name:>{max(7, len(name))}}" for name in (*KINDS_OF_MEMORY, "all"))
     for rank in shown:
         yield f"    {rank:>4} " + " ".join(memory_row(option.footprints[rank], divisor))
@@ -97,7 +97,7 @@ def memory_row(footprint: Footprint, divisor: float) -> list[str]:
 
 def table(job: Job, plan: Plan) -> Iterator[str]:
     """One line for each way, the fastest first."""
-    names = [option.candidate.row.removesuffix(" whole") for option in plan.options]
+    names = [" ".join(dict.fromkeys(option.candidate.row.removesuffix(" whole").split())) for option in plan.options]
     width = max(map(len, names), default=3)
     yield f"{'way':<{width}} {'M':>4} {'step':>9} {'bubble':>6} {'memory':>11}  note"
     for option, name in zip(plan.options, names, strict=True):

@@ -78,7 +78,7 @@ def _same_scale(train: Axes, test: Axes) -> None:
 def _values(*panels: Axes) -> NDArray[np.float64]:
     """All finite ones that are drawn."""
     lines = [np.asarray(line.get_ydata(), dtype=np.float64) for axes in panels for line in axes.lines]
-    values = np.concatenate([np.empty(0), *lines])
+    values: NDArray[np.float64] = np.concatenate([np.empty(0), *lines])
     return values[np.isfinite(values)]
 
 

@@ -21,7 +21,7 @@ TEXT = 8.0
 NOTE, GUIDE, GRID, MARK = "#444444", "#888888", "#e5e5e5", "#b22222"
 """Colours of captions, of lines at a level of interest, of the grid, of limits."""
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": TEXT,
     "axes.titlesize": TEXT,
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "ytick.labelsize": TEXT,
     "legend.fontsize": TEXT,
     "legend.title_fontsize": TEXT,
-    "figure.titlesize": TEXT + 1,
+    "figure.titlesize": TEXT,
     "figure.labelsize": TEXT,
     "axes.titlelocation": "left",
     "axes.titlepad": 4.0,

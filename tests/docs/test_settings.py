@@ -78,7 +78,7 @@ def test_a_choice_that_a_method_has_not_is_refused() -> None:
     """As the page says, by the same declaration."""
     for method in METHODS.values():
         for setting in method.offers:
-            with pytest.raises(UsageError, match=f"method={method.name} has no parallel.{setting}=nowhere"):
+            with pytest.raises(UsageError, match=f"parallel.{setting}=nowhere; choose one of"):
                 complete(Config(method=method.name, parallel=_with(setting)))
 
 

@@ -17,7 +17,7 @@ from sidpar.planner.search import make_plan
 from sidpar.plots import beliefs, plan
 from sidpar.plots.comparison import draw_comparison
 from sidpar.plots.curves import draw_curves, draw_depth, shades
-from sidpar.plots.style import ACTIONS, MEMORY, METHODS, SEQUENCES, TEXT, WIDTH, Fill, family, series
+from sidpar.plots.style import ACTIONS, MEMORY, METHODS, SEQUENCES, SETTINGS, TEXT, WIDTH, Fill, family, series
 from tests.planner.test_search import job
 from tests.plots.test_comparison import run
 
@@ -120,8 +120,8 @@ def check_fits_a_column(figure: Figure) -> None:
     assert figure.get_figwidth() <= WIDTH
     small = {text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_fontsize() < TEXT}
     assert not small
-    with mpl.rc_context():
-        box = figure.get_tightbbox()
+    figure.draw_without_rendering()  # which lays it out
+    box = figure.get_tightbbox()
     assert box is not None
     assert box.x0 > -0.05
     assert box.x1 < WIDTH + 0.05
@@ -129,6 +129,6 @@ def check_fits_a_column(figure: Figure) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_fits_a_column(name: str, saved: list[Figure]) -> None:
-    before = mpl.rcParams.copy()
+    before = {key: mpl.rcParams[key] for key in SETTINGS}
     check_fits_a_column(PICTURES[name](saved))
-    assert mpl.rcParams == before, "the settings of matplotlib are the caller's"
+    assert {key: mpl.rcParams[key] for key in SETTINGS} == before, "the settings of matplotlib are the caller's"

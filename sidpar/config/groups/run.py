@@ -46,7 +46,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The checkpoints from which the same command resumes an interrupted run."""
+    """The checkpoints from which an interrupted run goes on."""
 
     every: int | None = None
     """Steps between two checkpoints; by default one epoch; 0 for none. schedule=streaming is drained for each."""
