@@ -140,7 +140,7 @@ def test_messages(objective: dict[str, Any], message: str) -> None:
 def test_a_rule_that_makes_beliefs_refuses_hidden_activations() -> None:
     x, y = networks.batch(4)
     engine = LocalEngine(Stage(networks.with_hidden_state(L), Runtime.single("cpu")), Objective(rule="label_denoising"))
-    with pytest.raises(UsageError, match="cannot make the 1 hidden activations that refiner 1 receives besides"):
+    with pytest.raises(UsageError, match="cannot make the 1 hidden activations that refiner 1 receives too"):
         engine.step(x, y)
 
 
