@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from sidpar.config.units import human, unit_of
@@ -21,7 +21,6 @@ from sidpar.plots.style import (
     MEMORY,
     METHODS,
     WIDTH,
-    Fill,
     add_caption,
     bar_handle,
     family,
@@ -45,25 +44,26 @@ def draw_plan(job: Job, plan: Plan, conditions: Mapping[str, str], path: Path) -
     """
     drawn = plan.chosen if plan.chosen is not None and plan.chosen.candidate.actions(job) <= MAX_ACTIONS else None
     lanes = 0 if drawn is None else min(_LANES, drawn.candidate.holding.num_ranks)
-    heights = [1.3 + LANE * lanes] if lanes else []
-    heights.append(1.2 + _BAR * len(plan.options))
-    figure = Figure(figsize=(WIDTH, sum(heights) + 1.3), layout="constrained")
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    heights = [1.2 + LANE * lanes] if lanes else []
+    heights.append(1.3 + _BAR * len(plan.options))
+    figure = Figure(figsize=(WIDTH, sum(heights) + 1.1), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if drawn is not None:
-        _timeline(figure.add_subplot(grid[0, :]), job, drawn, lanes)
-    times = figure.add_subplot(grid[-1, 0])
-    memory = figure.add_subplot(grid[-1, 1], sharey=times)
+        _timeline(parts[0], job, drawn, lanes)
+    times, memory = parts[-1].subplots(1, 2, sharey=True)
     _times(times, job, plan)
     _memory(memory, job, plan)
     names_beside(times, list(range(len(plan.options))), [_short(option) for option in plan.options])
     times.set_ylim(len(plan.options) - 0.4, -0.6)
-    memory.tick_params(axis="y", labelleft=False)
+    memory.tick_params(axis="y", length=0)
+    handles = [bar_handle(*pair) for pair in zip(MEMORY, KINDS_OF_MEMORY, strict=True)]
+    parts[-1].legend(handles=handles, ncols=6, loc="outside upper right", handlelength=1.2, columnspacing=1.2)
     figure.suptitle(fill(verdict(plan), 78), x=0.01, ha="left", fontweight="bold")
     add_caption(figure, "\n".join(fill(f"{name}: {value}", 88) for name, value in conditions.items()))
     save_picture(figure, path)
 
 
-def _timeline(axes: Axes, job: Job, option: Option, lanes: int) -> None:
+def _timeline(part: SubFigure, job: Job, option: Option, lanes: int) -> None:
     """The modelled step; of a stream, its first steps."""
     timeline = option.candidate.predict(job, keep_spans=True).timeline
     assert timeline is not None
@@ -72,27 +72,21 @@ def _timeline(axes: Axes, job: Job, option: Option, lanes: int) -> None:
     ]
     found = {span[0] for lane in spans for span in lane}
     fills = {phase: each for phase, each in ACTIONS.items() if phase in found}
-    end = 1000 * timeline.makespan
+    end, axes = 1000 * timeline.makespan, part.subplots()
     gantt(axes, spans, fills, end, end)
     axes.set_title(f"{name_of(option)}, predicted")
     axes.set_xlabel("ms")
-    handles = legend_handles(fills)
-    axes.legend(handles=handles, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.34 / (0.3 + LANE * lanes)))
+    part.legend(handles=legend_handles(fills), ncols=4, loc="outside upper left", handlelength=1.5, columnspacing=1.2)
 
 
 def _times(axes: Axes, job: Job, plan: Plan) -> None:
     """Hatched where it is a bound, pale where it does not fit."""
-    found = {}
     for place, option in enumerate(plan.options):
-        name = family(option.candidate.method, option.candidate.schedule)
-        found[name] = Fill(METHODS[name].colour)
+        colour = METHODS[family(option.candidate.method, option.candidate.schedule)].colour
         bound = "//" if option.bubble is None else None
-        alpha = _alpha(job, option)
-        axes.barh(place, 1000 * option.seconds, color=found[name].colour, alpha=alpha, hatch=bound, edgecolor="white")
-    handles = [bar_handle(each, name.replace("_", " ")) for name, each in found.items()]
+        axes.barh(place, 1000 * option.seconds, color=colour, alpha=_alpha(job, option), hatch=bound, edgecolor="white")
     axes.set_xlabel("predicted ms of a step\n(hatched: at least; pale: does not fit)")
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.legend(handles=handles, loc="lower right", handlelength=1.2)
 
 
 def _memory(axes: Axes, job: Job, plan: Plan) -> None:
@@ -115,7 +109,6 @@ def _memory(axes: Axes, job: Job, plan: Plan) -> None:
             left += size / divisor
     if job.device_memory is not None and job.device_memory < _FAR * most:
         axes.axvline(job.device_memory / divisor, color=MARK, lw=1)
-    axes.legend(handles=[bar_handle(*pair) for pair in zip(MEMORY, KINDS_OF_MEMORY, strict=True)], handlelength=1.2)
     limit = "" if job.device_memory is None else f",\nof {human(job.device_memory)}"
     axes.set_xlabel(f"{unit} on the fullest rank{limit}")
     axes.xaxis.set_major_locator(MaxNLocator(4))
