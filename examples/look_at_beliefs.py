@@ -20,8 +20,8 @@ from sidpar.train import main as train
 
 # %% Train. All ranks do this; a run that is complete is not trained again.
 RUN = Path("runs/look_at_beliefs")
-optimizer = ["--optim.name=sgd", "--optim.lr=0.2", "--optim.clip=1", "--optim.epochs=20", "--optim.warmup_epochs=1"]
-train([f"--run.dir={RUN}", "--data.name=digits", "--data.batch_size=256", *optimizer])
+network = ["--model.name=wide_mlp", "--model.width=256", "--model.num_refiners=6"]
+train([f"--run.dir={RUN}", "--data.name=digits", "--data.batch_size=64", *network, "--optim.epochs=10"])
 if os.environ.get("RANK", "0") != "0":
     sys.exit()  # the rest is for one process
 

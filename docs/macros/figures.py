@@ -8,87 +8,46 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[2] / "profiling" / "results"
-CARD = RESULTS / "gpu" / "NVIDIA_H100_80GB_HBM3"
-Row = dict[str, Any]
+from reporting.figures import Row, is_auto, median_ms
+from reporting.summaries import RESULTS, best_of_kinds, over_best_sid, rows_of
+from reporting.tables import table
 
-EMULATED = {"k8": "emulated_k8", "k4": "emulated_k4"}
-REAL = {"wide_mlp": "wide_mlp_k2", "simple_cnn": "simple_cnn_k2", "digits": "digits_k2"}
-SCHEDULES = (
-    "streaming",
-    "fused",
-    "two_phase",
-    "gpipe",
-    "1f1b",
-    "interleaved",
-    "zero_bubble",
-    "zbv",
-    "dualpipe_v",
-    "ddp",
-)
-PIPELINES = {
-    "naive": "naive",
-    "gpipe": "GPipe",
-    "1f1b": "1F1B",
-    "interleaved": "interleaved 1F1B",
-    "zero_bubble": "zero bubble",
-    "zbv": "ZBV",
-    "dualpipe_v": "DualPipeV",
-}
-WAYS = ("streaming", "synchronous", "pipeline", "ddp", "process", "process_1", "auto")
-"""`process` is one process with two threads, `process_1` with one."""
-LEVELS, REMEDIES = (0, 1, 2, 4, 8), ("none", "warmup", "slow", "momentum", "prediction", "compensation")
+from macros.answer import answer_table
+
+CARD = RESULTS / "gpu" / "NVIDIA_H100_80GB_HBM3"
+SCHEDULES = ("streaming", "fused", "1f1b", "zero_bubble", "ddp")
 
 
 def read(*path: str) -> Any:
     return json.loads(RESULTS.joinpath(*path).read_text())
 
 
-def rows(folder: str) -> list[Row]:
-    """The rows of the cascade, without the plan's choice."""
-    found = read(folder, "report.json")["rows"]
-    return [row for row in found if row["network"] == "cascade" and not row["key"].endswith(" auto")]
+# Speed
 
 
-def median(row: Row) -> float:
-    return float(row["step_ms"]["median"])
+def speed_up(name: str, key: str) -> str:
+    """Of one row over naive backpropagation."""
+    return f"{rows_of(name)[key]['speedup_vs_naive_bp']:.2f}"
 
 
-def table(lines: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first line is the head."""
-    head, *body = lines
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+def best_speed_up(name: str, schedule: str) -> str:
+    """Of the fastest row of a schedule over naive backpropagation."""
+    rows = [row for row in rows_of(name).values() if row["schedule"] == schedule and row["network"] == "cascade"]
+    return f"{max(row['speedup_vs_naive_bp'] for row in rows if not is_auto(row)):.2f}"
 
 
-# Emulated work: speed-up over naive backpropagation
+def projected_by_the_paper(name: str, key: str) -> str:
+    return f"{rows_of(name)[key]['paper_speedup']:.2f}"
 
 
-def best_of(folder: str, schedule: str, m: int | None = None) -> Row:
-    """The fastest row of a schedule, at any number of microbatches or at one."""
-    found = [row for row in rows(folder) if row["schedule"] == schedule and m in (None, row["microbatches"])]
-    return min(found, key=median)
-
-
-def speed_up(folder: str, schedule: str, m: int | None = None) -> str:
-    return f"{best_of(folder, schedule, m)['speedup_vs_naive_bp']:.2f}"
-
-
-def best_pipeline(folder: str) -> Row:
-    """The fastest pipeline of backpropagation over ranks."""
-    return min((row for row in rows(folder) if row["method"] == "bp" and row["schedule"] in PIPELINES), key=median)
-
-
-def model_off(folder: str, counts: Sequence[int]) -> str:
+def model_off(name: str, counts: Sequence[int]) -> str:
     """How far the cost model is off the measured median at most, over rows with one of these M."""
-    found = [row for row in read(folder, "report.json")["rows"] if row["microbatches"] in counts]
-    off = max(abs(row["model_step_ms"] / median(row) - 1) for row in found if row["model_step_ms"] is not None)
-    return f"{math.ceil(100 * off)} %"
+    rows = [row for row in rows_of(name).values() if row["microbatches"] in counts and row["model_step_ms"] is not None]
+    return f"{math.ceil(100 * max(abs(row['model_step_ms'] / median_ms(row) - 1) for row in rows))} %"
 
 
 def sixteen_ranks(way: str) -> str:
@@ -99,81 +58,56 @@ def sixteen_ranks(way: str) -> str:
     return f"{'at most ' if best['bubble_fraction'] is None else ''}{best['speedup_vs_naive_bp']:.2f}"
 
 
-# Real arithmetic on two ranks
-
-
-def best_real(folder: str, way: str) -> Row:
-    """The fastest row of a kind."""
-    if way == "auto":
-        return next(row for row in read(folder, "report.json")["rows"] if row["key"].endswith(" auto"))
-    if way == "pipeline":
-        return best_pipeline(folder)
-    kinds: dict[str, Callable[[Row], bool]] = {
-        "streaming": lambda row: row["schedule"] == "streaming",
-        "synchronous": lambda row: row["schedule"] in ("fused", "two_phase"),
-        "ddp": lambda row: row["method"] == "ddp",
-        "process": lambda row: row["method"] == "bp" and row["schedule"] == "one process, 2 threads",
-        "process_1": lambda row: row["key"] == "bp one process whole M=1",
-    }
-    return min(filter(kinds[way], rows(folder)), key=median)
-
-
-def step_ms(folder: str, way: str) -> str:
-    return f"{median(best_real(folder, way)):.0f}"
-
-
-def over_sid(folder: str, way: str) -> str:
+def over_sid(name: str, kind: str) -> str:
     """A step over that of the best SID tried."""
-    sid = min(median(best_real(folder, kind)) for kind in ("streaming", "synchronous"))
-    return f"{median(best_real(folder, way)) / sid:.2f}"
+    return f"{over_best_sid(rows_of(name))[kind]:.2f}"
+
+
+def sent(name: str, kind: str) -> str:
+    """What a rank sends in a step at most, of the fastest row of a kind."""
+    return f"{max(best_of_kinds(rows_of(name))[kind]['bytes_sent']) / 2**20:.0f} MiB"
 
 
 def recomputing(measure: str) -> str:
     """SimpleCNN's stream, whose extractor keeps its activations or computes them twice."""
-    found = {row["key"]: row for row in read("simple_cnn_k2", "report.json")["rows"]}
-    kept, again = (found[f"sid streaming sharded M=1{more}"] for more in ("", " recomputing"))
+    rows = rows_of("simple_cnn_k2")
+    kept, again = (rows[f"sid streaming sharded M=1{more}"] for more in ("", " recomputing"))
     if measure == "time":
-        return f"{median(again) / median(kept):.2f}"
+        return f"{median_ms(again) / median_ms(kept):.2f}"
     return f"{max((kept if measure == 'kept' else again)['saved_activation_bytes']) / 2**20:.0f} MiB"
 
 
 # Accuracy
 
 
-def accuracies(dataset: str, staleness: int, remedy: str) -> list[float]:
-    """In percent, one for each seed."""
-    return [
-        100 * row["test_accuracy"]
-        for row in read("staleness", f"{dataset}.json")["rows"]
-        if (row["staleness"], row["remedy"]) == (staleness, remedy) and not row["diagnose"]
-    ]
-
-
-def accuracy(dataset: str, staleness: int, remedy: str) -> str:
-    return f"{statistics.mean(accuracies(dataset, staleness, remedy)):.2f}"
+def accuracy(dataset: str, staleness: int, remedy: str) -> float:
+    """The mean over seeds, in percent."""
+    wanted = (staleness, remedy, 0)
+    rows = read("staleness", f"{dataset}.json")["rows"]
+    found = [row["test_accuracy"] for row in rows if (row["staleness"], row["remedy"], row["diagnose"]) == wanted]
+    return 100 * float(statistics.mean(found))
 
 
 def lost(dataset: str, staleness: int, remedy: str) -> str:
     """Points of accuracy lost to `fused`."""
-    found, whole = (statistics.mean(accuracies(dataset, *which)) for which in ((staleness, remedy), (0, "none")))
-    return f"{whole - found:.2f}"
+    return f"{accuracy(dataset, 0, 'none') - accuracy(dataset, staleness, remedy):.2f}"
 
 
 def staleness_report(number: int) -> str:
     """A table of the report: digits, Proposition 5 on digits, Fashion-MNIST."""
-    text = (RESULTS / "staleness" / "report.md").read_text()
-    return re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)[number].rstrip()
+    tables: list[str] = re.findall(r"(?:^\|.*\n)+", (RESULTS / "staleness" / "report.md").read_text(), re.MULTILINE)
+    return tables[number].rstrip()
 
 
 def training_table() -> str:
-    lines = [("data", "epochs", "method", "test accuracy", "images/s")]
+    lines = []
     ways = {"sid": "`sid`, 2 ranks, `sharded`, `fused`", "local": "`local`, one process, 2 threads"}
     for data, name in (("fashion_mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10")):
         for way, words in ways.items():
             run = read("real_data", f"{data}-{way}.json")
-            speed = f"{run['images_per_second']:.0f}"
-            lines.append((name, str(run["epochs"]), words, f"{100 * run['test_accuracy']:.2f} %", speed))
-    return table(lines)
+            accuracy, speed = f"{100 * run['test_accuracy']:.2f} %", f"{run['images_per_second']:.0f}"
+            lines.append((name, run["epochs"], words, accuracy, speed))
+    return table(["data", "epochs", "method", "test accuracy", "images/s"], lines, texts=3)
 
 
 def by_depth(run: str) -> str:
@@ -185,34 +119,39 @@ def by_depth(run: str) -> str:
 
 
 def overhead_table(*path: str) -> str:
-    lines = [("network", "arithmetic", "L", "batch", "`ParallelEngine` : plain loop")]
-    for row in read(*path)["rows"]:
-        arithmetic = "fp32" if row["autocast"] == "none" else "bf16 autocast"
-        sizes = str(row["num_refiners"]), str(row["batch_size"])
-        lines.append((f"`{row['model']}`", arithmetic, *sizes, f"{row['ratio']:.2f}"))
-    return table(lines)
+    lines = [
+        (
+            f"`{row['model']}`",
+            "fp32" if row["autocast"] == "none" else "bf16 autocast",
+            row["num_refiners"],
+            row["batch_size"],
+            f"{row['ratio']:.2f}",
+        )
+        for row in read(*path)["rows"]
+    ]
+    return table(["network", "arithmetic", "L", "batch", "`ParallelEngine` : plain loop"], lines, texts=2)
 
 
 def stacked_table() -> str:
+    """Time of stacked refiners over that of the loop."""
     found = {
         (row["network"], row["num_refiners"], row["batch_size"]): row["ratios"]["stacked_over_loop"]["median"]
         for row in read("stacked_cpu.json")["rows"]
     }
     columns = [(name, size) for name in ("simple_cnn", "wide_mlp") for size in (8, 64, 256)]
-    head = ("refiners", *(f"`{name}`, {size} rows" for name, size in columns))
     counts = sorted({count for _, count, _ in found})
-    return table([head, *((str(n), *(f"{found[name, n, size]:.2f}" for name, size in columns)) for n in counts)])
+    lines = [(n, *(f"{found[name, n, size]:.2f}" for name, size in columns)) for n in counts]
+    return table(["refiners", *(f"`{name}`, {size} rows" for name, size in columns)], lines)
 
 
 def checkpoint_table() -> str:
-    lines = [("checkpoints", "50 steps, s", "of none", "training stands still, ms")]
+    lines = []
     for row in read("checkpoint_cost.json")["rows"]:
-        time, still = row["window_s"], f"{1000 * row['blocked_s']['median']:.0f}"
+        time = row["window_s"]
+        still = "-" if row["checkpoints"] == "none" else f"{1000 * row['blocked_s']['median']:.0f}"
         spread = f"{time['median']:.2f} ({time['min']:.2f} to {time['max']:.2f})"
-        lines.append(
-            (row["checkpoints"], spread, f"{row['ratio']:.3f}", "-" if row["checkpoints"] == "none" else still)
-        )
-    return table(lines)
+        lines.append((row["checkpoints"], spread, f"{row['ratio']:.3f}", still))
+    return table(["checkpoints", "50 steps, s", "of none", "training stands still, ms"], lines)
 
 
 def plan_table() -> str:
@@ -227,81 +166,35 @@ def gpu_stacked_table() -> str:
 
 
 def gpu_uses_table() -> str:
-    lines = [("first use", "first time, ms", "second time, ms", "the stream was busy, ms")]
-    for row in json.loads((CARD / "first_use.json").read_text())["rows"]:
-        times = (1000 * row[name] for name in ("first_seconds", "again_seconds", "busy_seconds"))
-        lines.append((row["use"], *(f"{ms:,.1f}" for ms in times)))
-    return table(lines)
-
-
-# The answer: the table of the README and of the first page
-
-
-def answer_table() -> str:
-    """What is faster than what, and what accuracy. The best of each column of speed is bold."""
-    ways = {
-        "SID `streaming`": "streaming",
-        "SID `fused`": "synchronous",
-        "DDP": "ddp",
-        "one process, both cores": "process",
-    }
-    fast = {name: _answer(way) for name, way in ways.items()}
-    fast["best pipeline of backpropagation"] = _answer("pipeline")
-    order = ["SID `streaming`", "SID `fused`", "best pipeline of backpropagation", "DDP", "one process, both cores"]
-    best = [_best(fast.values(), column, most=column == 0) for column in range(4)]
-    late = {"SID `streaming`": 1, "SID `fused`": 0}
-    head = ("", "8 ranks, emulated: speed-up", *(f"2 ranks, `{name}`: step" for name in REAL), "test accuracy")
-    lines = [head]
-    for name in order:
-        cells = [f"**{text}**" if text == top else text for text, top in zip(fast[name], best, strict=True)]
-        measured = f"{accuracy('fashion_mnist', late[name], 'none')} %" if name in late else "not measured"
-        lines.append((name, *cells, measured))
-    return table(lines)
-
-
-def _answer(way: str) -> list[str]:
-    """Speed-up and three steps, with the pipeline's name."""
-    schedule = {"streaming": "streaming", "synchronous": "fused", "ddp": "ddp"}.get(way)
-    first = "-" if schedule is None else speed_up("emulated_k8", schedule)
-    cells = [first, *(f"{step_ms(folder, way)} ms" for folder in REAL.values())]
-    if way == "pipeline":
-        names = [PIPELINES[best_pipeline(folder)["schedule"]] for folder in ("emulated_k8", *REAL.values())]
-        cells[0] = f"{best_pipeline('emulated_k8')['speedup_vs_naive_bp']:.2f}"
-        cells = [f"{cell} ({name})" for cell, name in zip(cells, names, strict=True)]
-    return cells
-
-
-def _best(lines: Iterable[Sequence[str]], column: int, *, most: bool) -> str:
-    cells = [line[column] for line in lines if line[column] != "-"]
-    return (max if most else min)(cells, key=lambda cell: float(cell.split()[0]))
+    kinds = ("first_seconds", "again_seconds", "busy_seconds")
+    rows: list[Row] = json.loads((CARD / "first_use.json").read_text())["rows"]
+    lines = [(row["use"], *(f"{1000 * row[kind]:,.1f}" for kind in kinds)) for row in rows]
+    return table(["use", "first time, ms", "second time, ms", "the stream was busy, ms"], lines)
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    **{f"{k}_{name}": partial(speed_up, folder, name) for k, folder in EMULATED.items() for name in SCHEDULES},
-    **{
-        f"k8_{name}_at_8": partial(speed_up, "emulated_k8", name, 8)
-        for name in ("streaming", "fused", "zero_bubble", "1f1b")
-    },
-    **{f"k16_{name}": partial(sixteen_ranks, name) for name in ("streaming", "fused", "1f1b", "zero_bubble", "ddp")},
+    "answer_table": answer_table,
+    **{f"k8_{way}": partial(best_speed_up, "emulated_k8", way) for way in SCHEDULES},
+    "k8_fused_at_1": partial(speed_up, "emulated_k8", "sid fused sharded M=1"),
+    "simple_cnn_paper": partial(speed_up, "simple_cnn_k2", "sid two_phase replicated M=1"),
+    "simple_cnn_projected": partial(projected_by_the_paper, "simple_cnn_k2", "sid two_phase replicated M=1"),
+    **{f"k16_{way}": partial(sixteen_ranks, way) for way in SCHEDULES},
     "model_off_k4": partial(model_off, "emulated_k4", [1, 4, 16]),
     "model_off_k8_few": partial(model_off, "emulated_k8", [1, 8]),
     "model_off_k8_many": partial(model_off, "emulated_k8", [32]),
-    **{f"{name}_{way}_ms": partial(step_ms, folder, way) for name, folder in REAL.items() for way in WAYS},
-    **{f"{name}_{way}_ratio": partial(over_sid, folder, way) for name, folder in REAL.items() for way in WAYS},
+    "wide_mlp_pipeline_ratio": partial(over_sid, "wide_mlp_k2", "best BP pipeline"),
+    "wide_mlp_ddp_ratio": partial(over_sid, "wide_mlp_k2", "DDP"),
+    "wide_mlp_sent": partial(sent, "wide_mlp_k2", "SID, synchronous"),
+    "wide_mlp_ddp_sent": partial(sent, "wide_mlp_k2", "DDP"),
     **{f"recomputing_{measure}": partial(recomputing, measure) for measure in ("time", "kept", "again")},
-    **{
-        f"accuracy_{data}_{s}": partial(accuracy, data, s, "none")
-        for data in ("digits", "fashion_mnist")
-        for s in LEVELS
-    },
-    **{f"lost_{data}_{s}": partial(lost, data, s, "none") for data in ("digits", "fashion_mnist") for s in LEVELS[1:]},
-    **{f"lost_digits_{s}_{remedy}": partial(lost, "digits", s, remedy) for s in LEVELS[2:] for remedy in REMEDIES},
-    **{f"by_depth_{run}": partial(by_depth, run) for run in ("cifar10-local", "cifar10-sid", "fashion_mnist-sid")},
-    **{
-        f"staleness_table_{name}": partial(staleness_report, number)
-        for number, name in enumerate(("digits", "proposition_5", "fashion_mnist"))
-    },
+    "lost_fashion_mnist_1": partial(lost, "fashion_mnist", 1, "none"),
+    **{f"lost_digits_{s}": partial(lost, "digits", s, "none") for s in (1, 2, 4)},
+    **{f"lost_digits_{s}_prediction": partial(lost, "digits", s, "prediction") for s in (2, 4)},
+    "staleness_table_digits": partial(staleness_report, 0),
+    "staleness_table_proposition_5": partial(staleness_report, 1),
+    "staleness_table_fashion_mnist": partial(staleness_report, 2),
     "training_table": training_table,
+    **{f"by_depth_{run}": partial(by_depth, run) for run in ("cifar10-local", "cifar10-sid")},
     "overhead_table": partial(overhead_table, "engine_overhead.json"),
     "gpu_overhead_table": partial(overhead_table, "gpu", CARD.name, "engine_overhead.json"),
     "stacked_table": stacked_table,
@@ -309,9 +202,4 @@ FIGURES: dict[str, Callable[[], str]] = {
     "plan_table": plan_table,
     "gpu_stacked_table": gpu_stacked_table,
     "gpu_uses_table": gpu_uses_table,
-    "answer_table": answer_table,
 }
-
-
-if __name__ == "__main__":
-    print(answer_table())

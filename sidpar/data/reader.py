@@ -25,7 +25,7 @@ class Reader:
     Args:
         size: height and width that images are resized to.
         workers: processes that read batches in advance, one batch each at a time; 0 for none. They start at the first
-        batch and stay.
+            batch and stay.
     """
 
     def __init__(self, paths: list[str], size: int, workers: int) -> None:

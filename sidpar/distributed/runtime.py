@@ -1,4 +1,4 @@
-"""The machine as one rank sees it: process group, device, store."""
+"""What one rank knows of the job: process groups, device, store."""
 
 import json
 import os
@@ -79,10 +79,10 @@ class Runtime:
 
     @classmethod
     def single(cls, device: DeviceKind = "auto", *, tf32: bool = False, cudnn_benchmark: bool = False) -> Self:
-        """One process without a process group: the oracle, or inference.
+        """One process without a process group, for the local engine or for inference.
 
         Args:
-            device: `auto` is CUDA if there is any.
+            device: `auto` is a GPU if there is one, else the CPU.
             tf32: as for `start`.
             cudnn_benchmark: as for `start`.
         """
@@ -107,12 +107,12 @@ class Runtime:
 
         Args:
             backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
-            device: `auto` is CUDA if there is any.
-            init_timeout: seconds for all ranks to appear.
-            step_timeout: seconds that any one message may take.
-            replicas: R, which divides the number of ranks.
-            tf32: products of fp32 numbers with mantissas of 10 bits on GPUs, for the whole process.
-            cudnn_benchmark: cuDNN chooses its algorithms by timing them, for the whole process.
+            device: `auto` is a GPU if there is one, else the CPU.
+            init_timeout: seconds to wait for all ranks to start.
+            step_timeout: seconds to wait for one message.
+            replicas: R, a divisor of the number of ranks.
+            tf32: compute fp32 products in TF32 on GPUs, with a mantissa of 10 bits; for the whole process.
+            cudnn_benchmark: let cuDNN choose its algorithms by timing them; for the whole process.
             rendezvous: (store, rank, world size) instead of the environment's.
 
         Raises:
@@ -176,7 +176,7 @@ class Runtime:
             self.signals.rest()
 
     def _listening(self) -> Self:
-        """The same, which answers signals."""
+        """The same runtime, which now handles signals."""
         # Signals are heard in another thread, so on a connection of its own.
         store = None if self.store is None else self.store.clone()
         progress = Progress(torch.cuda.Event) if self.device.type == "cuda" else None
@@ -231,7 +231,7 @@ class Runtime:
                 self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
             except RuntimeError as error:  # DistError, or what a file store raises
                 raise RuntimeError(
-                    f"rank {self.rank} waited up to {patience:g} s for rank {rank} to tell its {what}, in vain"
+                    f"rank {self.rank} waited up to {patience:g} s for rank {rank}'s {what} and gave up"
                 ) from error
             values.append(json.loads(self.store.get(f"{key}/{rank}")))
         return values
@@ -382,6 +382,6 @@ def _check_replicas(replicas: int, world_size: int) -> None:
     at_least("replicas", replicas, 1)
     if world_size % replicas:
         raise UsageError(
-            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but the world has "
+            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but there are "
             f"{world_size}: start a multiple of {replicas} ranks, or choose replicas that divide {world_size}"
         )

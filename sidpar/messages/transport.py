@@ -1,4 +1,4 @@
-"""Every message of a step: one function each, with its peer, shape, dtype and order.
+"""The messages of a step: one function each, with its peer, shape, dtype and order.
 
 Nothing here waits: each function starts a message and returns a `Pending`, whose `wait` gives the result. Order, not
 tags, matches messages (NCCL ignores tags): a schedule starts the messages of one group in the same order on both
@@ -31,7 +31,7 @@ class Pending:
     """A started message. `tensors` are the buffers it reads or writes: they must live until `wait` returns."""
 
     works: list[dist.Work | None]
-    """None for what does not leave."""
+    """None for messages that are not sent."""
     tensors: TensorTuple
     traffic: Traffic
     finish: Callable[[TensorTuple], TensorTuple] = tuple
@@ -63,7 +63,7 @@ class Transport:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """What is sent within does not count as traffic."""
+        """Messages inside do not count as traffic."""
         traffic, self.traffic = self.traffic, Traffic()
         try:
             yield
@@ -72,8 +72,8 @@ class Transport:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Within, messages are made ready as ever, but none leaves, and what comes is made up at once: uniform beliefs,
-        and zeros. So a rank can go through a list of actions alone."""
+        """Inside, messages are prepared but not sent, and received data is made up: uniform beliefs, and zeros. So a
+        rank can go through a list of actions alone."""
         self._silent = True
         try:
             with self.uncounted():
@@ -82,7 +82,7 @@ class Transport:
             self._silent = False
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
-        """The state of one microbatch to the next rank: [b, C] and hidden activations."""
+        """Send the state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(self._to_wire(tensor) for tensor in state)
         group = self._cascade.edge(self._rank, peer)
         works = [self._begin(dist.isend, t, group=group, group_dst=peer) for t in buffers]
@@ -90,7 +90,7 @@ class Transport:
         return Pending(works, buffers, self.traffic)
 
     def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
-        """The state of one microbatch of `batch` rows from the previous rank."""
+        """Receive the state of one microbatch of `batch` rows from the previous rank."""
         buffers = self._room(specs, batch)
         if self._silent:
             buffers[0].fill_(-math.log(buffers[0].shape[-1]))
@@ -99,7 +99,7 @@ class Transport:
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def broadcast_features(self, features: TensorTuple | None, specs: tuple[Spec, ...], batch: int) -> Pending:
-        """Features [b, ...] of one microbatch from rank 0 to all; `features` is None on the others."""
+        """Broadcast the features [b, ...] of one microbatch from rank 0; `features` is None on the other ranks."""
         buffers = self._room(specs, batch) if features is None else tuple(map(self._to_wire, features))
         group = self._cascade.features
         works = [self._begin(dist.broadcast, t, group_src=0, group=group, async_op=True) for t in buffers]
@@ -107,7 +107,8 @@ class Transport:
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def gather_features(self, shard: TensorTuple, layout: BatchLayout) -> Pending:
-        """Every rank's shard of the features to all ranks: [B, ...] in batch order. Shards are padded to one size."""
+        """Gather every rank's shard of the features on all ranks: [B, ...] in batch order. Shards are padded to one
+        size."""
         inputs = tuple(_padded(self._to_wire(tensor), layout.padded_shard) for tensor in shard)
         outputs = self._room(specs_of(inputs), self._size * layout.padded_shard)
         group = self._cascade.features
@@ -126,7 +127,7 @@ class Transport:
         return Pending(works, outputs + inputs, self.traffic, in_batch_order)
 
     def reduce_feature_gradient(self, gradient: TensorTuple) -> Pending:
-        """Feature gradients [b, ...] of one microbatch, summed over ranks to rank 0; meaningless on the others."""
+        """Sum the feature gradients [b, ...] of one microbatch over ranks, on rank 0; meaningless on the others."""
         buffers = tuple(self._to_wire(tensor) for tensor in gradient)
         group = self._cascade.feature_gradients
         works = [self._begin(dist.reduce, t, group_dst=0, group=group, async_op=True) for t in buffers]
@@ -134,7 +135,8 @@ class Transport:
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def scatter_feature_gradient(self, gradient: TensorTuple, layout: BatchLayout, m: int) -> Pending:
-        """Feature gradients [b, ...] of microbatch m, summed over ranks, to each rank the rows that it extracted."""
+        """Sum the feature gradients [b, ...] of microbatch m over ranks, and give each rank the rows that it
+        extracted."""
         size = layout.padded_part(m)
         own = len(layout.parts[m][self._rank])
         inputs = tuple(self._spread(self._to_wire(tensor), layout, m) for tensor in gradient)
@@ -153,11 +155,11 @@ class Transport:
         )
 
     def sum_refiner_gradients(self, bucket: Tensor) -> Pending:
-        """A flat bucket of this rank's refiners' gradients, summed over replicas in place."""
+        """Sum a flat bucket of this rank's refiners' gradients over replicas, in place."""
         return self._sum(bucket, self._replicas.refiner_gradients, "refiner gradients")
 
     def sum_extractor_gradients(self, bucket: Tensor) -> Pending:
-        """A flat bucket of the extractor's parameter gradients, summed in place over all ranks of all replicas."""
+        """Sum a flat bucket of the extractor's parameter gradients over all ranks of all replicas, in place."""
         return self._sum(bucket, self._groups.world, "parameter gradients")
 
     def sum_root_gradients(self, bucket: Tensor) -> Pending:
@@ -165,7 +167,7 @@ class Transport:
         return self._sum(bucket, self._replicas.root_gradients, "parameter gradients")
 
     def share_buffers(self, buffers: TensorTuple) -> None:
-        """The first replica's running statistics to all others, in place, blocking."""
+        """Copy the first replica's running statistics to all other replicas, in place; blocks."""
         for buffer in buffers:
             wire = self._to_wire(buffer)
             dist.broadcast(_numbers(wire), group_src=0, group=self._replicas.refiner_gradients)
@@ -173,8 +175,8 @@ class Transport:
             buffer.copy_(wire)
 
     def fetch(self, tensor: Tensor, owner: int) -> Tensor:
-        """A tensor from `owner` > 0 to rank 0 of the first replica, blocking; only these two call it. `tensor` is the
-        value or a buffer."""
+        """Send a tensor from rank `owner` > 0 to rank 0 of the first replica; blocks. Only these two ranks call it.
+        `tensor` is the value or a buffer."""
         buffer = self._to_wire(tensor.detach())
         if self._rank == owner:
             dist.send(_numbers(buffer), group_dst=0, group=self._groups.world)
@@ -206,7 +208,7 @@ class Transport:
         return Pending([work], () if buffer is bucket else (buffer,), self.traffic, write_back)
 
     def _begin(self, call: Callable[..., dist.Work | None], *buffers: Tensor, **where: Any) -> dist.Work | None:
-        """Start a message of contiguous buffers; None if it is not to leave."""
+        """Start a message of contiguous buffers; None if it is not sent."""
         if self._silent:
             return None
         work = call(*map(_numbers, buffers), **where)
@@ -214,7 +216,7 @@ class Transport:
         return work
 
     def _room(self, specs: tuple[Spec, ...], rows: int) -> TensorTuple:
-        """Buffers for what will come."""
+        """Buffers for the tensors to receive."""
         return tuple((spec.zeros if self._silent else spec.empty)(rows, self._wire) for spec in specs)
 
     def _spread(self, gradient: Tensor, layout: BatchLayout, m: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""How a network is trained: by which settings, placed how, by which engine.
+"""Methods of training: which settings they read, how they place a network, and which engine they use.
 
 May import: config, schedules, simulation, planner, cascade, rules, models, data, distributed, stages, engines,
 calibration.
-Start reading: base.py, what a method says; ddp.py, the shortest one.
+Start reading: base.py, the interface; ddp.py, the shortest one.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from sidpar.methods.sid import SIDMethod
 
 ON_CPU = unread(
     "with parallel.device=cpu",
-    "parallel.device=cpu computes on no GPU",
+    "parallel.device=cpu uses no GPU",
     "compute.tf32",
     "compute.cudnn_benchmark",
 )
@@ -33,7 +33,7 @@ def method_of(config: Config) -> Method:
 
 
 def complete(config: Config) -> Config:
-    """A configuration whose every setting is decided and has an effect, as a new object. Raises UsageError."""
+    """The configuration with all defaults filled in, as a new object. Raises UsageError for settings without effect."""
     if config.parallel.device == "cpu":
         ON_CPU.check(config.compute)
     config = replace(config, data=datasets.complete(config.data), model=models.complete(config.model, config.compute))

@@ -1,4 +1,4 @@
-"""What a method of training says, and all that commands, training and plans know of one."""
+"""The interface of training methods: all that commands, training and plans know of a method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -32,19 +32,19 @@ def no_local_losses(method: str) -> Refusal:
 def no_backpropagation(method: str) -> Refusal:
     """What methods do not read whose refiners learn by a rule."""
     keys = ("bp.checkpointing", "bp.deep_supervision")
-    return unread(f"with method={method}", f"method={method} is not bp or ddp", *keys)
+    return unread(f"with method={method}", "only method=bp and method=ddp read it", *keys)
 
 
 COSTS = (
     unread(
-        "without parallel.placement=cost",
+        "unless parallel.placement=cost",
         "only parallel.placement=cost reads it",
         "parallel.costs",
         when=lambda parallel: parallel.placement != "cost",
     ),
     unread(
-        "without parallel.costs or without parallel.extractor=root",
-        "only given parallel.costs with parallel.extractor=root read it",
+        "unless parallel.costs is given and parallel.extractor=root",
+        "only parallel.costs with parallel.extractor=root reads it",
         "parallel.extractor_cost",
         when=lambda parallel: parallel.costs is None or parallel.extractor != "root",
     ),
@@ -59,17 +59,19 @@ class Method(ABC):
     learns_locally: ClassVar[bool] = False
     """Whether refiners learn by a local rule."""
     offers: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """The choices that it has of settings of `parallel`, where it has not all."""
+    """For settings of `parallel` of which it does not offer all choices, those that it offers."""
     refuses: ClassVar[Sequence[Refusal]] = ()
-    """What else it refuses of settings, before any is decided."""
+    """What else it refuses, before defaults are filled in."""
 
     def complete(self, config: Config) -> Config:
-        """With all settings decided that were left open, as a new object. Raises UsageError for settings that this
-        method does not have, or that would have no effect."""
+        """The configuration with all defaults of this method filled in, as a new object. Raises UsageError for settings
+        that this method does not offer, or that would have no effect."""
         for setting, choices in self.offers.items():
             value = getattr(config.parallel, setting)
             if value not in (None, *choices):
-                raise UsageError(f"method={self.name} has no parallel.{setting}={value}; choose one of {list(choices)}")
+                raise UsageError(
+                    f"method={self.name} does not offer parallel.{setting}={value}; choose one of {list(choices)}"
+                )
         for refusal in self.refuses:
             refusal.check(getattr(config, refusal.group))
         config = self.decide(config)
@@ -78,10 +80,11 @@ class Method(ABC):
 
     @abstractmethod
     def decide(self, config: Config) -> Config:
-        """With the settings decided that were left open, of those that this method reads."""
+        """The configuration with the defaults of the settings that this method reads."""
 
     def check_ranks(self, config: Config, ranks: int) -> None:
-        """Raises UsageError if the cascade cannot lie on so many ranks in all, before anything is measured."""
+        """Raises UsageError if the cascade cannot be placed on so many ranks in all; called before anything is
+        measured."""
         return
 
     def in_words(self, config: Config, ranks: int) -> str:
@@ -91,18 +94,18 @@ class Method(ABC):
 
     @abstractmethod
     def candidate(self, config: Config, job: Job) -> Candidate:
-        """What a configuration runs, as one way among those of a plan. Raises UsageError as training would."""
+        """The candidate of a plan that corresponds to a configuration. Raises UsageError as training would."""
 
     def expected(self, config: Config, job: Job) -> Option:
-        """What a plan expects of a configuration as it is."""
+        """What a plan predicts for a configuration as it is."""
         candidate = self.candidate(config, job)
         return evaluate(job, candidate, candidate.bound(job), simulate=candidate.actions(job) <= MAX_ACTIONS)
 
     def choose(
         self, config: Config, build: Callable[[], Cascade], sample: Tensor, runtime: Runtime
     ) -> tuple[Config, dict[str, Any]]:
-        """With all settings chosen that only the ranks of the job can choose, and what is expected of the choice; the
-        same on all ranks, which all call it.
+        """The configuration with the settings that are chosen on the ranks of the job, and the prediction for the
+        choice. All ranks call it, and get the same.
 
         Args:
             build: makes the network.
@@ -116,19 +119,19 @@ class Method(ABC):
 
     @abstractmethod
     def engine(self, config: Config, stage: Stage, sample: Tensor) -> Engine:
-        """What executes the steps; from here on nobody asks which method it is."""
+        """The engine that executes the steps. Nothing after this depends on the method."""
 
 
 def with_local_rule(config: Config) -> Config:
-    """With the rule's options decided. Refuses parts of a batch that the rule cannot learn from, and networks without
-    beliefs to learn from."""
+    """The configuration with the defaults of the rule's options. Raises UsageError if batches are cut but the rule's
+    loss is not a sum over rows, or if the network has no beliefs to learn from."""
     parallel = config.parallel
     rule_of(config.objective).check_parts(microbatches=parallel.microbatches or 1, replicas=parallel.replicas)
     if not forms_beliefs(config.model):
         others = " or ".join(name for name, model in MODELS.items() if model.has_beliefs)
         raise UsageError(
-            f"model.name={config.model.name} has a belief at its end only, so its blocks have nothing to learn from "
-            f"locally: use method=bp or ddp, or model.name={others}"
+            f"model.name={config.model.name} has a belief at its end only, so its blocks cannot learn locally: use "
+            f"method=bp or ddp, or model.name={others}"
         )
     return replace(config, objective=rules.complete(config.objective))
 

@@ -1,4 +1,4 @@
-"""method=bp: backpropagation in one process, or by a pipeline over ranks."""
+"""method=bp: backpropagation in one process, or as a pipeline over ranks."""
 
 from types import MappingProxyType
 from typing import get_args
@@ -36,10 +36,10 @@ class BPMethod(Method):
         unread("with method=bp", "method=bp has one loss for all refiners", "parallel.refiner_execution"),
         unread(
             "with method=bp",
-            "method=bp has no replicas of its pipelines; method=ddp has one on every rank",
+            "method=bp cannot replicate a pipeline; method=ddp has a copy of the network on every rank",
             "parallel.replicas",
         ),
-        unread("with method=bp", "only method=sid chooses for itself", "parallel.auto"),
+        unread("with method=bp", "only method=sid can choose its settings", "parallel.auto"),
         no_local_losses("bp"),
     )
 

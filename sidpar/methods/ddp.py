@@ -1,4 +1,4 @@
-"""method=ddp: backpropagation with the whole cascade on every rank, which takes its share of the batch."""
+"""method=ddp: backpropagation with the whole cascade on every rank, each for its share of the batch."""
 
 from torch import Tensor
 

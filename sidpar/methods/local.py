@@ -1,4 +1,4 @@
-"""method=local: the same training as method=sid in one process, the oracle."""
+"""method=local: the same training as method=sid in one process, as a reference."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ class LocalMethod(Method):
     refuses = (
         unread(
             "with method=local",
-            "method=local is one process",
+            "method=local runs in one process",
             *(f"parallel.{field.name}" for field in dataclasses.fields(ParallelConfig) if field.name != "device"),
         ),
         no_backpropagation("local"),

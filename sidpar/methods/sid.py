@@ -1,4 +1,4 @@
-"""method=sid: refiners on ranks, each learning by a local rule, SID for one."""
+"""method=sid: refiners on ranks, each of which learns by a local rule such as SID."""
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
@@ -92,7 +92,8 @@ class SIDMethod(Method):
         chosen = choose_local(job, _freedom(config))
         if chosen is None:
             raise UsageError(
-                f"parallel.auto=true finds no way of {spoken(job.rule)} that fits: use more ranks, or a smaller batch"
+                f"parallel.auto=true finds no schedule and placement for {spoken(job.rule)} that fit: use more ranks, "
+                "or a smaller batch"
             )
         return chosen
 

@@ -38,12 +38,12 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None) -> None:
-    """Write the whole cascade's weights to a safetensors file from rank 0, whole or not at all. All ranks call it.
+    """Write the weights of the whole cascade to a safetensors file, from rank 0. All ranks call it.
 
     Args:
         stage: this rank's share of the cascade.
         path: the file.
-        header: texts for the file's header.
+        header: strings for the file's header.
 
     Raises:
         StorageError: on rank 0, where the file cannot be written, for example because the disk is full.

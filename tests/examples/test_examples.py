@@ -33,7 +33,7 @@ def test_own_network(ranks: int, tmp_path: Path) -> None:
     text = str(ast.get_docstring(ast.parse((EXAMPLES / "own_network.py").read_text())))
     start = "torchrun --standalone --nproc_per_node=2" if ranks > 1 else "python"
     (command,) = re.findall(rf"^ *{start} (-m .*)$", text, re.MULTILINE)
-    settings = ["--model.options.width", "24", "--optim.epochs", "10", "--run.dir", str(tmp_path)]
+    settings = ["--model.num_refiners=4", "--model.options.width=48", "--optim.epochs=10", f"--run.dir={tmp_path}"]
     done = (torchrun if ranks > 1 else run_command)(ranks, *command.split(), *settings)
     assert done.returncode == 0, done.stderr
     assert min(json.loads((tmp_path / "summary.json").read_text())["refiner_test_accuracy"]) > 0.8
@@ -45,8 +45,9 @@ def test_own_images(ranks: int, tmp_path: Path) -> None:
     run(ranks, "own_images.py", cwd=tmp_path)
     summary = tmp_path / "runs" / "shapes" / "summary.json"
     assert json.loads(summary.read_text())["test_accuracy"] > 0.9
-    printed = run(1, "own_images.py", "data/shapes", cwd=tmp_path)
-    assert re.search(r"val/disc/0.png after 4 refiners: disc [5-9]\d\.\d %", printed)
+    if ranks == 1:
+        printed = run(1, "own_images.py", "data/shapes", cwd=tmp_path)
+        assert re.search(r"val/disc/0.png after 4 refiners: disc [5-9]\d\.\d %", printed)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--streaming",)], ids=["steps", "streaming"])
@@ -66,7 +67,7 @@ def test_own_rule(ranks: int, tmp_path: Path) -> None:
 def test_look_at_beliefs(ranks: int, tmp_path: Path) -> None:
     printed = run(ranks, "look_at_beliefs.py", cwd=tmp_path)
     counts = [int(count) for count in re.findall(r"settled by refiner \d: (\d+) of 360", printed)]
-    assert len(counts) == 8
+    assert len(counts) == 6
     assert sum(counts) == 360
     assert (tmp_path / "runs" / "look_at_beliefs" / "look_at_beliefs.png").stat().st_size > 10_000
 

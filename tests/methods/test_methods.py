@@ -88,7 +88,7 @@ def test_a_rule_whose_loss_is_no_sum_takes_no_parts(setting: str, value: int, mo
     with pytest.raises(UsageError) as caught:
         complete(Config(objective=Objective(rule="spread"), parallel=parallel))
     assert str(caught.value) == (
-        f"{setting}=2 cuts a batch into parts, but the loss of objective.rule=spread is no sum over rows, so the "
+        f"{setting}=2 cuts a batch into parts, but the loss of objective.rule=spread is not a sum over rows, so the "
         f"parts' losses do not add up to the batch's: set parallel.{setting}=1, or use another rule"
     )
 

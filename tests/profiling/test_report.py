@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from report import BadFileError, remake
 from reporting.draw import fullest
 from reporting.tables import figure, per_rank
+
+from tests.harness import ROOT
 
 KIB = 1024
 ROW: dict[str, Any] = {

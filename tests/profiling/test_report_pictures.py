@@ -1,23 +1,18 @@
 """The pictures of a report: they show something, fit a column, and have the colours of all other pictures."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
-
-from sidpar.plots.pictures import PictureFormat
-from tests.harness import ROOT
-from tests.plots.test_style import check_fits_a_column
-from tests.profiling.test_report import folder, row, synthetic, synthetic_timelines, write
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from report import remake
 from reporting.draw import PIPELINES
 from reporting.figures import look_of, name_of
 from reporting.gantt import select
+
+from sidpar.plots.pictures import PictureFormat
+from tests.plots.test_style import check_fits_a_column
+from tests.profiling.test_report import folder, row, synthetic, synthetic_timelines, write
 
 __all__ = ["folder"]  # a fixture
 

@@ -127,7 +127,7 @@ def test_a_resumed_run_has_one_record(tmp_path: Path, caplog: pytest.LogCaptureF
     ]
     assert rows(tmp_path)[2] == row("test", 20), "the first evaluation is kept"
     assert [r.getMessage() for r in caplog.records] == [
-        f"{tmp_path / METRICS}: dropped 1 lines that a killed run had left unfinished"
+        f"{tmp_path / METRICS}: removed 1 incomplete lines of a run that was killed"
     ]
     assert series(tmp_path) == {
         f"{kind}/loss/refiner_{i}": [(step, step + x) for step in steps]

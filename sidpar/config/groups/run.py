@@ -35,7 +35,7 @@ class RunConfig:
 
     UNITS = MappingProxyType({"seed": "none", "log_every": "steps", "eval_every": "epochs"})
     REFUSALS = (
-        Refusal(("run.name",), "no text, one with a slash, or one of more than 200 characters", _check_name),
+        Refusal(("run.name",), "an empty string, one with a slash, or one of more than 200 characters", _check_name),
         *less_than(0, "run.seed"),
         *less_than(1, "run.log_every", "run.eval_every"),
     )

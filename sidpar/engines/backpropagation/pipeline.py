@@ -39,13 +39,13 @@ class PipelineEngine(Synchronous):
         stage: placed by a `Cut` made for the same schedule.
         objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
         schedule: naive, gpipe, 1f1b, interleaved, zero_bubble, zbv or dualpipe_v.
-        microbatches: M. A batch that M does not divide is filled up with rows of weight 0.
-        seed: of the random masks; the same on all ranks.
+        microbatches: M. A batch that M does not divide is padded with rows of weight 0.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
 
-    Batch norm sees one microbatch at a time, fill rows included.
+    Batch norm sees one microbatch at a time, padding included.
 
     Raises:
-        UsageError: the schedule does not take so many ranks or microbatches, or the stage is placed otherwise.
+        UsageError: the schedule does not support so many ranks or microbatches, or the stage is not placed for it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PipelineEngine(Synchronous):
         self._places = self._targets = self._weights = torch.empty(0)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Gradients of one batch into `stage.parameters()`, replacing those that were there.
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
 
         Args:
             x: inputs [B, ...], the same on every rank.
@@ -99,7 +99,7 @@ class PipelineEngine(Synchronous):
         return self._result(y, self._microbatches)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Beliefs of one batch in inference mode; no gradients.
+        """The beliefs about one batch, in inference mode and without gradients.
 
         Args:
             x: inputs [B, ...], the same on every rank.
@@ -240,7 +240,7 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
     cut = stage.placement
     if runtime.num_replicas > 1:
         raise UsageError(
-            f"replicas={runtime.num_replicas}: copies of a pipeline of backpropagation are not offered; use 1, or "
+            f"replicas={runtime.num_replicas}: a pipeline of backpropagation cannot be replicated; use 1, or "
             "BPEngine, which has a copy of the cascade on every rank"
         )
     if runtime.world_size == 1:
@@ -258,12 +258,12 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
     if stage.compute.compile and pipeline.splits_backward:
         raise UsageError(
             f"schedule={schedule} splits the backward in two, and torch does not support that with compute.compile: "
-            "switch compile off, or use schedule=1f1b, gpipe or interleaved"
+            "set compute.compile=false, or use schedule=1f1b, gpipe or interleaved"
         )
     if pipeline.order == "v" and runtime.backend == "gloo" and torch.__version__ < "2.15":
         raise UsageError(
-            f"schedule={schedule} on gloo needs torch 2.15, got {torch.__version__}: earlier ones (seen in 2.11) send "
-            "a first message from a rank to itself, which gloo does not do; use schedule=zero_bubble, or a newer torch"
+            f"schedule={schedule} on gloo needs torch 2.15, got {torch.__version__}: earlier versions (seen in 2.11) "
+            "send a message from a rank to itself, which gloo does not do; use schedule=zero_bubble, or a newer torch"
         )
     if runtime.backend == "gloo" and runtime.device.type == "cuda":
         raise UsageError(

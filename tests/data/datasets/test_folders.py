@@ -99,7 +99,7 @@ def write(path: str, text: str) -> Callable[[Path], None]:
         (write("train/n01/images/n01_2.JPEG", "?"), "n01_2.JPEG cannot be read as an image .*repair or remove it"),
         (
             lambda root: Image.new("RGB", (64, 32)).save(root / "train/n02/images/n02_0.JPEG"),
-            "n02_0.JPEG has 64 x 32 pixels, but these images must have 64 x 64: replace it",
+            "n02_0.JPEG has 64 x 32 pixels, but these images must have 64 x 64: resize or replace it",
         ),
     ],
 )
@@ -173,7 +173,10 @@ def test_a_folder_that_cannot_be_read_is_named(
         (remove("val"), r"data.root=.* has no folder val \(or valid, validation, test\): image_folder"),
         (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], "train has no folders: .* one for each"),
         (lambda root: [shutil.rmtree(f) for f in (root / "val").iterdir()], "no images found in .*val: it needs a"),
-        (remove("train/digit 2"), r"val has 1 classes that .*train has not \(digit 2\): add their training images, or"),
+        (
+            remove("train/digit 2"),
+            r"val has 1 classes that are not in .*train \(digit 2\): add their training images, or",
+        ),
         (lambda root: (root / "train" / "empty").mkdir(), r"no images found in .*train/empty \(files that end in .jpg"),
         (
             remove("val/digit 0/002.png"),
