@@ -14,7 +14,7 @@ from sidpar.plots.style import NOTE, WIDTH, Look, add_caption, series, styled
 
 _REST = Look("#8C8C8C", "", "--")
 """Of the classes that are not named, together."""
-_ROW = 1.5
+_ROW = 1.65
 """Inches: the height of an image with what is said of it."""
 
 
@@ -66,7 +66,7 @@ def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: i
     axes.set_xlim(-0.15, len(beliefs) - 0.85)
     axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_yticks([0, 0.5, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("after refiner")
     axes.set_ylabel("belief")

@@ -16,7 +16,7 @@ from sidpar.runs.record_reader import MetricRows, Recorded
 
 Colour = str | tuple[float, float, float, float]
 MEASURES = {"loss": "loss", "kl": "KL to the label", "accuracy": "accuracy, %"}
-LINE = 88
+LINE = 98
 """Characters of a line of text across a picture."""
 _EPOCHS = 6
 _FEW = 16
@@ -101,7 +101,7 @@ def draw_depth(run: Recorded, num_classes: int | None) -> Figure:
     Args:
         num_classes: C; where it is not known, p_0 is left out.
     """
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     accuracy, kl = figure.subplots(1, 2)
     rows = run.rows["test"]
     chosen = few(len(rows.steps), _EPOCHS)
@@ -115,7 +115,8 @@ def draw_depth(run: Recorded, num_classes: int | None) -> Figure:
     finish_by_depth(kl, "kl")
     if guessed:
         mark_chance(accuracy, guessed)
-    (kl if kl.lines else accuracy).legend()
+    handles = [line for line in accuracy.lines if not str(line.get_label()).startswith("_")]
+    figure.legend(handles=handles, ncols=len(handles), loc="outside lower center", handlelength=1.6, columnspacing=1.2)
     _title(figure, run)
     return figure
 
@@ -146,7 +147,8 @@ def mark_chance(axes: Axes, accuracy: float) -> None:
     """The accuracy of a guess, in percent."""
     axes.axhline(accuracy, color=GUIDE, lw=0.8, ls="--")
     place = axes.get_yaxis_transform()
-    axes.text(0.99, accuracy, "chance", transform=place, va="bottom", ha="right", color=GUIDE)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
+    axes.text(0.99, accuracy, "chance", transform=place, va="bottom", ha="right", color=GUIDE, bbox=behind)
 
 
 def few(count: int, most: int) -> list[int]:

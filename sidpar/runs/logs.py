@@ -65,11 +65,14 @@ def _with_step(step: Callable[[], int]) -> Callable[[logging.LogRecord], bool]:
 
 
 class _Console(logging.Handler):
-    """What ends a run is said on the standard error, by whoever shows the exception."""
+    """What ends a run is said on the standard error, by whoever shows the exception. What libraries say to those who
+    call them, that something will change, is in the files alone."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
+        message = record.getMessage()
+        of_libraries = record.name == "py.warnings" and ("FutureWarning" in message or "DeprecationWarning" in message)
+        if record.levelno < logging.ERROR and not of_libraries:
             tqdm.write(self.format(record))

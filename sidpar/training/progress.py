@@ -52,11 +52,12 @@ class Progress:
             epoch = self.pace.seconds_for(self._images)
             _log.info(
                 f"by the first steps: {human_duration(epoch / self._steps)} a step, {human_duration(epoch)} an epoch, "
-                f"{self._left()} left"
+                f"{self._left(self._done)} left"
             )
         if self._bar is None:
             speed = f"{row['images_per_second']:.0f} images/s"
-            left = f"  {self._left()} left" if self.pace.is_known else ""
+            done = row["step"] * self._images // self._steps  # the row may be of some steps ago
+            left = f"  {self._left(done)} left" if self.pace.is_known else ""
             head = f"{self.epoch(row['epoch'])}  step {row['step']:6d}"
             _log.info(f"{head}  train {self._loss}  {speed}{left}")
 
@@ -77,14 +78,14 @@ class Progress:
     def _description(self) -> str:
         parts = [self._epoch_of(self._done - 1)]
         if self.pace.is_known:
-            parts += [f"{self.pace.images_per_second:.0f} images/s", f"{self._left()} left"]
+            parts += [f"{self.pace.images_per_second:.0f} images/s", f"{self._left(self._done)} left"]
         return "  ".join([*parts, *([self._loss] if self._loss else [])])
 
     def _epoch_of(self, image: int) -> str:
         return self.epoch(min(image // self._images + 1, self._epochs))
 
-    def _left(self) -> str:
-        """Time to the end of the run."""
-        images = self._epochs * self._images - self._done
-        before = self._done // self._images // self._eval_every
-        return human_duration(self.pace.seconds_for(images, -(-self._epochs // self._eval_every) - before))
+    def _left(self, done: int) -> str:
+        """Time to the end of the run, after so many images of it."""
+        before = done // self._images // self._eval_every
+        evaluations = -(-self._epochs // self._eval_every) - before
+        return human_duration(self.pace.seconds_for(self._epochs * self._images - done, evaluations))

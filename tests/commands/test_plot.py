@@ -117,13 +117,15 @@ def test_curves_show_the_rows(copy: Path) -> None:
 def test_depth_begins_at_chance(copy: Path) -> None:
     """The first and the last evaluation are among the epochs."""
     run = record(copy, [row("test", step) for step in range(2, 42, 2)])
-    accuracy, kl = draw_depth(run, 5).axes
+    figure = draw_depth(run, 5)
+    accuracy, kl = figure.axes
     curves = [line for line in accuracy.lines if len(line.get_xdata()) == 4]
     assert list(curves[0].get_xdata()) == [0, 1, 2, 3]
     for curve, step in ((curves[0], 2), (curves[-1], 40)):
         assert np.allclose(curve.get_ydata(), [20, *(100 * (1002 + step + i / 100) for i in range(3))])
     assert np.allclose(kl.lines[-1].get_ydata(), [1041 + i / 100 for i in range(3)])
-    assert [text.get_text() for text in kl.get_legend().get_texts()][:: len(curves) - 1] == ["epoch 1", "epoch 20"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:: len(curves) - 1] == ["epoch 1", "epoch 20"]
     accuracy, _ = draw_depth(run, None).axes
     assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3]
 
@@ -131,9 +133,9 @@ def test_depth_begins_at_chance(copy: Path) -> None:
 @pytest.mark.processes
 def test_a_rule_need_not_measure_kl(copy: Path) -> None:
     rows = [{name: value for name, value in row("test", step).items() if name != "kl"} for step in (2, 4)]
-    accuracy, kl = draw_depth(record(copy, rows), 5).axes
-    assert not kl.lines
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["epoch 1", "epoch 2"]
+    figure = draw_depth(record(copy, rows), 5)
+    assert not figure.axes[1].lines
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["epoch 1", "epoch 2"]
 
 
 @pytest.mark.processes
