@@ -53,6 +53,8 @@ class LocalRule(ABC):
     state travels between ranks in training, and all refiners begin at once. Inference is a chain in any case."""
     sums_over_rows: ClassVar[bool] = True
     """Whether the loss of a batch is the sum of losses of its rows, so that a batch may be cut in parts."""
+    loss_reads_features: ClassVar[bool] = True
+    """Whether the loss looks at features. If not, a rank is sent only those that its refiners read."""
     copies: ClassVar[int] = 1
     """How many rows `enter` makes of each one in training."""
     measures: ClassVar[tuple[str, ...]] = ("loss", "kl", "correct")
