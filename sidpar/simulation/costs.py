@@ -120,6 +120,8 @@ class Costs:
     """What each layer of the extractor returns."""
     input_bytes: float = 0.0
     """What enters the first one."""
+    reads: Sequence[Sequence[int]] | None = None
+    """Of each feature, the refiners that read it; None: all."""
     overhead: float = 0.0
     """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
 
