@@ -1,4 +1,4 @@
-"""One batch on one rank: the tensors that are alive, and what each verb of a schedule does with them.
+"""Executes one batch on one rank: the tensors that are alive, and what each verb of a schedule does with them.
 
 Letters as in the schedule: i refiner, m microbatch. State i is what refiner i receives.
 """
@@ -71,7 +71,7 @@ class Execution:
         self._pending = PendingMessages()
 
     def do(self, action: Action) -> None:
-        """One action of the schedule."""
+        """Execute one action of the schedule."""
         m, i = action.microbatch, action.refiner
         match action.do:
             case Do.EXTRACT:
@@ -144,7 +144,7 @@ class Execution:
                 self._update(action.do)
 
     def check_finished(self) -> None:
-        """Nothing of this batch is under way any more."""
+        """Check that no message of this batch is under way."""
         self._pending.check_finished()
 
     def result(self) -> StepResult:

@@ -1,4 +1,4 @@
-"""Local learning on ranks: walks the schedule's list of actions for each batch."""
+"""Local learning on ranks: executes the schedule's list of actions for each batch."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -46,18 +46,22 @@ class ParallelEngine(Synchronous):
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
-        objective: the settings of a rule, or a rule; by it refiners learn.
+        stage: made with `extractor` and `counts`.
+        objective: the settings of a rule, or a rule, by which refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
-            third one is `StreamingEngine`'s.
+            third schedule, `streaming`, is `StreamingEngine`.
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
             computation (`cascade/stacked.py`). Pays where refiners are many and small, and one rank has several.
-        seed: of the random masks, and of the rule's random numbers; the same on all ranks.
+        seed: of random numbers in modules, such as dropout masks, and of the rule; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
-    M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
+    M > 1 or R > 1 its statistics differ from the local engine's; so do dropout masks. The statistics that are
     saved and evaluated are those of the first replica.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -73,9 +77,7 @@ class ParallelEngine(Synchronous):
         if schedule not in SCHEDULES:
             raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
         if not isinstance(stage.placement, Placement):
-            raise UsageError(
-                "ParallelEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation"
-            )
+            raise UsageError("ParallelEngine needs a stage made with `extractor` and `counts`, not with `placement`")
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
@@ -114,7 +116,15 @@ class ParallelEngine(Synchronous):
         self._actions: dict[tuple[str, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
@@ -125,7 +135,15 @@ class ParallelEngine(Synchronous):
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
@@ -189,7 +207,7 @@ class ParallelEngine(Synchronous):
         return GradientBuckets(parameters, self._transport.sum_refiner_gradients)
 
     def _open_refiners(self) -> None:
-        """A batch begins: no gradients."""
+        """Remove all gradients at the start of a batch."""
         if self._refiner_buckets is not None:
             self._refiner_buckets.reset()
             self._refiner_buckets.attach()
@@ -207,7 +225,7 @@ class ParallelEngine(Synchronous):
 
     @property
     def _views(self) -> list[RankView]:
-        """What the schedules of all ranks are functions of."""
+        """The inputs of the schedules of all ranks."""
         return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], view: RankView) -> list[Action]:
@@ -227,7 +245,7 @@ class ParallelEngine(Synchronous):
         return None if whole else self.stage.skeleton.reads(x)
 
     def _in_order(self, actions: Iterable[Action]) -> list[Action]:
-        """A schedule's actions as this backend takes them."""
+        """A schedule's actions, in the order for this backend."""
         return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
@@ -275,7 +293,7 @@ class ParallelEngine(Synchronous):
                 self._execute(schedule, x, y, layout, open_version, training=training).measures()
         except Exception as error:
             # A module may refuse what other ranks would have sent: here, zeros. Then its first uses are in the step.
-            warnings.warn(f"a rehearsal of the first batch has failed, and is left out: {reason(error)}", stacklevel=2)
+            warnings.warn(f"the dry run of the first batch has failed and is skipped: {reason(error)}", stacklevel=2)
         finally:
             self.clock = clock
         synchronize(self._runtime.device)
@@ -293,7 +311,7 @@ class ParallelEngine(Synchronous):
             synchronize(self._runtime.device)
 
     def _buckets(self) -> list[GradientBuckets]:
-        """Of all gradients that this rank sums with others."""
+        """The buckets of all gradients that this rank sums with others."""
         extractor = self._extractor_buckets() if self._view.reduces_parameters else None
         return [buckets for buckets in (self._refiner_buckets, extractor) if buckets is not None]
 
@@ -319,7 +337,7 @@ class ParallelEngine(Synchronous):
         return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
 
     def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
-        """What batches that are alike have in common."""
+        """A key that is the same for batches of the same shape."""
         return tuple(x.shape), x.dtype, tuple(y.shape)
 
     def _check_trainable(self) -> None:

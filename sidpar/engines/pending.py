@@ -6,7 +6,7 @@ from sidpar.schedules.actions import Action, Do
 
 
 class PendingMessages:
-    """By the verb that started them, and the microbatch; None is the whole batch."""
+    """Started messages by the verb that started them and the microbatch; None is the whole batch."""
 
     def __init__(self) -> None:
         self._pending: dict[tuple[Do, int | None], Pending] = {}

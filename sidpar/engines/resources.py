@@ -1,4 +1,4 @@
-"""What an engine of local learning keeps from batch to batch."""
+"""What an engine of local learning keeps for all batches."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Resources:
     stage: Stage
     rule: LocalRule
     transport: Transport | None
-    """None in a world of one."""
+    """None for a single process."""
     refiner_buckets: GradientBuckets | None
     """None where this rank's refiners have no replicas."""
     stacks: Stacks | None

@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class StreamingEngine(ParallelEngine):
-    """Trains a stream of batches: a rank begins the next one as soon as its own work on this one is done.
+    """Trains a stream of batches: a rank begins the next batch as soon as its own work on the present one is done.
 
         for result in engine.train(batches, update): ...
 
@@ -40,14 +40,19 @@ class StreamingEngine(ParallelEngine):
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
-        microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
-        staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
-        weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
-            later, which makes late gradients less late (`stages/versions.py`).
+        stage: made with `extractor` and `counts`.
+        objective: the settings of a rule, or a rule, by which refiners learn.
+        microbatches: M. Ranks need not wait for the chain from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
+        staleness: S >= 1. More than 1 is needed only where ranks would still wait for the chain, and costs accuracy.
+        weight_prediction: whether features are computed with the weights that the extractor is predicted to have S
+            updates later, which makes late gradients less late (`stages/versions.py`).
         refiner_execution: as for `ParallelEngine`.
-        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
+        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each of which costs a drain
             and two synchronous steps; 0 for none.
-        seed: of the random masks; the same on all ranks.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -85,18 +90,43 @@ class StreamingEngine(ParallelEngine):
         self._turns: dict[tuple[str, Turn, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
+        """Compute the gradients of one batch by a `fused` step, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().step(x, y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, between streams."""
+        """The beliefs about one batch, in inference mode and without gradients, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().evaluate(x, y)
 
     def train(self, batches: Iterable[Batch], update: Update) -> Iterator[StepResult]:
-        """A turn for each batch, with `update` called for the refiners at its end, and for the extractor when an update
-        of it is due. A batch of another shape than the one before begins a new stream, after a drain."""
+        """Train on all batches. `update` is called for the refiners after their work on each batch, and for the
+        extractor when an update of it is due. A batch of another shape begins a new stream, after a drain.
+
+        Args:
+            batches: inputs [B, ...] and labels [B] or [B, T], int64 in 0..C-1; the same on every rank.
+            update: steps an optimizer. It is called with the names of the parts whose gradients are complete; no other
+                parameter has a gradient at that time.
+
+        Raises:
+            UsageError: an earlier call of `train` has not ended, or a batch does not fit.
+        """
         self._refuse_within_a_stream()
         incoming = iter(batches)
         batch, before = next(incoming, None), 0
@@ -121,7 +151,7 @@ class StreamingEngine(ParallelEngine):
         return dict(zip(self._movement_names, movement, strict=bool(movement)))
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on with the movement that `carried` gave, if weights were predicted there and are here."""
+        """Restore the movement that `carried` returned, if weights were predicted there and are predicted here."""
         if self._extractors is not None and tensors:
             self._extractors.resume([tensors[name].to(self._runtime.device) for name in self._movement_names])
 
@@ -249,6 +279,6 @@ class StreamingEngine(ParallelEngine):
     def _refuse_within_a_stream(self) -> None:
         if self._in_stream:
             raise UsageError(
-                f"a stream is under way, with updates of the extractor in flight after step {self.steps}: let the loop "
-                "over train() come to its end first; where it was left early, make a new engine"
+                f"train() has not ended: updates of the extractor are in flight after step {self.steps}. Let the loop "
+                "over train() run to its end first; if it was left early, make a new engine"
             )

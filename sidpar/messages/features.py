@@ -41,15 +41,16 @@ class FeatureMessages(Wire):
     def broadcast_features(
         self, features: TensorTuple | None, specs: Sequence[Spec], batch: int, readers: Readers = None
     ) -> Pending:
-        """Features [b, ...] of one microbatch from rank 0 to those that read them; `features` is None on the others."""
+        """Send the features [b, ...] of one microbatch from rank 0 to the ranks that read them; `features` is None on the
+        other ranks."""
         own = [None] * len(specs) if features is None else map(self._to_wire, features)
         return self._together(map(self._broadcast, own, specs, [batch] * len(specs), self._ranks(readers, specs)))
 
     def gather_features(
         self, shard: TensorTuple, specs: Sequence[Spec], layout: BatchLayout, readers: Readers = None
     ) -> Pending:
-        """Every rank's shard of the features to those that read them: [B, ...] in batch order. Shards are padded to
-        one size."""
+        """Gather every rank's shard of the features on the ranks that read them: [B, ...] in batch order. Shards are
+        padded to one size."""
         return self._together(
             self._gather(_padded(self._to_wire(own), layout.padded_shard), spec, layout, ranks)
             for own, spec, ranks in zip(shard, specs, self._ranks(readers, specs), strict=True)
@@ -58,7 +59,7 @@ class FeatureMessages(Wire):
     def reduce_feature_gradient(
         self, gradient: Gradients, specs: Sequence[Spec], batch: int, readers: Readers = None
     ) -> Pending:
-        """Feature gradients [b, ...] of one microbatch, summed over the ranks that read them to rank 0; meaningless on
+        """Sum the feature gradients [b, ...] of one microbatch over the ranks that read them, on rank 0; meaningless on
         the others."""
         return self._together(
             self._reduce(own, spec, batch, ranks)
@@ -68,8 +69,8 @@ class FeatureMessages(Wire):
     def scatter_feature_gradient(
         self, gradient: Gradients, specs: Sequence[Spec], layout: BatchLayout, m: int, readers: Readers = None
     ) -> Pending:
-        """Feature gradients [b, ...] of microbatch m, summed over the ranks that read them, to each rank the rows that
-        it extracted."""
+        """Sum the feature gradients [b, ...] of microbatch m over the ranks that read them, and give each rank the rows
+        that it extracted."""
         return self._together(
             self._scatter(None if own is None else self._spread(self._to_wire(own), layout, m), spec, layout, m, ranks)
             for own, (spec, ranks) in zip(gradient, self._trained(readers, specs), strict=True)

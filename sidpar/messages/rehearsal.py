@@ -1,4 +1,4 @@
-"""The first message of each kind and size, before any that a rank works beside."""
+"""Sends the first message of each kind and size, before training sends messages while ranks compute."""
 
 from collections.abc import Iterable
 
@@ -20,8 +20,8 @@ def send_first(
     *,
     training: bool,
 ) -> None:
-    """All that a batch of this layout sends, once in each size, zeros, one message after the other: nobody waits for
-    two at once. All ranks call it.
+    """Send everything that a batch of this layout sends, once in each size, as zeros, one message after another. All
+    ranks call it.
 
     NCCL makes connections by kind and size of a message, on the host, and loads kernels of its own: which may wait for
     the device, and so for the messages under way.

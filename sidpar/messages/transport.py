@@ -1,4 +1,4 @@
-"""Every message of a step: one function each, with its peer, shape, dtype and order.
+"""The messages of a step: one function each, with its peer, shape, dtype and order.
 
 Nothing here waits: each function starts a message and returns a `Pending`, whose `wait` gives the result. Order, not
 tags, matches messages (NCCL ignores tags): a schedule starts the messages of one group in the same order on both
@@ -23,7 +23,7 @@ class Transport(FeatureMessages):
     """The messages of one rank. Peers are ranks of its own cascade, of which there are K."""
 
     def send_state(self, state: TensorTuple, peer: int) -> Pending:
-        """The state of one microbatch to the next rank: [b, C] and hidden activations."""
+        """Send the state of one microbatch to the next rank: [b, C] and hidden activations."""
         buffers = tuple(self._to_wire(tensor) for tensor in state)
         group = self._cascade.edge(self._rank, peer)
         works = [self._begin(dist.isend, t, group=group, group_dst=peer) for t in buffers]
@@ -31,7 +31,7 @@ class Transport(FeatureMessages):
         return Pending(works, buffers, self.traffic)
 
     def receive_state(self, specs: tuple[Spec, ...], batch: int, peer: int) -> Pending:
-        """The state of one microbatch of `batch` rows from the previous rank."""
+        """Receive the state of one microbatch of `batch` rows from the previous rank."""
         buffers = self._room(specs, batch)
         if self._silent:
             buffers[0].fill_(-math.log(buffers[0].shape[-1]))
@@ -40,11 +40,11 @@ class Transport(FeatureMessages):
         return Pending(works, buffers, self.traffic, self._to_device)
 
     def sum_refiner_gradients(self, bucket: Tensor) -> Pending:
-        """A flat bucket of this rank's refiners' gradients, summed over replicas in place."""
+        """Sum a flat bucket of this rank's refiners' gradients over replicas, in place."""
         return self._sum(bucket, self._replicas.refiner_gradients, "refiner gradients")
 
     def sum_extractor_gradients(self, bucket: Tensor) -> Pending:
-        """A flat bucket of the extractor's parameter gradients, summed in place over all ranks of all replicas."""
+        """Sum a flat bucket of the extractor's parameter gradients over all ranks of all replicas, in place."""
         return self._sum(bucket, self._groups.world, "parameter gradients")
 
     def sum_root_gradients(self, bucket: Tensor) -> Pending:
@@ -52,7 +52,7 @@ class Transport(FeatureMessages):
         return self._sum(bucket, self._replicas.root_gradients, "parameter gradients")
 
     def share_buffers(self, buffers: TensorTuple) -> None:
-        """The first replica's running statistics to all others, in place, blocking."""
+        """Copy the first replica's running statistics to all other replicas, in place; blocks."""
         for buffer in buffers:
             wire = self._to_wire(buffer)
             dist.broadcast(numbers(wire), group_src=0, group=self._replicas.refiner_gradients)
@@ -60,8 +60,8 @@ class Transport(FeatureMessages):
             buffer.copy_(wire)
 
     def fetch(self, tensor: Tensor, owner: int) -> Tensor:
-        """A tensor from `owner` > 0 to rank 0 of the first replica, blocking; only these two call it. `tensor` is the
-        value or a buffer."""
+        """Send a tensor from rank `owner` > 0 to rank 0 of the first replica; blocks. Only these two ranks call it.
+        `tensor` is the value or a buffer."""
         buffer = self._to_wire(tensor.detach())
         if self._rank == owner:
             dist.send(numbers(buffer), group_dst=0, group=self._groups.world)

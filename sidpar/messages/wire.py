@@ -22,7 +22,7 @@ class Pending:
     """A started message. `tensors` are the buffers it reads or writes: they must live until `wait` returns."""
 
     works: list[dist.Work | None]
-    """None for what does not leave."""
+    """None for messages that are not sent."""
     tensors: TensorTuple
     traffic: Traffic
     finish: Callable[[TensorTuple], TensorTuple] = tuple
@@ -54,7 +54,7 @@ class Wire:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """What is sent within does not count as traffic."""
+        """Messages inside do not count as traffic."""
         traffic, self.traffic = self.traffic, Traffic()
         try:
             yield
@@ -63,8 +63,8 @@ class Wire:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Within, messages are made ready as ever, but none leaves, and what comes is made up at once: uniform beliefs,
-        and zeros. So a rank can go through a list of actions alone."""
+        """Inside, messages are prepared but not sent, and received data is made up: uniform beliefs, and zeros. So a
+        rank can go through a list of actions alone."""
         self._silent = True
         try:
             with self.uncounted():

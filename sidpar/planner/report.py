@@ -1,4 +1,4 @@
-"""A plan in words: what is expected of each way, and which is the fastest that fits. No torch."""
+"""The text of a plan: the prediction for each way to train, and which is the fastest that fits. No torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

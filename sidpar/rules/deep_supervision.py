@@ -1,4 +1,4 @@
-"""Local deep supervision: every refiner learns the label by its own cross-entropy, and from no teacher.
+"""Local deep supervision: every refiner learns the label by its own cross-entropy, without a teacher.
 
 Greedy learning with auxiliary losses (Belilovsky et al. 2019), where a refiner's logits are its auxiliary head. SID
 with alpha = 1 and the forward direction has the same gradients.

@@ -1,4 +1,4 @@
-"""What a run says: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
+"""The logs of a run: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> str | None:
         path.parent.mkdir(exist_ok=True)
         handler = logging.FileHandler(path)
     except OSError as error:
-        return f"{path} cannot be written ({error.strerror}): mend the folder, or choose another run.dir"
+        return f"{path} cannot be written ({error.strerror}): make the folder writable, or choose another run.dir"
     _root.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s step %(step)d  %(message)s"))
     handler.addFilter(_with_step(step))

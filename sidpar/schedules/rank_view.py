@@ -1,4 +1,4 @@
-"""What the schedules of local learning are functions of. No torch."""
+"""The inputs of the schedules of local learning. No torch."""
 
 from dataclasses import dataclass
 from functools import cached_property

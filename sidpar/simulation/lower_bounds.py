@@ -1,8 +1,8 @@
 """Times that no step can undercut, found without simulating it: the laws, with real costs. No torch.
 
-A rank cannot begin before the first belief has come down the chain, then has all of its own work to do, and what the
-extractor's gradient still needs comes behind that. Where ranks are alike a step takes just that long, so a plan for
-many ranks has to simulate few of the schedules among which it chooses.
+A rank cannot start before the first belief has reached it. Then it does all of its own work, and then what is left of
+the extractor's gradient. If all ranks are alike, a step takes exactly that long, so a plan for many ranks has to
+simulate few schedules.
 """
 
 from collections.abc import Callable, Sequence

@@ -249,15 +249,15 @@ LINE = json.dumps(row("train", 1)) + "\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no row yet: the first one comes after run.log_every steps"),
-        (LINE[:30], "holds no row yet"),
+        ("", "has no rows yet: the first one is written after run.log_every steps"),
+        (LINE[:30], "has no rows yet"),
         (LINE + LINE[:40] + "\n" + LINE, "line 2, is not JSON"),
         (LINE + "\0\0\n", "line 2, is not JSON"),
         (LINE + "7\n", "line 2, is not JSON"),
-        (LINE + '{"kind": "test", "step": 3}\n', "line 2, has no kind, step and epoch: mend or remove this line"),
+        (LINE + '{"kind": "test", "step": 3}\n', "line 2, has no kind, step and epoch: repair or remove this line"),
         (
             LINE + json.dumps(row("train", 2, size=4)) + "\n",
-            "line 2, has other measures, or another number of refiners, than those before it: mend or remove this line",
+            "line 2, has other measures or another number of refiners than the lines before it: repair or",
         ),
     ],
     ids=["empty", "begun", "cut", "zeros", "number", "keys", "refiners"],

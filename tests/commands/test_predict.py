@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_no_part_of_a_picture(
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         f"sidpar.predict: error: {tmp_path}/out/digit_0.png cannot be written (File too large): free space there, or "
-        "mend the folder, and start the same command again; what the run folder holds is kept\n"
+        "make the folder writable, and start the same command again; what the run folder holds is kept\n"
     )
     assert not list((tmp_path / "out").iterdir())
 
@@ -210,7 +210,7 @@ def test_files_that_are_no_images(name: str, message: str, tmp_path: Path) -> No
 
 
 def test_a_network_for_no_image_file() -> None:
-    with pytest.raises(UsageError, match="takes images of 2 channels, which no image file has: load them yourself"):
+    with pytest.raises(UsageError, match="takes images of 2 channels, but image files have 1 or 3: load them yourself"):
         read_image("any.png", Preprocessing((2, 4, 4), ("a", "b"), 255, (0.0,) * 2, (1.0,) * 2))
 
 

@@ -79,7 +79,7 @@ def test_a_picture_that_cannot_be_written(
         main([str(folder)])
     assert end.value.code == 1
     error = (
-        f"sidpar.plot: error: {folder / 'plots' / name} cannot be written (Is a directory): free space there, or mend"
+        f"sidpar.plot: error: {folder / 'plots' / name} cannot be written (Is a directory): free space there, or make"
     )
     assert capsys.readouterr().err.startswith(error)
 

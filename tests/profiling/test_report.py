@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 from matplotlib import image
-
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from report import BadFileError, remake
 from reporting.draw import fullest
 from reporting.gantt import select
 from reporting.tables import figure, per_rank
+
+from tests.harness import ROOT
 
 KIB = 1024
 ROW: dict[str, Any] = {
