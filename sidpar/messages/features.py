@@ -41,8 +41,8 @@ class FeatureMessages(Wire):
     def broadcast_features(
         self, features: TensorTuple | None, specs: Sequence[Spec], batch: int, readers: Readers = None
     ) -> Pending:
-        """Send the features [b, ...] of one microbatch from rank 0 to the ranks that read them; `features` is None on the
-        other ranks."""
+        """Send the features [b, ...] of one microbatch from rank 0 to the ranks that read them; `features` is None on
+        the other ranks."""
         own = [None] * len(specs) if features is None else map(self._to_wire, features)
         return self._together(map(self._broadcast, own, specs, [batch] * len(specs), self._ranks(readers, specs)))
 
