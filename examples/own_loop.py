@@ -44,7 +44,7 @@ with sidpar.Runtime.start() as runtime:  # one process, or one rank of those tha
     loader = DataLoader(spirals(1024, seed=0), batch_size=128, shuffle=True, generator=order, pin_memory=on_gpu)
     objective = sidpar.Objective(alpha=0.5)  # weight of the label against the belief before
     if "--streaming" in sys.argv:
-        engine = sidpar.StreamingEngine(stage, objective, microbatches=4, staleness=1)
+        engine: sidpar.ParallelEngine = sidpar.StreamingEngine(stage, objective, microbatches=4, staleness=1)
         for _ in range(20):
             for _result in engine.train(loader, lambda parts: optimizer.step()):
                 pass  # `optimizer.step()` is called as soon as the gradients of some parts are complete

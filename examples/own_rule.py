@@ -52,7 +52,7 @@ with sidpar.Runtime.start() as runtime:
     engine = sidpar.ParallelEngine(stage, SquaredDistance(sidpar.Objective(alpha=0.5)), microbatches=4)
     optimizer = torch.optim.Adam(stage.parameters(), lr=1e-3)
     for _ in range(20):
-        for rows in torch.randperm(1500).split(125):  # the last 297 images are for testing
+        for rows in torch.randperm(1500).view(-1, 125):  # the last 297 images are for testing
             engine.step(x[rows], y[rows])
             optimizer.step()
     result = engine.evaluate(x[1500:], y[1500:])

@@ -90,7 +90,7 @@ class PlanArguments:
 def _parser() -> ArgumentParser:
     parser = config_parser(
         "sidpar.plan",
-        "python -m sidpar.plan [--config FILE] [--ranks K] [--group.key VALUE ...]",
+        "python -m sidpar.plan [--config FILE] [--ranks K] [SETTINGS]",
         "Predict how long a step of a configuration takes on many ranks, and what would be faster.",
     )
     add = parser.add_argument

@@ -24,7 +24,7 @@ def test_the_example_runs(ranks: int, tmp_path: Path) -> None:
     done = run_command(ranks, str(script))
     assert done.returncode == 0, done.stderr
     # Two ranks may write at the same moment, and so on one line.
-    found = re.findall(r"(\d) tensor\(\[([^]]*)\]", done.stdout)
+    found = re.findall(r"rank (\d): losses \[([^]]*)\]", done.stdout)
     assert sorted(rank for rank, _ in found) == [str(rank) for rank in range(ranks)]
     assert sum(len(losses.split(", ")) for _, losses in found) == 4
 

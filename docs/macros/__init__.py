@@ -17,11 +17,12 @@ def define_env(env: Any) -> None:
     for macro in (speed_table, stream_table, memory_table, ratio_table, settings_reference, figure):
         env.macro(macro)
 
-    @env.macro
     def result_picture(path: str, alt: str) -> str:
         """A picture of `profiling/results`, as a link to itself in full size. The build fails where it is missing."""
         target = posixpath.relpath(f"{RESULTS}/{path}", posixpath.dirname(env.page.file.src_uri))
         return f"[![{alt}]({target})]({target})"
+
+    env.macro(result_picture)
 
 
 def figure(name: str) -> str:

@@ -84,9 +84,8 @@ def accuracy(dataset: str, staleness: int, remedy: str) -> float:
     """The mean over seeds, in percent."""
     wanted = (staleness, remedy, 0)
     rows = read("staleness", f"{dataset}.json")["rows"]
-    return statistics.mean(
-        100 * row["test_accuracy"] for row in rows if (row["staleness"], row["remedy"], row["diagnose"]) == wanted
-    )
+    found = [row["test_accuracy"] for row in rows if (row["staleness"], row["remedy"], row["diagnose"]) == wanted]
+    return 100 * float(statistics.mean(found))
 
 
 def lost(dataset: str, staleness: int, remedy: str) -> str:

@@ -10,12 +10,15 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("", "docs", "profiling")]  # before the macros are imported
-
 AS_THEY_ARE = (".png", ".json", ".txt")
 REPORTS = ("report.md", "projection.md")
 NOT_FOUND = "---\nsearch:\n  exclude: true\n---\n\n"
 """Before a report in Markdown, which is a page of its own: the search is for the pages of the navigation."""
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """The macros and what they use can be imported."""
+    sys.path[:0] = [str(ROOT / folder) for folder in ("", "docs", "profiling")]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

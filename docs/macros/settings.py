@@ -26,7 +26,8 @@ NAMES: Mapping[str, Iterable[str]] = {
     "method": METHODS,
 }
 """The settings that take one of the names of a registry."""
-SPOKEN = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null"}
+GROUPS: Mapping[str, Any] = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+SPOKEN = {bool: "true or false", int: "whole number", float: "number", str: "string", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ def settings_reference() -> str:
     known = list(read_settings())
     parts = []
     for field in fields(Config):
-        if is_dataclass(field.default_factory):
-            parts += [f"## {field.name}", _escaped(str(field.default_factory.__doc__))]
-        else:
-            parts.append("## method")
-        parts += [_section(setting) for setting in known if setting.key.split(".")[0] == field.name]
+        own = [setting for setting in known if setting.key.split(".")[0] == field.name]
+        parts.append(f"## {field.name}")
+        if field.name in GROUPS:
+            links = " · ".join(f"[{setting.key.split('.')[1]}](#{setting.key})" for setting in own)
+            text = GROUPS[field.name].__doc__.split("\n\n")[0]
+            parts += [_escaped(text), f"{links}\n{{ .facts }}"]
+        parts += [_section(setting) for setting in own]
     return "\n\n".join(parts)
 
 
@@ -64,8 +67,8 @@ def read_settings() -> Iterator[Setting]:
     """Every setting, in the order of the configuration."""
     completed = complete(Config()).flat()
     for field in fields(Config):
-        group = field.default_factory
-        owner, names = (group, [f.name for f in fields(group)]) if is_dataclass(group) else (Config, [field.name])
+        owner = GROUPS.get(field.name, Config)
+        names = [field.name] if owner is Config else [own.name for own in fields(owner)]
         texts, kinds = _texts(owner), get_type_hints(owner)
         for name in names:
             key = name if owner is Config else f"{field.name}.{name}"
@@ -103,7 +106,9 @@ def _section(setting: Setting) -> str:
     facts += [f"unit: {setting.unit}"] if setting.unit else []
     facts += ["may change when a run is continued"] if setting.is_free else []
     lines = [f"### `{setting.key}` {{ #{setting.key} }}", _escaped(setting.text), f"{' · '.join(facts)}\n{{ .facts }}"]
-    if setting.refused:
+    if len(setting.refused) == 1:
+        lines.append(f"Refused: {_with_code(setting.refused[0])}.")
+    elif setting.refused:
         lines += ["Refused:", "\n".join(f"- {_with_code(what)}" for what in setting.refused)]
     return "\n\n".join(lines)
 
@@ -126,7 +131,7 @@ def _one_of(names: Iterable[str]) -> str:
 
 def _default(value: Any, completed: Any) -> str:
     """As YAML; of what is left open, also what it becomes where all settings are left at their defaults."""
-    filled = "" if value == completed else f", which becomes {_code(completed)} where every setting has its default"
+    filled = "" if value == completed else f", which means {_code(completed)} if nothing else is set"
     return _code(value) + filled
 
 
@@ -167,7 +172,7 @@ def _refused_by_registries(key: str) -> Iterator[str]:
 def _unless(setting: str, readers: list[str], all_names: Iterable[str]) -> Iterator[str]:
     """Nothing, where every name reads it."""
     if set(readers) != set(all_names):
-        yield f"without {setting}={' or '.join(readers)}, any value but the default"
+        yield f"any value but the default, unless {setting} is {' or '.join(readers)}"
 
 
 def _refused_by_methods(key: str) -> Iterator[str]:
@@ -182,7 +187,7 @@ def _refused_by_methods(key: str) -> Iterator[str]:
     for method in METHODS.values():
         if key.startswith("parallel.") and key.split(".")[1] in method.offers:
             choices = ", ".join(method.offers[key.split(".")[1]])
-            yield f"with method={method.name}, any value but {choices}"
+            yield f"any value but {choices}, with method={method.name}"
 
 
 def _without_name(refusal: Refusal, name: str) -> str:

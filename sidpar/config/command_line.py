@@ -20,6 +20,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 
 from sidpar.config import yaml_text
 from sidpar.config.numbers import read_flag, refuse_numbers_as_names, refuse_text
+from sidpar.config.overview import OverviewParser
 from sidpar.config.schema import Config
 from sidpar.errors import RunError, UsageError
 
@@ -86,10 +87,14 @@ def config_parser(program: str, usage: str, description: str, *, exit_on_error: 
     )
     parser.add_argument("--config", action=_ConfigFile, help="YAML file with settings; flags win over it.")
     parser.add_class_arguments(Config)
+    groups = parser.groups or {}
+    settings = {"method": (groups[Config.__name__], "How the network learns.")}
+    settings |= {name: (groups[name], " ".join(str(kind.__doc__).split())) for name, kind in _GROUPS.items()}
+    parser.summarise(settings)
     return parser
 
 
-class _Parser(ArgumentParser):
+class _Parser(OverviewParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -49,3 +49,18 @@ def human_seconds(seconds: float) -> str:
     unit = next((unit for unit in ("s", "ms", "us") if seconds >= 0.9995 * SECONDS[unit]), "us")
     value = seconds / SECONDS[unit]
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def human_duration(seconds: float) -> str:
+    """As people say how long something takes: `850 ms`, `42 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return human_seconds(seconds) if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = whole // 60
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes < 1440
+        else f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
+    )

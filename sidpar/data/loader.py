@@ -48,6 +48,11 @@ class Loader:
         return len(self._train)
 
     @property
+    def num_test_images(self) -> int:
+        """Of the test set."""
+        return len(self._test)
+
+    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self._train) / self._batch_size)
 

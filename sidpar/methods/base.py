@@ -37,13 +37,13 @@ def no_backpropagation(method: str) -> Refusal:
 
 COSTS = (
     unread(
-        "without parallel.placement=cost",
+        "unless parallel.placement=cost",
         "only parallel.placement=cost reads it",
         "parallel.costs",
         when=lambda parallel: parallel.placement != "cost",
     ),
     unread(
-        "without parallel.costs or without parallel.extractor=root",
+        "unless parallel.costs is given and parallel.extractor=root",
         "only parallel.costs with parallel.extractor=root reads it",
         "parallel.extractor_cost",
         when=lambda parallel: parallel.costs is None or parallel.extractor != "root",
@@ -86,6 +86,11 @@ class Method(ABC):
         """Raises UsageError if the cascade cannot be placed on so many ranks in all; called before anything is
         measured."""
         return
+
+    def in_words(self, config: Config, ranks: int) -> str:
+        """What runs on so many ranks, for people."""
+        parts = f", M = {config.parallel.microbatches}" if (config.parallel.microbatches or 1) > 1 else ""
+        return f"{config.learning}, {'one process' if ranks == 1 else f'a copy on each of {ranks} ranks'}{parts}"
 
     @abstractmethod
     def candidate(self, config: Config, job: Job) -> Candidate:

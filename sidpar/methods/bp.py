@@ -46,6 +46,12 @@ class BPMethod(Method):
     def decide(self, config: Config) -> Config:
         return with_parallel(config, **filled(config.parallel, extractor="cut", schedule="1f1b", placement="cost"))
 
+    def in_words(self, config: Config, ranks: int) -> str:
+        if ranks == 1:
+            return _IN_ONE_PROCESS.in_words(config, ranks)
+        schedule, extractor = config.parallel.schedule, config.parallel.extractor
+        return f"{config.learning}, schedule {schedule}, extractor {extractor}, M = {_microbatches(config, ranks)}"
+
     def candidate(self, config: Config, job: Job) -> Candidate:
         ranks, parallel = job.num_ranks, config.parallel
         microbatches = min(_microbatches(config, ranks), len(job.share.taken))

@@ -76,6 +76,13 @@ class SIDMethod(Method):
         defaults = {"extractor": "sharded", "schedule": "fused", "microbatches": 1, "placement": "count"}
         return with_parallel(config, **filled(config.parallel, **defaults))
 
+    def in_words(self, config: Config, ranks: int) -> str:
+        parallel = config.parallel
+        late = f", staleness {parallel.staleness}" if parallel.staleness else ""
+        stacked = ", stacked" if parallel.refiner_execution == "stacked" else ""
+        schedule = f"schedule {parallel.schedule}, extractor {parallel.extractor}, M = {parallel.microbatches}"
+        return f"{config.learning}, {schedule}{late}{stacked}"
+
     def check_ranks(self, config: Config, ranks: int) -> None:
         place_by_count(config.model.num_refiners, ranks // config.parallel.replicas)
 

@@ -61,13 +61,19 @@ class Recorded:
         return self.folder.resolve().name
 
     @property
-    def summary(self) -> str:
-        """The settings that tell runs apart, in one line."""
+    def traits(self) -> dict[str, str]:
+        """The settings that tell runs apart, for people."""
         data, model, optim = self.config.data, self.config.model, self.config.optim
-        return (
-            f"{self.config.learning}, {model.builder or model.name}, {data.name}, batch {data.batch_size}, "
-            f"{optim.name} with learning rate {optim.lr:g}, seed {self.config.run.seed}"
-        )
+        schedule = self.config.parallel.schedule
+        return {
+            "method": self.config.learning if schedule is None else f"{self.config.learning} {schedule}",
+            "network": str(model.builder or model.name),
+            "depth": f"{model.num_refiners} refiners",
+            "data": data.name,
+            "batch": f"batch {data.batch_size}",
+            "optimizer": f"{optim.name} with learning rate {optim.lr:g}",
+            "seed": f"seed {self.config.run.seed}",
+        }
 
 
 def _read(path: Path) -> dict[str, MetricRows]:

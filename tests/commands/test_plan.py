@@ -60,7 +60,9 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str], tmp_p
     assert "  message             state: 2 of 640 B a step" in lines
     assert "  message             features: 1 of 16.00 KiB a step" in lines
     assert "  message             feature gradient: 2 of 8.00 KiB a step" in lines
+    assert "  memory, KiB" in lines or "  memory, MiB" in lines
     assert len([line for line in lines if line.startswith("sid ")]) == 9
+    assert max(len(line) for line in lines if not line.startswith("costs ")) <= 80
     # The verdict is that of the costs measured here, which need not be for SID.
     record = json.loads((tmp_path / "plan.json").read_text())
     others = [o["predicted_step_seconds"] for o in record["options"] if o["method"] != "sid"]

@@ -19,7 +19,7 @@ def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=900,
         check=False,
     )
 

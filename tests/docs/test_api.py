@@ -40,22 +40,21 @@ def test_nothing_public_is_without_a_text() -> None:
     assert not [path for path, found in EVERYTHING.items() if not found.has_docstring]
 
 
+FUNCTIONS = [found for found in EVERYTHING.values() if isinstance(found, griffe.Function)]
+
+
 def text_of(found: griffe.Object) -> str:
     return "" if found.docstring is None else found.docstring.value
 
 
-def functions() -> Iterator[griffe.Function]:
-    yield from (found for found in EVERYTHING.values() if isinstance(found, griffe.Function))
-
-
-@pytest.mark.parametrize("function", functions(), ids=lambda function: function.path)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.path)
 def test_tensors_have_shapes(function: griffe.Function) -> None:
     annotations = [str(parameter.annotation) for parameter in function.parameters] + [str(function.returns)]
     if any(re.fullmatch(r"(torch\.)?Tensor(Tuple)?", annotation) for annotation in annotations):
         assert "[" in text_of(function)
 
 
-@pytest.mark.parametrize("found", EVERYTHING.values(), ids=lambda found: found.path)
+@pytest.mark.parametrize("found", list(EVERYTHING.values()), ids=lambda found: found.path)
 def test_errors_are_told(found: griffe.Object) -> None:
     """Of a function, or of the making of an object, that raises them itself."""
     making = [found.members[name] for name in ("__init__", "__post_init__") if name in found.members]
@@ -64,7 +63,7 @@ def test_errors_are_told(found: griffe.Object) -> None:
         assert "Raises" in text_of(found)
 
 
-@pytest.mark.parametrize("found", EVERYTHING.values(), ids=lambda found: found.path)
+@pytest.mark.parametrize("found", list(EVERYTHING.values()), ids=lambda found: found.path)
 def test_parameters_are_told_all_or_none(found: griffe.Object) -> None:
     """A text that explains parameters explains all of them, in their order."""
     if "Args:" not in text_of(found):

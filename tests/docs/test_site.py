@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.docs.building import Page, build, dead_ends, pages, project_with
+from tests.docs.building import build, dead_ends, pages, project_with
 from tests.harness import ROOT
 
 pytestmark = pytest.mark.processes
@@ -51,16 +51,6 @@ def test_the_search_finds_settings_and_names(site: Path) -> None:
     places = {entry["location"] for entry in index["docs"]}
     assert {"reference/settings.html#parallel.staleness", "reference/api.html#sidpar.Stage"} <= places
     assert not [place for place in places if place.startswith("profiling/")], "reports are not for the search"
-
-
-def test_results_that_a_page_names_are_linked(tmp_path: Path) -> None:
-    """A file, and a folder by its report; a folder without one is left as it is."""
-    names = [f"profiling/results/{name}" for name in ("stacked_cpu.json", "emulated_k8", "real_data")]
-    project = project_with({"index.md": "# Page\n\n" + "".join(f"`{name}`\n" for name in names)}, tmp_path)
-    done = build(project, tmp_path / "site")
-    assert done.returncode == 0, done.stderr
-    page = Page(tmp_path / "site" / "index.html")
-    assert [link for link in page.links if "results" in link] == [names[0], f"{names[1]}/report.html"]
 
 
 FAULTS = {

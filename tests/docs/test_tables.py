@@ -1,11 +1,13 @@
 """The tables and figures that pages call are those of the committed results."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from macros import define_env
+from macros import define_env, hooks
 from macros.figures import FIGURES
+from mkdocs.config.defaults import MkDocsConfig
 from reporting.summaries import MEMORY, METHODS, STREAMS, memory_table, ratio_table, rows_of, speed_table, stream_table
 
 
@@ -63,7 +65,7 @@ class Env:
 
     def __init__(self, page: str) -> None:
         self.macros: dict[str, Any] = {}
-        self.page = type("Page", (), {"file": type("File", (), {"src_uri": page})})
+        self.page = SimpleNamespace(file=SimpleNamespace(src_uri=page))
 
     def macro(self, function: Any) -> Any:
         self.macros[function.__name__] = function
@@ -76,6 +78,17 @@ def test_results_are_linked_from_where_the_page_is(page: str, up: str) -> None:
     define_env(env)
     target = f"{up}profiling/results/emulated_k8/timeline.png"
     assert env.macros["result_picture"]("emulated_k8/timeline.png", "text") == f"[![text]({target})]({target})"
+
+
+def test_results_that_a_page_names_are_linked() -> None:
+    """A file, and a folder by its report; a folder without one is left as it is."""
+    known = {"profiling/results/stacked_cpu.json", "profiling/results/emulated_k8/report.md"}
+    files: Any = SimpleNamespace(get_file_from_path=lambda path: path in known)
+    page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="results/memory.md"))
+    names = [f"`profiling/results/{name}`" for name in ("stacked_cpu.json", "emulated_k8/", "real_data")]
+    found = hooks.on_page_markdown(" ".join(names), page, MkDocsConfig(), files)
+    file, folder = "../profiling/results/stacked_cpu.json", "../profiling/results/emulated_k8/report.md"
+    assert found == f"[{names[0]}]({file}) [{names[1]}]({folder}) {names[2]}"
 
 
 def test_a_figure_that_is_not_there_is_an_error() -> None:

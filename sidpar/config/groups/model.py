@@ -70,7 +70,7 @@ class ModelConfig:
         Refusal(("model.builder",), "a string that is not package.module:function", _check_builder),
         Refusal(
             ("model.options",),
-            f"with model.builder, names that are not keywords, {', '.join(BUILDER_KEYWORDS)}, and mappings as values",
+            f"with model.builder: mappings as values, names that are not keywords, and {', '.join(BUILDER_KEYWORDS)}",
             _check_options,
         ),
         *less_than(1, "model.width", "model.depth"),

@@ -61,7 +61,7 @@ class OptimConfig:
         *not_positive("optim.clip"),
         Refusal(("optim.warmup_epochs",), "more than optim.epochs", _check_warmup),
         unread(
-            "without optim.name=sgd",
+            "unless optim.name=sgd",
             lambda optim: f"optim.name={optim.name} has no momentum setting",
             "optim.momentum",
             "optim.nesterov",

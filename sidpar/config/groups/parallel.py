@@ -73,14 +73,14 @@ class ParallelConfig:
     REFUSALS = (
         *less_than(1, "parallel.microbatches", "parallel.replicas"),
         unread(
-            "without parallel.schedule=streaming",
+            "unless parallel.schedule=streaming",
             "only parallel.schedule=streaming reads it",
             "parallel.staleness",
             when=lambda parallel: parallel.schedule != "streaming",
         ),
         *less_than(0, "parallel.staleness"),
         unread(
-            "without staleness",
+            "unless parallel.staleness is at least 1",
             "without staleness nothing differs",
             "parallel.diagnose_every",
             "parallel.weight_prediction",

@@ -75,7 +75,7 @@ def unread(
     """Values other than the default of settings of a group that nothing would read where `when` is true of the group.
 
     Args:
-        where: the condition, for the reference: `without parallel.schedule=streaming`.
+        where: the condition, for the reference: `unless parallel.schedule=streaming`.
         reason: why, for the error message, or what makes it of the group.
     """
     names = [key.split(".")[1] for key in keys]
@@ -84,7 +84,7 @@ def unread(
         if when(settings):
             without_effect(refusal.group, settings, names, reason if isinstance(reason, str) else reason(settings))
 
-    refusal = Refusal(keys, f"{where}, any value but the default", check)
+    refusal = Refusal(keys, f"any value but the default, {where}", check)
     return refusal
 
 

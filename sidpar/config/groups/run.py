@@ -35,7 +35,7 @@ class RunConfig:
 
     UNITS = MappingProxyType({"seed": "none", "log_every": "steps", "eval_every": "epochs"})
     REFUSALS = (
-        Refusal(("run.name",), "no text, one with a slash, or one of more than 200 characters", _check_name),
+        Refusal(("run.name",), "an empty string, one with a slash, or one of more than 200 characters", _check_name),
         *less_than(0, "run.seed"),
         *less_than(1, "run.log_every", "run.eval_every"),
     )
@@ -46,7 +46,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The checkpoints from which the same command resumes an interrupted run."""
+    """The checkpoints from which an interrupted run goes on."""
 
     every: int | None = None
     """Steps between two checkpoints; by default one epoch; 0 for none. schedule=streaming is drained for each."""

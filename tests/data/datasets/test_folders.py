@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_read_is_named(
         (lambda root: [shutil.rmtree(f) for f in (root / "val").iterdir()], "no images found in .*val: it needs a"),
         (
             remove("train/digit 2"),
-            r"val has 1 classes that are not in .*train \(digit 2\): add their training images, or",
+            r"val has 1 classes that are not in .*train \(digit 2\): add their training images",
         ),
         (lambda root: (root / "train" / "empty").mkdir(), r"no images found in .*train/empty \(files that end in .jpg"),
         (
