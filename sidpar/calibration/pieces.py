@@ -64,7 +64,7 @@ def measure_costs(
         )
         for k, module in enumerate([*layers, *stage.refiners.values()])
     ]
-    specs = check(stage, x)
+    specs, reads = check(stage, x), stage.skeleton.reads(x)
     return Costs(
         layers=pieces[: len(layers)],
         refiners=pieces[len(layers) :],
@@ -72,6 +72,7 @@ def measure_costs(
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
         layer_bytes=[bytes_of(timed.outputs) / sizes[-1] for timed in measured[-1][: len(layers)]],
         input_bytes=bytes_of([x[:1]]),
+        reads=None if reads is None else [sorted(refiners) for refiners in reads],
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.inputs import Inputs, Tensors
+from sidpar.cascade.reads import Absent
 from sidpar.errors import UsageError
 
 TensorTuple = tuple[Tensor, ...]
@@ -71,7 +72,7 @@ def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
     """log p_0, the uniform belief: [B, T, C] where the first feature is [B, T, D], else [B, C]."""
     first = features[0]
     lead = first.shape[:2] if first.dim() == 3 else first.shape[:1]
-    dtype = first.real.dtype if is_differentiable(first.dtype) else torch.get_default_dtype()
+    dtype = first.dtype.to_real() if is_differentiable(first.dtype) else torch.get_default_dtype()
     return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
 
 
@@ -94,12 +95,18 @@ def is_differentiable(dtype: torch.dtype) -> bool:
 
 
 def detach(tensors: TensorTuple) -> TensorTuple:
-    return tuple(tensor.detach() for tensor in tensors)
+    return tuple(tensor if isinstance(tensor, Absent) else tensor.detach() for tensor in tensors)
 
 
 def leaves(tensors: TensorTuple, *, trained: bool = True) -> TensorTuple:
-    """The same values as leaves of a new graph: each differentiable one collects a gradient, if `trained`."""
-    return tuple(tensor.detach().requires_grad_(trained and is_differentiable(tensor.dtype)) for tensor in tensors)
+    """The same values as leaves of a new graph: each differentiable one that is here collects a gradient, if
+    `trained`."""
+    return tuple(
+        tensor
+        if isinstance(tensor, Absent)
+        else tensor.detach().requires_grad_(trained and is_differentiable(tensor.dtype))
+        for tensor in tensors
+    )
 
 
 def as_tuple(tensors: Tensors | list[Tensor]) -> TensorTuple:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from sidpar.cascade.reads import Absent
 from sidpar.errors import UsageError
 
 Tensors = Tensor | tuple[Tensor, ...]
@@ -77,14 +78,17 @@ def _call(module: nn.Module, given: tuple[Tensors, ...]) -> Tensors:
 
 
 def _flat(given: tuple[Tensors, ...]) -> list[Tensor]:
-    return [tensor for tensors in given for tensor in ((tensors,) if isinstance(tensors, Tensor) else tensors)]
+    """All that are here: of a feature that has not been sent, nothing can be read, and nothing written."""
+    found = [tensor for tensors in given for tensor in ((tensors,) if isinstance(tensors, Tensor) else tensors)]
+    return [tensor for tensor in found if not isinstance(tensor, Absent)]
 
 
 def _copies(given: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
-    return tuple(
-        tensors.clone() if isinstance(tensors, Tensor) else tuple(tensor.clone() for tensor in tensors)
-        for tensors in given
-    )
+    return tuple(_copy(tensors) if isinstance(tensors, Tensor) else tuple(map(_copy, tensors)) for tensors in given)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, Absent) else tensor.clone()
 
 
 def _watchable(given: tuple[Tensors, ...]) -> bool:

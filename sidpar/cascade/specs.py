@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.module_state import undone
+from sidpar.cascade.reads import find_reads
 from sidpar.errors import UsageError, reason
 from sidpar.seeding import undisturbed
 
@@ -46,6 +47,11 @@ class CascadeSpecs:
     features: tuple[Spec, ...]
     states: tuple[tuple[Spec, ...], ...]
 
+    @property
+    def seams(self) -> tuple[tuple[Spec, ...], ...]:
+        """The features, and what each refiner receives."""
+        return (self.features, *self.states[:-1])
+
     def describe(self) -> dict[str, Any]:
         """Plain data, for the comparison between ranks."""
         return {"features": str(self.features)} | {f"state {i}": str(state) for i, state in enumerate(self.states)}
@@ -72,6 +78,7 @@ class Skeleton:
         self._cache: dict[Spec, CascadeSpecs] = {}
         self._learned: dict[Spec, list[Spec]] = {}
         self._refused: dict[Spec, UsageError] = {}
+        self._reads: dict[Spec, tuple[frozenset[int], ...] | None] = {}
         self.fingerprint = fingerprint(cascade)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -115,6 +122,16 @@ class Skeleton:
         those of an extractor that is cut."""
         self._refused.pop(_like(x), None)
         self._cache[_like(x)], self._learned[_like(x)] = specs, layers
+
+    def reads(self, x: Tensor) -> tuple[frozenset[int], ...] | None:
+        """Of each feature, the refiners that read it, for inputs like x [B, ...], in training or evaluation mode. None
+        where that cannot be inferred: then each may read all."""
+        key, specs = _like(x), self.specs(x)
+        if key not in self._reads:
+            seams = (tuple(spec.zeros(_BATCH, torch.device("meta")) for spec in seam) for seam in specs.seams)
+            with self._undone():
+                self._reads[key] = None if key in self._learned else find_reads(self._cascade.refiners, refine, *seams)
+        return self._reads[key]
 
     @property
     def refiners(self) -> nn.ModuleList:

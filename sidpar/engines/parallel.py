@@ -21,7 +21,8 @@ from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError, reason
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.rehearsal import send_first
-from sidpar.messages.transport import Pending, Transport
+from sidpar.messages.transport import Transport
+from sidpar.messages.wire import Pending
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules import rule_of
@@ -30,7 +31,7 @@ from sidpar.schedules.actions import Action
 from sidpar.schedules.batching import BatchLayout, Share
 from sidpar.schedules.phases import PHASE
 from sidpar.schedules.placement import Placement
-from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.rank_view import RankView, Reads
 from sidpar.schedules.receives import when_needed
 from sidpar.schedules.synchronous import SCHEDULES, extracts_ahead, inference
 from sidpar.stages.rehearsal import unnoticed
@@ -106,13 +107,13 @@ class ParallelEngine(Synchronous):
         self.traffic = Traffic() if self._transport is None else self._transport.traffic
         self._refiner_buckets = self._make_refiner_buckets()
         stacks = Stacks(stage, self.rule) if refiner_execution == "stacked" else None
-        self._resources = Resources(stage, self.rule, self._view, self._transport, self._refiner_buckets, stacks, seed)
+        self._resources = Resources(stage, self.rule, self._transport, self._refiner_buckets, stacks, seed)
         self._seed = seed
         settings = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": refiner_execution}
         agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
-        self._actions: dict[tuple[str, int], list[Action]] = {}
+        self._actions: dict[tuple[str, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
@@ -159,8 +160,9 @@ class ParallelEngine(Synchronous):
         training: bool = True,
     ) -> StepResult:
         share = self._take_share(x, y, self.steps, training=training)
-        execution = Execution(self._resources, share, layout, self.steps, open_version, training=training)
-        for action in self._list(schedule, len(layout.microbatches)):
+        view = self._view_of(share.x, layout)
+        execution = Execution(self._resources, view, share, layout, self.steps, open_version, training=training)
+        for action in self._list(schedule, view):
             self._do(execution, action)
         execution.check_finished()
         return execution.result()
@@ -226,11 +228,21 @@ class ParallelEngine(Synchronous):
         """The inputs of the schedules of all ranks."""
         return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
 
-    def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
-        key = (schedule.__name__, microbatches)
+    def _list(self, schedule: Callable[[RankView], Iterator[Action]], view: RankView) -> list[Action]:
+        key = (schedule.__name__, view)
         if key not in self._actions:
-            self._actions[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches)))
+            self._actions[key] = self._in_order(schedule(view))
         return self._actions[key]
+
+    def _view_of(self, x: Tensor, layout: BatchLayout) -> RankView:
+        """Of a batch of which x enters."""
+        return replace(self._view, microbatches=len(layout.microbatches), reads=self._reads(x))
+
+    def _reads(self, x: Tensor) -> Reads | None:
+        """Which refiners read which features. A rule may read all; stacked refiners run in a transform that features
+        must be passed through."""
+        whole = self.rule.loss_reads_features or self._view.refiner_execution == "stacked"
+        return None if whole else self.stage.skeleton.reads(x)
 
     def _in_order(self, actions: Iterable[Action]) -> list[Action]:
         """A schedule's actions, in the order for this backend."""
@@ -293,7 +305,7 @@ class ParallelEngine(Synchronous):
         with self._runtime.during("first message of each kind and size"):
             buckets = self._buckets() if training else []
             specs = self.stage.skeleton.specs(x)
-            send_first(self._transport, self._view, layout, specs, buckets, training=training)
+            send_first(self._transport, self._view_of(x, layout), layout, specs, buckets, training=training)
             for dtype in (torch.float64, torch.int64):
                 self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
             synchronize(self._runtime.device)

@@ -1,7 +1,7 @@
 """The messages of one batch that are under way on this rank: started by one action, awaited by a later one."""
 
 from sidpar.cascade.cascade import TensorTuple
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 from sidpar.schedules.actions import Action, Do
 
 

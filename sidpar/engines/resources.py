@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.rules.base import LocalRule
-from sidpar.schedules.rank_view import RankView
 from sidpar.stages.stacks import Stacks
 from sidpar.stages.stage import Stage
 
@@ -16,7 +15,6 @@ class Resources:
 
     stage: Stage
     rule: LocalRule
-    view: RankView
     transport: Transport | None
     """None for a single process."""
     refiner_buckets: GradientBuckets | None

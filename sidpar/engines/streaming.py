@@ -87,7 +87,7 @@ class StreamingEngine(ParallelEngine):
         if self._view.runs_extractor_backward:
             ahead, send = staleness if weight_prediction else 0, self._sum_extractor()
             self._extractors = Versions(self._extractor, staleness + 1, send, ahead=ahead)
-        self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
+        self._turns: dict[tuple[str, Turn, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
         """Compute the gradients of one batch by a `fused` step, not while `train` runs.
@@ -177,13 +177,14 @@ class StreamingEngine(ParallelEngine):
             self._begin(now + 1, following, layout, update)
         self._in_stream = not turn.last
         with self.stage.preserved_generators():
-            for action in self._actions_of(turn, streaming, len(layout.microbatches)):
+            view = self._executions[now].view
+            for action in self._actions_of(turn, streaming, view):
                 self._do(self._executions[now + action.step], action)
             if turn.last:
                 self._drained_at = now + 1
             if turn.last and self._diagnosis_is_due(now + 1) and self._extractors is not None:
                 self._old_weights = [weight.detach().clone() for weight in self._extractors.expected]
-            for action in self._actions_of(turn, drain, len(layout.microbatches)) if turn.last else ():
+            for action in self._actions_of(turn, drain, view) if turn.last else ():
                 self._do(self._executions[now + action.step], action)
         result = self._executions[now].result()
         done = now + 1 if turn.last else now + turn.outstanding.start
@@ -195,7 +196,8 @@ class StreamingEngine(ParallelEngine):
     def _begin(self, step: int, batch: Batch, layout: BatchLayout, update: Update) -> None:
         """What the actions for the batch of `step` will work on."""
         own, carry_out = self._take_share(*batch, step, training=True), partial(self._update, update, step)
-        self._executions[step] = Execution(self._resources, own, layout, step, self._open_version, carry_out)
+        view = self._view_of(own.x, layout)
+        self._executions[step] = Execution(self._resources, view, own, layout, step, self._open_version, carry_out)
 
     def _update(self, update: Update, step: int, do: Do) -> None:
         """Let the caller apply the gradients of the batch of `step`, and forget them. Meanwhile no other parameter has
@@ -230,12 +232,12 @@ class StreamingEngine(ParallelEngine):
             return self._extractors.open(step)
 
     def _actions_of(
-        self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
+        self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], view: RankView
     ) -> list[Action]:
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
-        key = (schedule.__name__, alike, microbatches)
+        key = (schedule.__name__, alike, view)
         if key not in self._turns:
-            self._turns[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches), alike))
+            self._turns[key] = self._in_order(schedule(view, alike))
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:

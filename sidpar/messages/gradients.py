@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidpar.errors import UsageError
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 
 BUCKET_BYTES = 4 * 2**20
 

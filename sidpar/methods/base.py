@@ -149,6 +149,7 @@ def job_of(config: Config, costs: Costs, num_ranks: int, device_memory: float | 
         rule=rule.name,
         trains_extractor=rule.trains_extractor and costs.extractor_parameter_bytes > 0,
         passes_states=rule.passes_states,
+        loss_reads_features=rule.loss_reads_features,
         splits_batches=rule.sums_over_rows,
         copies=rule.copies,
         refiner_execution=config.parallel.refiner_execution or "loop",

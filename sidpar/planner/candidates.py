@@ -180,6 +180,7 @@ class LocalCandidate(Candidate):
             replicas=job.num_replicas,
             refiner_execution=job.refiner_execution,
             passes_states=job.passes_states,
+            reads=job.reads,
         )
 
     def _layout(self, job: Job) -> BatchLayout:

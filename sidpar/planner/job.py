@@ -5,6 +5,7 @@ from functools import cached_property
 
 from sidpar.config.groups.choices import RefinerExecution
 from sidpar.schedules.batching import Share
+from sidpar.schedules.rank_view import Reads
 from sidpar.simulation.costs import Costs
 from sidpar.simulation.lower_bounds import Times
 
@@ -26,6 +27,8 @@ class Job:
     """Whether local learning trains the extractor; backpropagation always does."""
     passes_states: bool = True
     """Whether local learning passes states from refiner to refiner."""
+    loss_reads_features: bool = False
+    """Whether the losses of local learning do, so that every feature goes to every rank."""
     splits_batches: bool = True
     """Whether local learning may cut a batch into microbatches."""
     copies: int = 1
@@ -45,6 +48,12 @@ class Job:
     def times(self) -> Times:
         """The costs with their sums over refiners, which bounds ask for many times."""
         return Times(self.costs)
+
+    @cached_property
+    def reads(self) -> Reads | None:
+        """Which refiners read which features, as local learning takes it; None: all."""
+        whole = self.loss_reads_features or self.refiner_execution == "stacked" or self.costs.reads is None
+        return None if whole else tuple(map(frozenset, self.costs.reads or ()))
 
     @cached_property
     def share(self) -> Share:

@@ -58,6 +58,8 @@ class LocalRule(ABC):
     no states are sent between ranks in training, and all refiners start at once. Inference is always a chain."""
     sums_over_rows: ClassVar[bool] = True
     """Whether the loss of a batch is the sum of the losses of its rows, so that a batch may be cut into parts."""
+    loss_reads_features: ClassVar[bool] = True
+    """Whether the loss reads features. If not, a rank is sent only the features that its refiners read."""
     copies: ClassVar[int] = 1
     """How many rows `enter` makes of each row in training."""
     measures: ClassVar[tuple[str, ...]] = ("loss", "kl", "correct")

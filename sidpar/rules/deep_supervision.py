@@ -15,6 +15,7 @@ class DeepSupervision(LocalRule):
     """KL from the smoothed label, which differs from the cross-entropy by a constant."""
 
     name = "deep_supervision"
+    loss_reads_features = False
 
     def loss(self, i: int, features: TensorTuple, state: TensorTuple, following: TensorTuple, target: Tensor) -> Tensor:
         return kl_to(following[0], target, "forward")

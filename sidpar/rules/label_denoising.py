@@ -26,6 +26,7 @@ class LabelDenoising(LocalRule):
     """
 
     name = "label_denoising"
+    loss_reads_features = False
     passes_states = False
 
     def __init__(self, objective: Objective, *, signal: float = 4.0, noise: float = 1.0) -> None:

@@ -121,6 +121,8 @@ class Costs:
     """Bytes per row of what each layer of the extractor returns."""
     input_bytes: float = 0.0
     """Bytes per row of the images."""
+    reads: Sequence[Sequence[int]] | None = None
+    """The refiners that read each feature; None: all of them read all features."""
     overhead: float = 0.0
     """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
 

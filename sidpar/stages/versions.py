@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.messages.gradients import GradientBuckets
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 
 Send = Callable[[Tensor], Pending]
 

@@ -20,7 +20,8 @@ from sidpar.engines.backpropagation.whole import backpropagated
 from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
-from sidpar.messages.transport import Pending, Transport
+from sidpar.messages.transport import Transport
+from sidpar.messages.wire import Pending
 from sidpar.profiler.clock import Clock
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules.base import LocalRule
