@@ -159,11 +159,19 @@ def _advice(cause: str) -> str:
 
 
 def check_seams(
-    stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool, parts: Collection[int] = ()
+    stage: Stage,
+    rule: LocalRule,
+    x: Tensor,
+    y: Tensor,
+    *,
+    training: bool,
+    parts: Collection[int] = (),
+    accompanied: bool = True,
 ) -> CascadeSpecs:
     """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of these numbers
-    of rows. Raises UsageError if it does not fit, or if the rule cannot train what crosses them."""
-    specs = check(stage, x, training=training, parts=parts)
+    of rows, to which other ranks have more if `accompanied`. Raises UsageError if it does not fit, or if the rule
+    cannot train what crosses them."""
+    specs = check(stage, x, training=training, parts=parts, accompanied=accompanied)
     rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]
     if tuple(y.shape[1:]) != per_sample:

@@ -56,7 +56,8 @@ class ParallelEngine(Synchronous):
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
-    saved and evaluated are those of the first replica.
+    saved and evaluated are those of the first replica. With `Stage(..., sync_batchnorm=True)` it sees that microbatch of
+    all replicas, and in a sharded extractor the whole batch.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class ParallelEngine(Synchronous):
         if self._runtime.num_replicas > 1:
             assert self._transport is not None
             with self._runtime.during("share the first replica's running statistics", self.steps):
-                self._transport.share_buffers(tuple(self.stage.buffers()))
+                self._transport.share_buffers(tuple(self.stage.unshared_buffers()))
 
     def lists(self) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a step with M microbatches."""
@@ -234,6 +235,7 @@ class ParallelEngine(Synchronous):
                 lambda: (share().x, share().y),
                 training=training,
                 parts=lambda: cut.sizes_anywhere(microbatches, share().copies),
+                accompanied=lambda: len(x) * share().copies > 1,
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -276,6 +278,8 @@ class ParallelEngine(Synchronous):
             buckets = self._buckets() if training else []
             specs = self.stage.skeleton.specs(x)
             send_first(self._transport, self._view, layout, specs, buckets, training=training)
+            for kind, statistics in self._resources.statistics(extractor=True, refiners=True).items():
+                statistics.send_first(self.stage.shared_norms[kind].channels())
             for dtype in (torch.float64, torch.int64):
                 self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
             synchronize(self._runtime.device)

@@ -37,6 +37,8 @@ class BPMethod(Method):
         reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
         without_effect("parallel", parallel, ["replicas"], reason)
         without_effect("parallel", parallel, ["auto"], "only method=sid chooses for itself")
+        reason = "method=bp divides no microbatch among ranks; method=ddp does"
+        without_effect("parallel", parallel, ["sync_batchnorm"], reason)
         config = with_parallel(config, **filled(parallel, extractor="cut", schedule="1f1b", placement="cost"))
         check_costs_are_read(config)
         check_one_loss(config)

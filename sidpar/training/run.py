@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sidpar.config.schema import Config
 from sidpar.config.units import human_seconds
@@ -136,12 +137,25 @@ class Run:
             _log.warning(
                 f"data.batch_size={batch_size} is more than the {images} training images: an epoch is one batch of them"
             )
+        if norms := self._batch_norms():
+            _log.info(norms)
         replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
         _log.info(
             f"{self.config.learning}: {replicas}{self.stage.placement.num_refiners} refiners on "
             f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
             f"{describe(self.runtime.device)}"
         )
+
+    def _batch_norms(self) -> str:
+        """How many take the statistics of which rows, if of any on other ranks."""
+        stage, found = self.stage, []
+        for kind, shared in stage.shared_norms.items():
+            extracts = kind == "extractor"  # which rank 0 holds in every placement
+            modules = shared.norms.values() if extracts else stage.skeleton.refiners.modules()
+            number = sum(isinstance(module, _BatchNorm) for module in modules)
+            rows = "batch" if extracts and stage.placement.extractor == "sharded" else "microbatch"
+            found += [f"{number} of the {kind} those of each {rows} on {shared.group.size()} ranks"] if number else []
+        return f"batch norms take shared statistics: {', '.join(found)}" if found else ""
 
     def _refiners_per_rank(self) -> list[int]:
         one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]

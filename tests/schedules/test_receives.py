@@ -27,6 +27,11 @@ def test_the_same_actions_in_an_order_that_ends(setup: Setup) -> None:
         assert all((k.do is Do.POST_STATE) == (n.do is Do.AWAIT_STATE) for k, n in pairwise(after))
     simulate(late, Durations(1, 2, 1, 2))
     simulate(late, Durations(1, 2, 1, 2), rendezvous=True)
+    shares = setup.extractor == "sharded"
+    simulate(late, Durations(1, 2, 1, 2), shares_statistics=shares)
+    if shares and setup.schedule != "streaming":
+        simulate(late, Durations(1, 2, 1, 2), rendezvous=True, shares_statistics=True)
+        check_loads(late, lambda *_: True, shares_statistics=True)
     if setup.schedule != "streaming" or setup.extractor == "replicated":
         check_loads(late, lambda *_: True)
 

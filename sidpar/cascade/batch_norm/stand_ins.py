@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-class Copies:
+class SameRows:
     """n ranks with the same rows: their statistics are those of the rows here."""
 
     counts = True
