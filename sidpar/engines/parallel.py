@@ -202,7 +202,7 @@ class ParallelEngine(Synchronous):
 
     def lists(self) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a step with M microbatches."""
-        return [self._in_order(SCHEDULES[self._schedule](view)) for view in self._views]
+        return [self._in_order(SCHEDULES[self._schedule], view) for view in self._views]
 
     @property
     def _views(self) -> list[RankView]:
@@ -212,12 +212,16 @@ class ParallelEngine(Synchronous):
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
         key = (schedule.__name__, microbatches)
         if key not in self._actions:
-            self._actions[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches)))
+            self._actions[key] = self._in_order(schedule, replace(self._view, microbatches=microbatches))
         return self._actions[key]
 
-    def _in_order(self, actions: Iterable[Action]) -> list[Action]:
+    def _in_order(self, schedule: Callable[[RankView], Iterable[Action]], view: RankView) -> list[Action]:
         """A schedule's actions as this backend takes them."""
-        return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
+        if self._runtime.posts_receives_ahead:
+            return list(schedule(view))
+        waits = "extractor" in self.stage.shared_norms and view.placement.extractor == "sharded"
+        sender = schedule(replace(view, rank=view.previous)) if waits and view.previous is not None else ()
+        return list(when_needed(schedule(view), sender))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""

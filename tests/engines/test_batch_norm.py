@@ -1,6 +1,6 @@
 """Batch norm over ranks, against one process that has all rows: gradients, running statistics and measures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 
 EXTRACTORS = ("replicated", "root", "sharded")
 SCHEDULES = ("fused", "two_phase")
-OBJECTIVES = (Objective(0.4), Objective(0.4, extractor_update="final"))
+ALL, FINAL = Objective(0.4), Objective(0.4, extractor_update="final")
 
 
 def synchronised(build: Callable[[int], Cascade], runtime: Runtime, extractor: Any, **settings: Any) -> Stage:
@@ -37,48 +37,45 @@ def assert_same_buffers(case: str, stage: Stage, expected: dict[str, Tensor]) ->
 def sharded(runtime: Runtime) -> int:
     """Shards of all sizes, empty ones too; the extractor sees the whole batch, whatever M."""
     cases = 0
-    for objective, size in product(OBJECTIVES, (2, 3, 5, 8, 13)):
+    for size, m, schedule in product((2, 5, 8), (1, 3), SCHEDULES):
+        build = networks.normalised if m == 1 else networks.normalised_extractor  # whose refiners see a microbatch
+        objective = FINAL if schedule == "two_phase" and size == 5 else ALL
         x, y = networks.batch(size)
-        reference = oracle(lambda: networks.normalised_extractor(5), objective, x, y)
-        whole = oracle(lambda: networks.normalised(5), objective, x, y)
-        for schedule, m in product(SCHEDULES, (1, 3)):
-            several: list[tuple[Any, Any]] = [(networks.normalised_extractor, reference)]
-            several += [(networks.normalised, whole)] if m == 1 else []  # the refiners see a microbatch
-            for build, expected in several:
-                stage = synchronised(build, runtime, "sharded")
-                engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=m, seed=5)  # type: ignore[arg-type]
-                case = f"B={size} M={m} {schedule} {build.__name__} {objective}"
-                check(case, stage, engine, expected, x, y)
-                assert_same_buffers(case, stage, expected.buffers)
-                cases += 1
+        expected = oracle(lambda: build(5), objective, x, y)  # noqa: B023
+        stage = synchronised(build, runtime, "sharded")
+        engine = ParallelEngine(stage, objective, schedule=schedule, microbatches=m, seed=5)  # type: ignore[arg-type]
+        case = f"B={size} M={m} {schedule} {objective}"
+        check(case, stage, engine, expected, x, y)
+        assert_same_buffers(case, stage, expected.buffers)
+        cases += 1
     return cases
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_a_sharded_extractor_sees_the_whole_batch(ranks: int) -> None:
-    assert run_ranks(sharded, ranks) == [2 * 5 * 2 * 3] * ranks
+    assert run_ranks(sharded, ranks) == [3 * 2 * 2] * ranks
 
 
 def replicated(runtime: Runtime) -> int:
     """Shares of all sizes, replicas without rows too; with M = 1 batch norm sees the whole batch everywhere."""
     cases = 0
-    for objective, size in product(OBJECTIVES, (2, 5, 8)):
+    for size, extractor, schedule in product((2, 5), EXTRACTORS, SCHEDULES):
+        objective = FINAL if schedule == "two_phase" and size == 5 else ALL
         x, y = networks.batch(size)
         expected = oracle(lambda: networks.normalised(5), objective, x, y)
-        for extractor, schedule in product(EXTRACTORS, SCHEDULES):
-            stage = synchronised(networks.normalised, runtime, extractor)
-            engine = ParallelEngine(stage, objective, schedule=schedule, seed=5)  # type: ignore[arg-type]
-            case = f"B={size} {extractor} {schedule} {objective}"
-            check(case, stage, engine, expected, x, y)
-            assert_same_buffers(case, stage, expected.buffers)
-            cases += 1
+        stage = synchronised(networks.normalised, runtime, extractor)
+        engine = ParallelEngine(stage, objective, schedule=schedule, seed=5)  # type: ignore[arg-type]
+        case = f"B={size} {extractor} {schedule} {objective}"
+        check(case, stage, engine, expected, x, y)
+        assert_same_buffers(case, stage, expected.buffers)
+        cases += 1
     return cases
 
 
 @pytest.mark.parametrize(("replicas", "ranks"), [(2, 1), (2, 2), (3, 1)])
 def test_replicas_see_the_whole_batch(replicas: int, ranks: int) -> None:
     world = replicas * ranks
-    assert run_ranks(replicated, world, replicas=replicas) == [2 * 3 * 3 * 2] * world
+    assert run_ranks(replicated, world, replicas=replicas) == [2 * 3 * 2] * world
 
 
 def microbatches(runtime: Runtime) -> None:
@@ -122,7 +119,7 @@ def assert_same_state(case: str, stage: Stage, expected: dict[str, Tensor]) -> N
         assert (tensor.cpu().double() - expected[name].double()).abs().max() < TOLERANCE, f"{case}: {name}"
 
 
-@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (3, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (3, 1), (4, 2)])
 def test_streams_end_with_the_weights_of_the_definition(ranks: int, replicas: int) -> None:
     run_ranks(streams, ranks, replicas=replicas)
 
@@ -148,6 +145,6 @@ def data_parallel(runtime: Runtime) -> None:
         assert torch.allclose(evaluated.cpu(), alike.cpu()), case
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_ddp_sees_a_microbatch_together(ranks: int) -> None:
     run_ranks(data_parallel, ranks)

@@ -26,8 +26,9 @@ def setups(schedule: str, extractor: str) -> Iterator[Setup]:
             yield Setup(schedule, counts, microbatches, extractor, True, passes_states, "loop", staleness, 6)
 
 
-def late(lists: Lists) -> Lists:
-    return [list(when_needed(mine)) for mine in lists]
+def late(lists: Lists, *, shares_statistics: bool = False) -> Lists:
+    senders = [(), *lists[:-1]] if shares_statistics else [()] * len(lists)
+    return [list(when_needed(mine, sender)) for mine, sender in zip(lists, senders, strict=True)]
 
 
 def rows_of(microbatches: int) -> list[int]:
@@ -61,7 +62,7 @@ def circles(schedule: str, extractor: str, shares_statistics: bool) -> dict[str,
     ends = partial(ends_with, shares_statistics=shares_statistics)
     counts = dict.fromkeys(ALL, 0)
     for setup in setups(schedule, extractor):
-        for prefix, lists in (("", setup.lists()), ("late, ", late(setup.lists()))):
+        for prefix, lists in (("", setup.lists()), ("late, ", late(setup.lists(), shares_statistics=shares_statistics))):
             firsts = [first_uses(lists, setup.microbatches, rows) for rows in rows_of(setup.microbatches)]
             counts[f"{prefix}first uses"] += not all(ends(lists, are_in(uses)) for uses in firsts)
             counts[f"{prefix}any"] += not ends(lists, lambda *_: True)
