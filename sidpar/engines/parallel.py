@@ -56,8 +56,8 @@ class ParallelEngine(Synchronous):
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
-    saved and evaluated are those of the first replica. With `Stage(..., sync_batchnorm=True)` it sees that microbatch of
-    all replicas, and in a sharded extractor the whole batch.
+    saved and evaluated are those of the first replica. With `Stage(..., sync_batchnorm=True)` it sees that microbatch
+    of all replicas, and in a sharded extractor the whole batch.
     """
 
     def __init__(

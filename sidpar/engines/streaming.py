@@ -207,7 +207,7 @@ class StreamingEngine(ParallelEngine):
         key = (schedule.__name__, alike, microbatches)
         if key not in self._turns:
             view = replace(self._view, microbatches=microbatches)
-            self._turns[key] = self._in_order(partial(schedule, turn=alike), view)
+            self._turns[key] = self._in_order(lambda view: schedule(view, alike), view)
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from sidpar.schedules.actions import Action, Do
 
 SHARED = (Do.EXTRACT, Do.EXTRACTOR_BACKWARD)
-"""The work within which all ranks wait for each other, where the batch norms of a sharded extractor share statistics."""
+"""The work in which all ranks wait for each other, where the batch norms of a sharded extractor share statistics."""
 
 
 def when_needed(actions: Iterable[Action], sender: Iterable[Action] = ()) -> Iterator[Action]:

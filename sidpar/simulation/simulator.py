@@ -12,8 +12,8 @@ group, and so do we. A host that waited there would close a circle: rank r posts
 sender comes to it after the scatter of the present one; and that scatter needs rank r. The receives of a pipeline are
 posted in one batch with the send just before them, as torch does, or neighbours that both send would wait for ever.
 
-With `shares_statistics`, the batch norms of a sharded extractor do, in its forwards and its backwards: none of these goes
-on before all ranks have come to it.
+With `shares_statistics`, the batch norms of a sharded extractor wait for each other, in its forwards and its backwards:
+none of these goes on before all ranks have come to it.
 
 The ranks are those of one cascade. Its replicas do the same at the same time, so the sums of refiners' gradients over
 them run one after the other on a group of each rank's own, from the backward that completes them on.
@@ -276,10 +276,11 @@ class Simulation:
             rank.counts["statistics"] += 1
             rank.together = action
             self.happens(messages[k], rank.clock)
-            if messages[k].over is None:
+            over = messages[k].over
+            if over is None:
                 rank.rest = chain([action], rank.rest)  # once more, when all are there
                 return messages[k]
-            rank.go_on_to(messages[k].over)
+            rank.go_on_to(over)
         return verb(rank, action)
 
     def release(self, rank: Rank, action: Action) -> None:

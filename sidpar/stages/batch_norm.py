@@ -32,9 +32,7 @@ class SharedNorms:
             yield norm.num_features, precision(tensors[0].dtype if tensors else torch.get_default_dtype())
 
 
-def share_statistics(
-    parts: Mapping[str, nn.Module], placement: Holding, runtime: Runtime
-) -> dict[str, SharedNorms]:
+def share_statistics(parts: Mapping[str, nn.Module], placement: Holding, runtime: Runtime) -> dict[str, SharedNorms]:
     """Let the batch norms of a rank's parts, by global name, share their statistics with the ranks that have other rows
     of the same microbatch: by kind of part, `extractor` and `refiners`, those that have any such ranks, the same kinds
     on all ranks. Raises UsageError where a batch norm cannot."""

@@ -62,7 +62,8 @@ def circles(schedule: str, extractor: str, shares_statistics: bool) -> dict[str,
     ends = partial(ends_with, shares_statistics=shares_statistics)
     counts = dict.fromkeys(ALL, 0)
     for setup in setups(schedule, extractor):
-        for prefix, lists in (("", setup.lists()), ("late, ", late(setup.lists(), shares_statistics=shares_statistics))):
+        ahead = setup.lists()
+        for prefix, lists in (("", ahead), ("late, ", late(ahead, shares_statistics=shares_statistics))):
             firsts = [first_uses(lists, setup.microbatches, rows) for rows in rows_of(setup.microbatches)]
             counts[f"{prefix}first uses"] += not all(ends(lists, are_in(uses)) for uses in firsts)
             counts[f"{prefix}any"] += not ends(lists, lambda *_: True)

@@ -45,3 +45,16 @@ def test_two_replicas_of_two_ranks(tmp_path: Path) -> None:
 def test_schedules(flags: list[str], tmp_path: Path) -> None:
     placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2", "--parallel.placement", "[3,1]")
     assert_same(placed, train(1, tmp_path / "alone", *flags))
+
+
+def test_shared_statistics(tmp_path: Path) -> None:
+    """Batch norm in a sharded extractor and in the refiners of two replicas: the run of one process."""
+    network = ["--model.builder", "tests.own_networks:normalised", "--model.num_refiners", "2", "--optim.epochs", "1"]
+    flags = [*network, "--data.batch_size", "200", "--parallel.sync_batchnorm", "true"]
+    placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2")
+    alone = train(1, tmp_path / "alone", *flags)
+    assert_same(placed, alone)
+    said = "batch norms take shared statistics: 1 of the extractor those of each batch on 4 ranks, 2 of the refiners those "
+    said += "of each microbatch on 2 ranks"
+    assert (placed / "logs" / "rank_0.log").read_text().count(said) == 1
+    assert "shared statistics" not in (alone / "logs" / "rank_0.log").read_text()

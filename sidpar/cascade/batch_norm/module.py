@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     _company: "weakref.ref[Company]"  # not followed where modules are copied, or what they keep is undone
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         company = self._company()
         if company is None or company.sharing is None:
@@ -92,11 +91,17 @@ def synchronise(module: nn.Module, company: Company) -> list[str]:
             )
         if not isinstance(norm, SynchronisedBatchNorm):
             norm.__class__ = _synchronised(type(norm))
+        assert isinstance(norm, SynchronisedBatchNorm)
         norm._company = weakref.ref(company)
         names.append(name)
     return names
 
 
-@cache
-def _synchronised(kind: type[_BatchNorm]) -> type[SynchronisedBatchNorm]:
-    return type(f"Synchronised{kind.__name__}", (SynchronisedBatchNorm, kind), {})
+_KINDS: dict[type[nn.Module], type[SynchronisedBatchNorm]] = {}
+
+
+def _synchronised(kind: type[nn.Module]) -> type[SynchronisedBatchNorm]:
+    """The kind of batch norm that shares its statistics and is this one otherwise, one for each."""
+    if kind not in _KINDS:
+        _KINDS[kind] = type(f"Synchronised{kind.__name__}", (SynchronisedBatchNorm, kind), {})
+    return _KINDS[kind]

@@ -36,7 +36,9 @@ class Recorded:
             self._rows.append(row)
             return row.unsqueeze(0)
         if self._next == len(self._rows) or self._rows[self._next].shape != row.shape:
-            raise RuntimeError("a forward of a part of the rows normalises more often, or something else, than one of all")
+            raise RuntimeError(
+                "a forward of a part of the rows normalises more often, or something else, than one of all"
+            )
         self._next += 1
         return self._rows[self._next - 1].unsqueeze(0)
 

@@ -45,7 +45,7 @@ def batch_norm(
             unbiased = variance * (values / (values - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         inverse = (variance + eps).rsqrt()
-    normalised: Tensor = _Normalise.apply(sharing, x, weight, bias, mean, inverse, values)  # type: ignore[no-untyped-call]
+    normalised: Tensor = _Normalise.apply(sharing, x, weight, bias, mean, inverse, values)
     return normalised
 
 
@@ -61,7 +61,7 @@ def _statistics(sharing: Sharing, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if sharing.counts and values:
         variance, mean = torch.var_mean(x.to(row.dtype), _but_channels(x), correction=0)
         torch.cat([mean, variance, row.new_full((1,), values)], out=row)
-    means, variances, counts = sharing.gather(row).split([channels, channels, 1], dim=1)
+    means, variances, counts = torch.split(sharing.gather(row), [channels, channels, 1], dim=1)
     total = counts.sum()
     mean = (counts * means).sum(0) / total
     variance = (counts * (variances + (means - mean).square())).sum(0) / total

@@ -40,9 +40,9 @@ class ParallelConfig:
     extractor_cost: float | None = None
     """placement=cost with given costs, extractor=root: cost of the extractor in the same unit; by default 0."""
     sync_batchnorm: bool = False
-    """sid, ddp: batch norms take the statistics of all rows of a microbatch, also of those that other replicas, or other
-    ranks of ddp, compute; in a sharded extractor, of the whole batch. Each costs a small message in its forward and one
-    in its backward."""
+    """sid, ddp: batch norms take the statistics of all rows of a microbatch, also of those that other replicas, or
+    other ranks of ddp, compute; in a sharded extractor, of the whole batch. Each costs a small message in its forward
+    and one in its backward."""
     auto: bool = False
     """sid: choose what is left open of extractor, schedule (fused, or streaming with a staleness of 1), microbatches
     and placement by a plan, after a short calibration on the ranks of the job. The run folder tells what was chosen."""
