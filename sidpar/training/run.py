@@ -153,9 +153,9 @@ class Run:
             extracts = kind == "extractor"  # which rank 0 holds in every placement
             modules = shared.norms.values() if extracts else stage.skeleton.refiners.modules()
             number = sum(isinstance(module, _BatchNorm) for module in modules)
-            rows = "batch" if extracts and stage.placement.extractor == "sharded" else "microbatch"
-            found += [f"{number} of the {kind} those of each {rows} on {shared.group.size()} ranks"] if number else []
-        return f"batch norms take shared statistics: {', '.join(found)}" if found else ""
+            rows = "the whole batch" if extracts and stage.placement.extractor == "sharded" else "a microbatch"
+            found += [f"of {rows} on {shared.group.size()} ranks in the {kind} ({number})"] if number else []
+        return f"statistics of batch norm: {', '.join(found)}" if found else ""
 
     def _refiners_per_rank(self) -> list[int]:
         one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]

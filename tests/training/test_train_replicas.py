@@ -54,7 +54,8 @@ def test_shared_statistics(tmp_path: Path) -> None:
     placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2")
     alone = train(1, tmp_path / "alone", *flags)
     assert_same(placed, alone)
-    said = "batch norms take shared statistics: 1 of the extractor those of each batch on 4 ranks, 2 of the refiners those "
-    said += "of each microbatch on 2 ranks"
+    said = (
+        "batch norm: of the whole batch on 4 ranks in the extractor (1), of a microbatch on 2 ranks in the refiners (2)"
+    )
     assert (placed / "logs" / "rank_0.log").read_text().count(said) == 1
-    assert "shared statistics" not in (alone / "logs" / "rank_0.log").read_text()
+    assert "statistics of batch norm" not in (alone / "logs" / "rank_0.log").read_text()
