@@ -16,7 +16,7 @@ from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
-from sidpar.engines.resources import Resources
+from sidpar.engines.resources import Resources, send_statistics_first
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError, reason
 from sidpar.messages.gradients import GradientBuckets
@@ -282,8 +282,7 @@ class ParallelEngine(Synchronous):
             buckets = self._buckets() if training else []
             specs = self.stage.skeleton.specs(x)
             send_first(self._transport, self._view, layout, specs, buckets, training=training)
-            for kind, statistics in self._resources.statistics(extractor=True, refiners=True).items():
-                statistics.send_first(self.stage.shared_norms[kind].channels())
+            send_statistics_first(self.stage, self._transport)
             for dtype in (torch.float64, torch.int64):
                 self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
             synchronize(self._runtime.device)

@@ -39,3 +39,9 @@ def statistics_of(stage: Stage, transport: Transport | None, **counts: bool) -> 
         return {}
     assert transport is not None, "a world of one process shares no statistics"
     return {kind: Statistics(transport, norms.group, counts=counts[kind]) for kind, norms in shared.items()}
+
+
+def send_statistics_first(stage: Stage, transport: Transport | None) -> None:
+    """The messages of all batch norms that share their statistics, once in each size, of zeros. All ranks call it."""
+    for kind, statistics in statistics_of(stage, transport, extractor=True, refiners=True).items():
+        statistics.send_first(stage.shared_norms[kind].channels())

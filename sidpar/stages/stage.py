@@ -150,9 +150,12 @@ class Stage(nn.Module):
         with self._execution(f"refiners.{i}", refiner, graph):
             return refine(self._inputs.of(f"refiner {i}", refiner), features, state)
 
+    def sharing(self, statistics: Mapping[str, Sharing]) -> AbstractContextManager[None]:
+        """Within, the batch norms that share their statistics do so with these, by kind of part."""
+        return self._sharing(statistics) if self.shared_norms else nullcontext()
+
     @contextmanager
-    def sharing(self, statistics: Mapping[str, Sharing]) -> Iterator[None]:
-        """Within, batch norms share their statistics with these, by kind of part; all that may share do."""
+    def _sharing(self, statistics: Mapping[str, Sharing]) -> Iterator[None]:
         with ExitStack() as stack:
             for kind, shared in self.shared_norms.items():
                 stack.enter_context(shared.company.joined(statistics[kind]))

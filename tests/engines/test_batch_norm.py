@@ -32,7 +32,8 @@ def synchronised(build: Callable[[int], Cascade], runtime: Runtime, extractor: A
 
 def assert_same_buffers(case: str, stage: Stage, expected: dict[str, Tensor]) -> None:
     for name, buffer in stage.named_buffers():
-        assert (buffer.cpu().double() - expected[name].double()).abs().max() < TOLERANCE, f"{case}: {name}"
+        difference = (buffer.cpu().double() - expected[name].cpu().double()).abs().max()
+        assert difference < TOLERANCE, f"{case}: {name} is off by {difference}"
 
 
 def sharded(runtime: Runtime) -> int:
@@ -249,7 +250,7 @@ def trained(runtime: Runtime, **settings: Any) -> dict[str, Tensor]:
         x, y = networks.batch(size)
         engine.step(x.float(), y)
         optimizer.step()
-    return dict(stage.state_dict())
+    return {name: tensor.cpu() for name, tensor in stage.state_dict().items()}
 
 
 def test_statistics_are_equal_on_all_ranks_bit_for_bit() -> None:

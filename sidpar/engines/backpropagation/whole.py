@@ -15,7 +15,7 @@ from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept
-from sidpar.engines.resources import statistics_of
+from sidpar.engines.resources import send_statistics_first, statistics_of
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.messages.transport import Transport
@@ -171,8 +171,7 @@ class BPEngine(Synchronous):
         runtime = self.stage.runtime
         if runtime.groups is None or runtime.world_size == 1:
             return self._chain
-        for kind, statistics in statistics_of(self.stage, self._transport, extractor=True, refiners=True).items():
-            statistics.send_first(self.stage.shared_norms[kind].channels())
+        send_statistics_first(self.stage, self._transport)
         # DDP waits for the gradients of all parameters, or looks for those without in every step, which takes time.
         unused = self.stage.skeleton.without_gradient(x, self._heads)
         if unused is None and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
