@@ -86,7 +86,7 @@ def test_shared_statistics_are_those_of_the_cpu(dtype: torch.dtype) -> None:
     """Two ranks with the same rows are made up; the host waits for nothing."""
     x, found = torch.randn(16, 8, 5, 5).to(dtype), []
     for device in ("cpu", "cuda"):
-        norm, company, given = nn.BatchNorm2d(8).to(device), Company(), x.to(device).requires_grad_()
+        norm, company, given = nn.BatchNorm2d(8).to(device), Company(), x.detach().to(device).requires_grad_()
         synchronise(norm, company)
         with company.joined(SameRows(2)), without_waiting() if device == "cuda" else nullcontext():
             output = norm(given)
