@@ -58,4 +58,4 @@ def test_shared_statistics(tmp_path: Path) -> None:
         "batch norm: of the whole batch on 4 ranks in the extractor (1), of a microbatch on 2 ranks in the refiners (2)"
     )
     assert (placed / "logs" / "rank_0.log").read_text().count(said) == 1
-    assert "statistics of batch norm" not in (alone / "logs" / "rank_0.log").read_text()
+    assert "batch norm  statistics" not in (alone / "logs" / "rank_0.log").read_text()
