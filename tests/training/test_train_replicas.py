@@ -54,8 +54,10 @@ def test_shared_statistics(tmp_path: Path) -> None:
     placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2")
     alone = train(1, tmp_path / "alone", *flags)
     assert_same(placed, alone)
-    said = (
-        "batch norm: of the whole batch on 4 ranks in the extractor (1), of a microbatch on 2 ranks in the refiners (2)"
+    extractor, refiners = (
+        "of the whole batch on 4 ranks in the extractor (1)",
+        "of a microbatch on 2 ranks in the refiners (2)",
     )
+    said = f"batch norm  statistics {extractor}, {refiners}"
     assert (placed / "logs" / "rank_0.log").read_text().count(said) == 1
     assert "batch norm  statistics" not in (alone / "logs" / "rank_0.log").read_text()
