@@ -40,8 +40,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"Of one run: folder for the pictures; by default RUN/{FOLDER}. Of several runs: a folder, or the picture's "
-        "file (.png, .pdf or .svg); by default comparison.png here.",
+        help=f"Of one run: folder for the pictures; by default RUN/{FOLDER}. Of several runs: a folder, or the file of "
+        "the picture (.png, .pdf or .svg); by default comparison.png here.",
     )
     parser.add_argument("--format", choices=FORMATS, help="Of the pictures in a folder; by default png.")
     parser.add_argument(
