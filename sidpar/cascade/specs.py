@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
+from sidpar.cascade.cascade import Cascade, Shaped, TensorTuple, extract, initial_state, refine
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.module_state import undone
 from sidpar.errors import UsageError, reason
@@ -79,7 +79,7 @@ class Skeleton:
     def extractor_is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self._cascade.extractor.parameters())
 
-    def specs(self, x: Tensor) -> CascadeSpecs:
+    def specs(self, x: Shaped) -> CascadeSpecs:
         """The specs for inputs like x [B, ...]. Raises UsageError naming the module that does not fit."""
         key = _like(x)
         if key in self._refused:
@@ -99,7 +99,7 @@ class Skeleton:
         with undisturbed(torch.device("cpu")), undone(self._cascade):
             yield
 
-    def can_infer(self, x: Tensor) -> bool:
+    def can_infer(self, x: Shaped) -> bool:
         """Whether `specs` are found for such inputs: not of modules whose forward looks at data, for one."""
         try:
             self.specs(x)
@@ -107,7 +107,7 @@ class Skeleton:
             return False
         return True
 
-    def learn(self, x: Tensor, specs: CascadeSpecs, layers: list[Spec]) -> None:
+    def learn(self, x: Shaped, specs: CascadeSpecs, layers: list[Spec]) -> None:
         """What a pass over real rows has shown for inputs like x, where nothing can be inferred. `layers` are those of
         an extractor that is taken apart."""
         self._refused.pop(_like(x), None)
@@ -124,7 +124,7 @@ class Skeleton:
         return layer_names(self._cascade.extractor)
 
     @torch.no_grad()
-    def layers(self, x: Tensor) -> list[Spec]:
+    def layers(self, x: Shaped) -> list[Spec]:
         """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
         be taken apart."""
         extractor = self._cascade.extractor
@@ -145,7 +145,7 @@ class Skeleton:
                 specs += specs_of((activation,))
         return specs
 
-    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str] | None:
+    def without_gradient(self, x: Shaped, heads: Sequence[int]) -> list[str] | None:
         """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]. None where
         that cannot be inferred."""
         if _like(x) in self._learned:
@@ -291,6 +291,6 @@ def check_belief(i: int, state: TensorTuple, first: TensorTuple, num_classes: in
         )
 
 
-def _like(x: Tensor) -> Spec:
+def _like(x: Shaped) -> Spec:
     """What inputs that are alike have in common."""
     return Spec(tuple(x.shape[1:]), x.dtype)

@@ -25,12 +25,14 @@ class Preprocessing:
     """Of each channel of the training images, in values 0..white."""
     deviation: tuple[float, ...]
     """Standard deviation of the same."""
+    share: float = 1.0
+    """Of an image file that is larger, how much of the shorter side is seen."""
 
     @classmethod
     def of(cls, dataset: "Dataset") -> Self:
         """That of a dataset's training images."""
         mean, deviation = (tuple(t.flatten().tolist()) for t in dataset.statistics)
-        return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation)
+        return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation, dataset.share)
 
     @property
     def num_classes(self) -> int:

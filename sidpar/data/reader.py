@@ -3,10 +3,11 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +20,26 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What the main process answers to; a launcher or a terminal sends them to its workers as well."""
 
 
+class Request(NamedTuple):
+    """Images to be read together."""
+
+    rows: list[int]
+    seeds: list[int] | None = None
+    """Draws a random part of each; None for the square in its middle."""
+
+
 class Reader:
     """Reads images by row.
 
     Args:
         size: height and width that they are brought to.
         workers: processes that read ahead, each a batch at a time; 0 for none. They start at the first batch and stay.
+        share: how much of an image's shorter side the square in its middle has.
     """
 
-    def __init__(self, paths: list[str], size: int, workers: int) -> None:
-        self.size = size
-        self._files = _Batches(Paths(paths), size)
+    def __init__(self, paths: list[str], size: int, workers: int, share: float = 1.0) -> None:
+        self.size, self.share = size, share
+        self._files = _Batches(Paths(paths), size, share)
         self._order = _Order()
         self._turn = 0
         self._loader: DataLoader[Tensor | str] = DataLoader(
@@ -46,17 +56,17 @@ class Reader:
 
     def read(self, rows: list[int]) -> Tensor:
         """These images [B, 3, size, size] in uint8, read at once by the caller."""
-        return _checked(self._files[rows])
+        return _checked(self._files[Request(rows)])
 
-    def batches(self, batches: list[list[int]]) -> Iterator[Tensor]:
-        """The same for each list of rows. Ends an iteration that began earlier and was left."""
+    def batches(self, batches: Sequence[Request]) -> Iterator[Tensor]:
+        """What each of these asks for. Ends an iteration that began earlier and was left."""
         self._turn += 1
         turn = self._turn
         self._order.batches = batches
         # Workers are born with these signals blocked: no moment is left in which one could be ended by them.
         with _blocked():
             iterator = iter(self._loader)
-        for _ in batches:
+        for _ in range(len(batches)):
             if turn != self._turn:
                 raise RuntimeError("another iteration over the same files has begun before this one was at its end")
             yield _checked(next(iterator))
@@ -70,15 +80,17 @@ def _checked(images: Tensor | str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batches(Dataset[Tensor | str]):
-    """Items are batches, by a list of rows. A batch that cannot be read is the text of the error: raised in a worker,
-    it would arrive inside of the worker's traceback."""
+    """Items are batches, by request. A batch that cannot be read is the text of the error: raised in a worker, it would
+    arrive inside of the worker's traceback."""
 
     paths: Paths
     size: int
+    share: float
 
-    def __getitem__(self, rows: list[int]) -> Tensor | str:
+    def __getitem__(self, request: Request) -> Tensor | str:
         try:
-            return read_images([self.paths[row] for row in rows], self.size)
+            paths = [self.paths[row] for row in request.rows]
+            return read_images(paths, self.size, share=self.share, seeds=request.seeds)
         except UsageError as error:
             return str(error)
 
@@ -87,9 +99,9 @@ class _Batches(Dataset[Tensor | str]):
 class _Order:
     """A sampler whose batches are set before every iteration."""
 
-    batches: list[list[int]] = field(default_factory=list)
+    batches: Sequence[Request] = ()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self.batches)
 
     def __len__(self) -> int:

@@ -1,13 +1,15 @@
 """Engines execute steps. All have the interface of `Engine`, and the trainer asks no more of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sidpar.cascade.cascade import Sample, Shaped
 from sidpar.cascade.specs import CascadeSpecs
+from sidpar.data.input_rows import Inputs
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
@@ -45,19 +47,23 @@ class Engine(Protocol):
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on with what `carried` gave, in another process."""
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """Which rows of a global batch of B this rank needs the inputs of, ascending: in `step` and `train`, or in
+        `evaluate`."""
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Gradients of one global batch into `stage.parameters()`, replacing those that were there.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those that `rows_needed` tells, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
         """
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+    def train(self, batches: Iterable[tuple[Inputs, Tensor]], update: Update) -> Iterator[StepResult]:
         """A step for each batch, and `update` whenever the gradients of some of `stage.parts()` are complete. When the
         iterator ends, all updates are done."""
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """Beliefs of one batch in inference mode; no gradients."""
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
@@ -84,10 +90,14 @@ class Synchronous(ABC):
         """Nothing to go on with."""
         return
 
-    @abstractmethod
-    def step(self, x: Tensor, y: Tensor) -> StepResult: ...
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """All, in one process."""
+        return range(batch_size)
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+    @abstractmethod
+    def step(self, x: Inputs, y: Tensor) -> StepResult: ...
+
+    def train(self, batches: Iterable[tuple[Inputs, Tensor]], update: Update) -> Iterator[StepResult]:
         """A step and an update of all parts for each batch."""
         for x, y in batches:
             result = self.step(x, y)
@@ -107,7 +117,7 @@ def chosen(stage: Stage, names: Collection[str]) -> list[nn.Module]:
     return [part for name, part in stage.parts().items() if name in names]
 
 
-def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
+def check_batch(x: Shaped, y: Tensor, num_classes: int) -> None:
     """Refuse a batch without a label for each input, or with labels of other classes. Waits for the device, so not for
     every step."""
     if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
@@ -159,7 +169,7 @@ def _advice(cause: str) -> str:
 
 
 def check_seams(
-    stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool, parts: Collection[int] = ()
+    stage: Stage, rule: LocalRule, x: Sample, y: Tensor, *, training: bool, parts: Collection[int] = ()
 ) -> CascadeSpecs:
     """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of these numbers
     of rows. Raises UsageError if it does not fit, or if the rule cannot train what crosses them."""

@@ -1,7 +1,7 @@
 """Local learning on ranks: walks the schedule's list of actions for each batch."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.distributed.device import synchronize
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
@@ -110,9 +111,14 @@ class ParallelEngine(Synchronous):
         agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
+        self._rows: dict[tuple[int, bool], list[Sequence[int]]] = {}
         self._actions: dict[tuple[str, int], list[Action]] = {}
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """Those that this rank extracts; where the rule makes rows, all of its replica's share."""
+        return self._rows_of_ranks(batch_size, training=training)[self._runtime.cascade_rank]
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
@@ -123,7 +129,7 @@ class ParallelEngine(Synchronous):
         self.steps += 1
         return result
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
@@ -133,7 +139,7 @@ class ParallelEngine(Synchronous):
     def _execute(
         self,
         schedule: Callable[[RankView], Iterator[Action]],
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         layout: BatchLayout,
         open_version: Callable[[int], Version],
@@ -218,7 +224,7 @@ class ParallelEngine(Synchronous):
         """A schedule's actions as this backend takes them."""
         return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
-    def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
+    def _admit(self, x: Inputs, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
@@ -231,9 +237,11 @@ class ParallelEngine(Synchronous):
                 x,
                 y,
                 self.steps,
+                self._rows_of_ranks(len(x), training=training),
                 lambda: (share().x, share().y),
                 training=training,
                 parts=lambda: cut.sizes_anywhere(microbatches, share().copies),
+                share=cut.taken,
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -249,7 +257,7 @@ class ParallelEngine(Synchronous):
             self._layouts[key] = layout()
         return self._layouts[key]
 
-    def _rehearse(self, x: Tensor, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
+    def _rehearse(self, x: Inputs, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
         """Go through a batch of a new layout alone, so that whatever is used for the first time is so before other
         ranks wait (`simulation/first_use.py`). Nothing stays, but gradients, which the step to come replaces."""
         assert self._transport is not None
@@ -302,11 +310,23 @@ class ParallelEngine(Synchronous):
     def _share_of(self, batch_size: int) -> Share:
         return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)
 
-    def _take_share(self, x: Tensor, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:
-        share, device = self._share_of(len(x)), self._runtime.device
-        return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
+    def _rows_of_ranks(self, batch_size: int, *, training: bool) -> list[Sequence[int]]:
+        """The rows whose inputs each rank of this replica's cascade needs."""
+        key = (batch_size, training)
+        if key not in self._rows:
+            extractor = "replicated" if self.rule.makes_rows else self._view.placement.extractor
+            microbatches, ranks = self._microbatches if training else 1, self._runtime.cascade_size
+            self._rows[key] = self._share_of(batch_size).extracted(extractor, microbatches, ranks)
+        return self._rows[key]
 
-    def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
+    def _take_share(self, x: Inputs, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:
+        share, device = self._share_of(len(x)), self._runtime.device
+        needed = self.rows_needed(len(x), training=training)
+        return ReplicaBatch.take(
+            x, y, share, device, self.rule, needed=needed, seed=self._seed, step=step, training=training
+        )
+
+    def _key(self, x: Inputs, y: Tensor) -> tuple[object, ...]:
         """What batches that are alike have in common."""
         return tuple(x.shape), x.dtype, tuple(y.shape)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sidpar.config.groups.choices import RefinerExecution
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.engines.agreement import agree_on_engine
 from sidpar.engines.base import Update, check_kept
 from sidpar.engines.diagnosis import diagnose
@@ -26,7 +27,7 @@ from sidpar.schedules.synchronous import SCHEDULES
 from sidpar.stages.stage import Stage
 from sidpar.stages.versions import Version, Versions
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 class StreamingEngine(ParallelEngine):
@@ -84,12 +85,12 @@ class StreamingEngine(ParallelEngine):
             self._extractors = Versions(self._extractor, staleness + 1, send, ahead=ahead)
         self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
         self._refuse_within_a_stream()
         return super().step(x, y)
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, between streams."""
         self._refuse_within_a_stream()
         return super().evaluate(x, y)

@@ -86,6 +86,12 @@ class LocalRule(ABC):
 
     # What enters
 
+    @property
+    def makes_rows(self) -> bool:
+        """Whether a batch becomes something else before it enters; every rank needs the inputs of all of its rows
+        then."""
+        return type(self).enter is not LocalRule.enter
+
     def enter(self, x: Tensor, y: Tensor, rows: Rows, *, training: bool) -> tuple[Tensor, Tensor]:
         """What a batch x [b, ...], y [b] or [b, T] becomes before it enters. In training a row
         may become several, `copies` one after the other: these stay together in one microbatch, and on one rank of a

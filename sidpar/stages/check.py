@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from sidpar.cascade.cascade import extract
+from sidpar.cascade.cascade import Sample, extract
 from sidpar.cascade.inputs import Inputs
 from sidpar.cascade.module_state import undone
 from sidpar.cascade.snapshots import close
@@ -24,7 +24,7 @@ _PROBE_ROWS = 32
 _TOLERANCE = 1e-3
 
 
-def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
+def check(stage: Stage, x: Sample, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
     """What crosses the seams for inputs like x [B, ...]. All ranks call it alike.
 
     For training, it is also found out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
@@ -47,7 +47,7 @@ def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[i
     return stage.skeleton.specs(x)
 
 
-def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
+def _check_once(stage: Stage, x: Sample, *, training: bool) -> Fits:
     inferred = stage.skeleton.can_infer(x)
     if not training and inferred:
         return Fits(picky=False)
@@ -70,13 +70,13 @@ def _mode(stage: Stage, *, training: bool) -> AbstractContextManager[None]:
     return nullcontext() if training else stage.inference_mode()
 
 
-def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
+def _try_a_few(stage: Stage, x: Sample, *, training: bool) -> tuple[Found, Fits]:
     """Or all rows, for modules that do not take a few. What is tried next does not depend on how many rows there are:
     replicas may have fewer, and all ranks try together."""
     try:
         return try_out(stage, x[:ROWS], training=training), Fits(picky=False)
     except UsageError:
-        return try_out(stage, x, training=training), Fits(picky=True)
+        return try_out(stage, x[:], training=training), Fits(picky=True)
 
 
 def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
@@ -85,10 +85,11 @@ def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
         check_alike(f"refiner {i}", state, expected)
 
 
-def _check_shards(stage: Stage, x: Tensor) -> None:
+def _check_shards(stage: Stage, x: Sample) -> None:
     assert stage.extractor is not None, "every rank holds a sharded extractor"
     ranks = stage.runtime.cascade_size
-    depends = depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks)
+    rows = x[: max(ranks, _PROBE_ROWS)].to(stage.runtime.device)
+    depends = depends_on_the_batch(stage.extractor, rows, ranks)
     if not any(stage.runtime.exchange("shards", depends)):  # replicas have other rows
         return
     suspects = [

@@ -111,7 +111,7 @@ def test_random_crop_shifts_each_image_within_its_padding() -> None:
     """A single bright pixel per image moves by at most the padding, not all alike, and nothing else appears."""
     images = torch.zeros(400, 1, 16, 16, dtype=torch.uint8)
     images[:, 0, 8, 8] = 200
-    cropped = random_crop(images, generator("test"))
+    cropped = random_crop(images, range(400), 400, generator("test"))
     assert cropped.shape == images.shape
     assert cropped.dtype == torch.uint8
     assert (cropped.flatten(1).sum(1) == 200).all()
@@ -121,13 +121,13 @@ def test_random_crop_shifts_each_image_within_its_padding() -> None:
 
 
 def test_random_crop_pads_with_zeros() -> None:
-    cropped = random_crop(torch.full((200, 2, 8, 8), 9, dtype=torch.uint8), generator("test"))
+    cropped = random_crop(torch.full((200, 2, 8, 8), 9, dtype=torch.uint8), range(200), 200, generator("test"))
     assert set(cropped.unique().tolist()) == {0, 9}
 
 
 def test_random_flip_mirrors_half_of_the_images() -> None:
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(400, 1, 1, 1)
-    flipped = random_flip(images, generator("test"))
+    flipped = random_flip(images, range(400), 400, generator("test"))
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     same = (flipped == images).flatten(1).all(1)
     assert (mirrored ^ same).all()
