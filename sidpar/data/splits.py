@@ -115,6 +115,11 @@ class Files:
     labels: Tensor
     device: torch.device
 
+    @classmethod
+    def listed(cls, paths: list[str], labels: list[int], image_size: int, workers: int, share: float = 1.0) -> "Files":
+        """Of these files; arguments as of `Reader`."""
+        return cls(Reader(paths, image_size, workers, share), torch.tensor(labels), torch.device("cpu"))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return 3, self.reader.size, self.reader.size

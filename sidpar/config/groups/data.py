@@ -12,7 +12,8 @@ class DataConfig:
 
     name: str = "digits"
     """digits: embedded; fashion_mnist, cifar10, cifar100: torchvision's layouts; tiny_imagenet: the official layout,
-    all of its classes or some; image_folder: train/<class>/... and val/<class>/... with images of any size."""
+    all of its classes or some; image_folder: train/<class>/... and val/<class>/... with images of any size; imagenet:
+    ILSVRC2012's folders train and val, val sorted by class or with its ground truth."""
     root: str | None = None
     """Folder with the dataset; by default data."""
     download: bool = False
@@ -22,12 +23,14 @@ class DataConfig:
     eval_batch_size: int = 512
     """Global batch of evaluations."""
     augment: bool = True
-    """The paper's random crops and flips (no flips for digits)."""
+    """The paper's random crops and flips (no flips for digits); for imagenet, random parts brought to one size, and
+    flips."""
     image_size: int | None = None
-    """image_folder: height and width that the square in the middle of each image is resized to; by default 64."""
+    """image_folder, imagenet: height and width that the square in the middle of each image is resized to; by default
+    64 and 224."""
     workers: int | None = None
-    """image_folder: processes of each rank that decode training images ahead, and as many for test images; by
-    default 2; 0 for none."""
+    """image_folder, imagenet: processes of each rank that decode training images ahead, and as many for test images; by
+    default 2 and 4; 0 for none."""
     label_noise: float = 0.0
     """Share of the training labels that are moved to another class, drawn by run.seed; label_noise.json in the run
     folder tells which."""
