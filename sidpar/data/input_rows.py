@@ -13,12 +13,21 @@ from sidpar.errors import UsageError
 
 @dataclass(frozen=True)
 class InputRows:
-    """Some rows of a batch's inputs; it has the shape, the dtype and the length of all of them."""
+    """Some rows of a batch's inputs, in place of all; it has the shape, the dtype and the length of all of them.
+
+    Args:
+        x: the inputs that are here, [n, ...]; n may be 0.
+        rows: which rows of the batch these are, in ascending order.
+        batch_size: the size B of the whole batch.
+
+    Raises:
+        UsageError: there are not as many numbers as inputs, or they are not ascending within the batch.
+    """
 
     x: Tensor
-    """[n, ...], n may be 0."""
+    """[n, ...]"""
     rows: Sequence[int]
-    """Which rows of the batch these are, in ascending order."""
+    """Their positions in the batch."""
     batch_size: int
     """B."""
 
@@ -38,13 +47,18 @@ class InputRows:
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the inputs."""
         return self.x.dtype
 
     def __len__(self) -> int:
         return self.batch_size
 
     def lacks(self, rows: Sequence[int]) -> str | None:
-        """What is wrong with it for one who needs these rows."""
+        """What is missing where these rows are needed, in words; None if nothing is.
+
+        Args:
+            rows: positions in the batch.
+        """
         missing = [row for row in rows if row not in self._places]
         if not missing:
             return None
@@ -54,7 +68,14 @@ class InputRows:
         )
 
     def take(self, rows: Sequence[int]) -> Tensor:
-        """The inputs of these rows, ascending. Raises UsageError if some are not here."""
+        """The inputs of some rows, [n, ...].
+
+        Args:
+            rows: positions in the batch, in ascending order.
+
+        Raises:
+            UsageError: some of them are not here.
+        """
         if (problem := self.lacks(rows)) is not None:
             raise UsageError(problem)
         return pick(self.x, [self._places[row] for row in rows])

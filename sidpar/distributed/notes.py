@@ -1,4 +1,4 @@
-"""What ranks leave for each other in the store, where no message is sent between them."""
+"""Data that ranks exchange through the store, where no message is sent between them."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Notes:
-    """Bytes by name. Every name is left by one rank."""
+    """Bytes by name. Every name is written by one rank."""
 
     def __init__(self, store: Store, topic: str, timeout: float) -> None:
         self._store = PrefixStore(topic, store)
@@ -19,28 +19,28 @@ class Notes:
         self._left: list[str] = []
 
     def leave(self, name: str, note: bytes) -> None:
-        """For all who read it."""
+        """Write a note for all ranks that read it."""
         self._store.set(name, note)  # type: ignore[arg-type]
         self._left.append(name)
 
     def read(self, name: str) -> bytes:
-        """Waits for it. Raises RuntimeError after the timeout."""
+        """Wait for a note and return it. Raises RuntimeError after the timeout."""
         try:
             self._store.wait([name], timedelta(seconds=self._timeout))
         except RuntimeError as error:  # DistError, or what a file store raises
-            raise RuntimeError(f"waited {self._timeout:g} s for another rank's {name}, in vain") from error
+            raise RuntimeError(f"waited {self._timeout:g} s for another rank's {name} and gave up") from error
         return self._store.get(name)
 
     def remove(self) -> None:
-        """What this rank has left, once all have read it."""
+        """Remove what this rank has written. Call it once all ranks have read it."""
         for name in self._left:
             self._store.delete_key(name)
         self._left = []
 
 
 def within(seconds: float, question: Callable[[], T]) -> T | None:
-    """What the store answers to a question, None if nothing within that time: where the network is cut, it never does,
-    and has no timeout for some. Raises RuntimeError if it has gone with its host, and says so."""
+    """The store's answer to a question, or None if there is none within that time: where the network is cut, some
+    questions never return. Raises RuntimeError if the connection is closed."""
     answers: list[T] = []
     errors: list[RuntimeError] = []
 

@@ -1,4 +1,4 @@
-"""What every rank's engine must have in common, compared through the store before the first message."""
+"""Compares the engines of all ranks through the store, before the first message."""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
@@ -46,8 +46,8 @@ def agree_on_batch(
 
     Args:
         rows: those whose inputs each rank of the cascade needs, ascending.
-        enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
-        parts: gives the numbers of rows in which it does, the same on all ranks.
+        enter: returns what enters the cascade, by default x and y; called once these are known to be a batch.
+        parts: returns the numbers of rows in which it is given to modules, the same on all ranks.
         share: the rows of the batch that enter, by default all.
 
     Returns what enters, of which any few rows may be looked at, by all ranks alike.

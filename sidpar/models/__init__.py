@@ -18,16 +18,17 @@ from sidpar.models.wide_mlp import WIDE_MLP
 MODELS: dict[str, Model] = {model.name: model for model in (SIMPLE_CNN, WIDE_MLP, PLAIN_CNN, PLAIN_MLP)}
 DEFAULT = SIMPLE_CNN.name
 SIZES = ("width", "depth")
-"""Settings of networks that have names of their own in the configuration."""
+"""Settings of networks that have a key of their own in the configuration."""
 
 
 def forms_beliefs(config: ModelConfig) -> bool:
-    """Whether the network's refiners have something to learn from locally: a user's network always has."""
+    """Whether the network has beliefs for local learning. A user's own network always has."""
     return config.builder is not None or known("model.name", config.name or DEFAULT, MODELS).has_beliefs
 
 
 def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
-    """With the settings decided that the named network reads. Raises UsageError for those that it does not."""
+    """The settings of `model` with their defaults filled in. Raises UsageError for settings that the named network does
+    not read."""
     if config.builder is not None:
         return replace(config, options=config.options or {})
     name = config.name or DEFAULT
@@ -38,7 +39,7 @@ def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
     options = config.options or {}
     for size in SIZES:
         if size in options and size in settings:
-            raise UsageError(f"model.options.{size} is a setting of its own: set model.{size}={options[size]}")
+            raise UsageError(f"model.options.{size} has a key of its own: set model.{size}={options[size]}")
     check_options("model.options", options, f"model.name={name}", model.build, [*BUILDER_KEYWORDS, *SIZES])
     check_types("model.options", options, model.build)
     if not model.has_convolutions:

@@ -1,4 +1,4 @@
-"""What a network that comes with sidpar says of itself."""
+"""The description of a network that comes with sidpar."""
 
 import inspect
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from sidpar.config.groups.model import BUILDER_KEYWORDS
 
 @dataclass(frozen=True)
 class Model:
-    """A network by name: a file of this package and a line in its registry."""
+    """A network that `model.name` offers: a file of this package and a line in its registry."""
 
     name: str
     build: Callable[..., Cascade]
-    """From image_shape, num_classes, num_refiners and, by keyword, seed and settings that have defaults."""
+    """Called with image_shape, num_classes, num_refiners and, by keyword, seed and settings that have defaults."""
     has_beliefs: bool = True
-    """Whether its refiners form beliefs one after the other, from which they can learn locally."""
+    """Whether its refiners form beliefs one after another, so that they can learn locally."""
     has_convolutions: bool = True
     """Whether compute.channels_last has an effect."""
 

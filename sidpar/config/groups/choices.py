@@ -1,4 +1,4 @@
-"""Every choice that a setting offers by name, once."""
+"""The choices of all settings that are chosen by name."""
 
 from typing import Literal
 
@@ -21,4 +21,4 @@ OptimizerName = Literal["adam", "adamw", "sgd"]
 RateSchedule = Literal["cosine", "constant"]
 
 Option = bool | int | float | str | list[bool | int | float | str] | None
-"""A plain value, which needs nothing but YAML to be read back."""
+"""A plain value, as YAML can hold it."""

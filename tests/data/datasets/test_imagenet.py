@@ -178,7 +178,7 @@ def strange(root: Path) -> None:
             write("val/other.JPEG", b""),
             "the ground truth of imagenet does not tell the class of .*other.JPEG: remove it",
         ),
-        (strange, r"val has 1 classes that .*train has not \(n\d+\): add their training images, or remove them"),
+        (strange, r"val has 1 classes that are not in .*train \(n\d+\): add their training images, or remove them"),
     ],
 )
 def test_messages(spoil: Callable[[Path], Any], message: str, root: Path) -> None:
