@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torch.distributed.distributed_c10d import Store
 
-from sidpar.distributed.notes import within
+from sidpar.distributed.exchange import within
 
 _KEY = "failed"
 _PATIENCE = 3.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.distributed.distributed_c10d import Store
 
-from sidpar.distributed.notes import within
+from sidpar.distributed.exchange import within
 
 PATIENCE = 8.0
 """Seconds for the store to answer. A store that is only busy answers sooner."""

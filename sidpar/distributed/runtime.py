@@ -1,14 +1,12 @@
 """What one rank knows of the job: process groups, device, store."""
 
-import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,10 +20,10 @@ from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
 from sidpar.distributed.device import set_arithmetic, synchronize, usable_memory
 from sidpar.distributed.environment import Launch, read_environment
+from sidpar.distributed.exchange import Exchange
 from sidpar.distributed.failures import failure_elsewhere, has_failed, tell_failure
 from sidpar.distributed.groups import Groups, make_default_group, nccl_bytes
 from sidpar.distributed.launcher import end_launcher_if_cut_off
-from sidpar.distributed.notes import Notes
 from sidpar.distributed.progress import Progress, end_when_late
 from sidpar.distributed.rendezvous import meet
 from sidpar.distributed.signals import Signals
@@ -34,7 +32,7 @@ from sidpar.version import __version__
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Runtime(Exchange):
     """One rank's context, passed to whatever needs it. Made by `start` or `single`, and used as a context manager:
 
         with sidpar.Runtime.start() as runtime: ...
@@ -46,10 +44,6 @@ class Runtime:
     world; `cascade_rank` and `cascade_size` (K) are of this rank's cascade, which is number `replica` of R.
     """
 
-    rank: int
-    """Of the whole world."""
-    world_size: int
-    """R x K."""
     device: torch.device
     """Where this rank computes."""
     backend: str
@@ -58,10 +52,6 @@ class Runtime:
     """This rank's number on its machine."""
     groups: Groups | None = None
     """The process groups; None in a world of one process."""
-    store: Store | None = None
-    """Where ranks leave plain data for each other; None in a world of one process."""
-    init_timeout: float = 300.0
-    """Seconds for all ranks to appear and agree."""
     step_timeout: float = 100.0
     """Seconds that one message may take."""
     num_replicas: int = 1
@@ -74,7 +64,6 @@ class Runtime:
     """What a GPU has completed; None on a CPU."""
     launch: Launch = field(default_factory=Launch)
     """How the job was started."""
-    _sequence: "count[int]" = field(default_factory=count, repr=False)
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
@@ -136,8 +125,17 @@ class Runtime:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
         set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
-        alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
-        alone = replace(alone, launch=environment.launch)
+        alone = cls(
+            rank,
+            world_size,
+            chosen,
+            "none",
+            local_rank,
+            store=store,
+            init_timeout=init_timeout,
+            step_timeout=step_timeout,
+            launch=environment.launch,
+        )
 
         # Before anything else: nodes with other software or other devices would wait for each other for ever.
         versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
@@ -193,68 +191,6 @@ class Runtime:
         reason = f"its GPU has completed nothing for {seconds:.0f} s; another rank is probably lost"
         print(f"{self._moment('ends')}: {reason}", file=sys.stderr, flush=True)
         os._exit(1)
-
-    def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
-        """Fail on every rank, with the same error, unless all ranks call this with the same values.
-
-        Goes through the store, so it works before the first message.
-
-        Raises:
-            UsageError: the values differ; the text says which.
-        """
-        everyone = self.exchange(what, dict(mine), timeout)
-        differences = [
-            f"{key}: " + ", ".join(f"rank {rank} has {values.get(key)!r}" for rank, values in enumerate(everyone))
-            for key in sorted(set().union(*everyone))
-            if any(values.get(key) != everyone[0].get(key) for values in everyone)
-        ]
-        if differences:
-            raise UsageError(f"the ranks disagree on the {what}; start them all alike. " + "; ".join(differences))
-
-    def exchange(self, what: str, mine: Any, timeout: float | None = None) -> list[Any]:
-        """Every rank's value (plain data), in rank order, through the store; all ranks call it in the same order.
-
-        Waits `timeout` seconds for each rank, by default the initial timeout: another rank may be reading a dataset.
-
-        Raises:
-            RuntimeError: a rank has not told its value in this time.
-        """
-        plain = json.loads(json.dumps(mine))
-        if self.store is None:
-            return [plain]
-        key = f"{next(self._sequence)}/{what}"
-        self.store.set(f"{key}/{self.rank}", json.dumps(plain))
-        patience = self.init_timeout if timeout is None else timeout
-        values = []
-        for rank in range(self.world_size):
-            try:
-                self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
-            except RuntimeError as error:  # DistError, or what a file store raises
-                raise RuntimeError(
-                    f"rank {self.rank} waited up to {patience:g} s for rank {rank}'s {what} and gave up"
-                ) from error
-            values.append(json.loads(self.store.get(f"{key}/{rank}")))
-        return values
-
-    def notes(self, topic: str) -> Notes | None:
-        """Where the ranks leave something for each other in the store; all of them call it in the same order. None in a
-        world of one."""
-        number = next(self._sequence)
-        return None if self.store is None else Notes(self.store, f"{number}/{topic}", self.init_timeout)
-
-    def raise_together(self, what: str, problem: str | None) -> None:
-        """Fail on every rank, with the same error, if one of them has a problem; all ranks call it.
-
-        Raises:
-            UsageError: the problem.
-        """
-        problems = [found for found in self.exchange(what, problem) if found is not None]
-        if problems:
-            raise UsageError(problems[0])
-
-    def from_root(self, what: str, mine: Any) -> Any:
-        """Rank 0's value on every rank."""
-        return self.exchange(what, mine if self.rank == 0 else None)[0]
 
     def sum(self, what: str, table: torch.Tensor) -> torch.Tensor:
         """The sum of a small table [...] over all ranks, on every rank: metrics."""

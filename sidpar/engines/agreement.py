@@ -24,6 +24,7 @@ def agree_on_engine(stage: Stage, rule: LocalRule, **settings: Any) -> None:
             "placement": str(stage.placement),
             "compute": str(stage.compute),
             "initial weights": stage.skeleton.fingerprint,
+            "sync_batchnorm": sorted(stage.shared_norms),
             **settings,
         },
     )
@@ -40,6 +41,7 @@ def agree_on_batch(
     *,
     training: bool,
     parts: Callable[[], Collection[int]] = tuple,
+    accompanied: Callable[[], bool] = lambda: True,
     share: range | None = None,
 ) -> Sample:
     """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank.
@@ -48,6 +50,8 @@ def agree_on_batch(
         rows: those whose inputs each rank of the cascade needs, ascending.
         enter: returns what enters the cascade, by default x and y; called once these are known to be a batch.
         parts: returns the numbers of rows in which it is given to modules, the same on all ranks.
+        accompanied: returns whether batch norms that share their statistics see more than one row of each part, over
+            all ranks.
         share: the rows of the batch that enter, by default all.
 
     Returns what enters, of which any few rows may be looked at, by all ranks alike.
@@ -66,6 +70,6 @@ def agree_on_batch(
     sample: Sample = entered
     if any(in_part for _, in_part in everyone):
         sample = RowsOnRanks(stage, entered, len(entered_y), [[row - share.start for row in each] for each in rows])
-    specs = check_seams(stage, rule, sample, entered_y, training=training, parts=parts())
+    specs = check_seams(stage, rule, sample, entered_y, training=training, parts=parts(), accompanied=accompanied())
     stage.runtime.agree("seams", specs.describe(), stage.runtime.step_timeout)
     return sample

@@ -28,7 +28,7 @@ from sidpar.cascade.specs import (
     specs_of,
 )
 from sidpar.distributed.device import seed_generator
-from sidpar.distributed.notes import Notes
+from sidpar.distributed.exchange import Notes
 from sidpar.errors import UsageError, reason
 from sidpar.seeding import seed_host, undisturbed
 from sidpar.stages.kept import Kept, what_is_kept
