@@ -11,6 +11,7 @@ from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.compute import Compute
 from sidpar.config.groups.objective import Objective
 from sidpar.data.image_file import read_image
+from sidpar.data.input_rows import InputRows
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.backpropagation.whole import BPEngine
@@ -36,6 +37,7 @@ __all__ = [
     "Cascade",
     "Compute",
     "Copies",
+    "InputRows",
     "LocalEngine",
     "LocalRule",
     "Meter",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
+from sidpar.data.input_rows import whole
 from sidpar.data.loader import Loader
 from sidpar.errors import UsageError
 
@@ -36,7 +37,7 @@ def find_samples(cascade: Cascade, loader: Loader, wanted: Sequence[int] | None,
     end = most if wanted is None else max(wanted) + 1
     batches, count = [], 0
     for x, y in loader.test_batches():
-        batches.append((x[: end - count], y[: end - count]))
+        batches.append((whole(x)[: end - count], y[: end - count]))
         count += len(batches[-1][1])
         if count == end:
             break

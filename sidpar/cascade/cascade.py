@@ -6,6 +6,7 @@ A *state* is what a refiner hands to the next: a tuple (log-belief, hidden activ
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,24 @@ from sidpar.cascade.reads import Absent
 from sidpar.errors import UsageError
 
 TensorTuple = tuple[Tensor, ...]
+
+
+class Shaped(Protocol):
+    """Inputs [B, ...] as far as shapes follow from them: a tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+class Sample(Shaped, Protocol):
+    """Inputs [B, ...] of which a few are looked at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 class Cascade(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
+from sidpar.cascade.cascade import Cascade, Shaped, TensorTuple, extract, initial_state, refine
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.module_state import undone
 from sidpar.cascade.reads import find_reads
@@ -89,7 +89,7 @@ class Skeleton:
     def extractor_is_trainable(self) -> bool:
         return any(parameter.requires_grad for parameter in self._cascade.extractor.parameters())
 
-    def specs(self, x: Tensor) -> CascadeSpecs:
+    def specs(self, x: Shaped) -> CascadeSpecs:
         """The specs for inputs like x [B, ...]. Raises UsageError naming the module that does not fit."""
         key = _like(x)
         if key in self._refused:
@@ -109,7 +109,7 @@ class Skeleton:
         with undisturbed(torch.device("cpu")), undone(self._cascade):
             yield
 
-    def can_infer(self, x: Tensor) -> bool:
+    def can_infer(self, x: Shaped) -> bool:
         """Whether `specs` can be inferred for such inputs. For modules whose forward looks at data, they cannot."""
         try:
             self.specs(x)
@@ -117,7 +117,7 @@ class Skeleton:
             return False
         return True
 
-    def learn(self, x: Tensor, specs: CascadeSpecs, layers: list[Spec]) -> None:
+    def learn(self, x: Shaped, specs: CascadeSpecs, layers: list[Spec]) -> None:
         """Keep what a pass over real rows has shown for inputs like x, where specs cannot be inferred. `layers` are
         those of an extractor that is cut."""
         self._refused.pop(_like(x), None)
@@ -145,7 +145,7 @@ class Skeleton:
         return layer_names(self._cascade.extractor)
 
     @torch.no_grad()
-    def layers(self, x: Tensor) -> list[Spec]:
+    def layers(self, x: Shaped) -> list[Spec]:
         """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
         be cut."""
         extractor = self._cascade.extractor
@@ -166,7 +166,7 @@ class Skeleton:
                 specs += specs_of((activation,))
         return specs
 
-    def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str] | None:
+    def without_gradient(self, x: Shaped, heads: Sequence[int]) -> list[str] | None:
         """The trained parameters on which the beliefs of these refiners do not depend, for inputs like x [B, ...]. None
         where that cannot be inferred."""
         if _like(x) in self._learned:
@@ -313,6 +313,6 @@ def check_belief(i: int, state: TensorTuple, first: TensorTuple, num_classes: in
         )
 
 
-def _like(x: Tensor) -> Spec:
+def _like(x: Shaped) -> Spec:
     """What inputs that are alike have in common."""
     return Spec(tuple(x.shape[1:]), x.dtype)

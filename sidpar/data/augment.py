@@ -1,8 +1,15 @@
-"""The paper's preprocessing, for whole batches at once (appendix B.1.1)."""
+"""The paper's preprocessing, for all images of a batch that are here at once (appendix B.1.1).
+
+Numbers are drawn for every row of the batch, so that what becomes of a row does not depend on which others are here.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sidpar.data.input_rows import pick
 
 
 def count_values(images: Tensor) -> Tensor:
@@ -26,22 +33,28 @@ def crop_padding(size: int) -> int:
     return (size + 4) // 8
 
 
-def random_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [B, channels, H, W] padded with zeros by `crop_padding` and cropped back at a random place."""
-    batch, _, height, width = images.shape
+def random_crop(images: Tensor, rows: Sequence[int], batch_size: int, generator: torch.Generator) -> Tensor:
+    """Each image [n, channels, H, W] padded with zeros by `crop_padding` and cropped back at a random place.
+
+    Args:
+        rows: which rows of a batch of B these images are, ascending.
+    """
+    count, _, height, width = images.shape
     padding = crop_padding(height)
     padded = F.pad(images, (padding,) * 4)
-    top, left = to_device(torch.randint(0, 2 * padding + 1, (2, batch), generator=generator), images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    sample = torch.arange(batch, device=images.device)
-    # Indexing [B, H, W, channels] moves whole pixels; the result goes back to [B, channels, H, W].
-    return padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    drawn = torch.randint(0, 2 * padding + 1, (2, batch_size), generator=generator)
+    top, left = to_device(pick(drawn.T, rows).T, images.device)
+    vertical = top[:, None] + torch.arange(height, device=images.device)
+    horizontal = left[:, None] + torch.arange(width, device=images.device)
+    sample = torch.arange(count, device=images.device)
+    # Indexing [n, H, W, channels] moves whole pixels; the result goes back to [n, channels, H, W].
+    cropped = padded.permute(0, 2, 3, 1)[sample[:, None, None], vertical[:, :, None], horizontal[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
 
 
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
-    flips = to_device(torch.rand(len(images), generator=generator) < 0.5, images.device)
+def random_flip(images: Tensor, rows: Sequence[int], batch_size: int, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left to right with probability one half; arguments as of `random_crop`."""
+    flips = to_device(pick(torch.rand(batch_size, generator=generator) < 0.5, rows), images.device)
     return torch.where(flips[:, None, None, None], images.flip(-1), images)
 
 

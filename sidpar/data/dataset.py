@@ -1,10 +1,12 @@
 """A dataset: training and test images, in memory or in files, with their labels."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from sidpar.data.augment import statistics
@@ -27,6 +29,14 @@ class Dataset:
     """The largest value that a pixel may have."""
     moved: MovedLabels | None = None
     """The training labels that were changed at random, if any."""
+    crops: Literal["shifted", "resized"] = "shifted"
+    """What augmentation sees of a training image: all of it, padded and shifted; or a random part of what its file
+    shows, brought to the size of all."""
+    share: float = 1.0
+    """Of an image file that is larger, how much of the shorter side is seen without augmentation."""
+    published: tuple[Sequence[float], Sequence[float]] | None = None
+    """Mean and standard deviation per channel in values 0..white, where everyone uses the same; else they are those of
+    the training images."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -59,7 +69,10 @@ class Dataset:
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel of the training images, each [channels, 1, 1]."""
+        """Mean and standard deviation per channel by which images are normalised, each [channels, 1, 1]."""
+        if self.published is not None:
+            mean, deviation = (torch.tensor(numbers)[:, None, None] for numbers in self.published)
+            return mean, deviation
         return statistics(self.train.count_values())
 
     def with_label_noise(self, share: float, seed: int) -> "Dataset":

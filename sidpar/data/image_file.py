@@ -1,22 +1,21 @@
 """Reads an image from a file, in the form that a network was trained on."""
 
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
-from sidpar.data.decoding import decode
+from sidpar.data.decoding import Mode, decode
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.errors import UsageError
 
-_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+_MODES: dict[int, Mode] = {1: "L", 3: "RGB"}
 
 
 def read_image(path: str | Path, preprocessing: Preprocessing) -> Tensor:
     """An image from a file: [channels, H, W] in fp32 with values 0..white, for `preprocessing.normalise`.
 
-    Grey or RGB as the network needs it, and otherwise read as image files are in training: upright, resized until it
-    covers H x W pixels, and cropped around its centre.
+    Grey or RGB as the network needs it, and otherwise read as test images are: upright, resized until it covers
+    H x W pixels, or as many more as `preprocessing.share` says, and cropped around its centre.
 
     Args:
         path: the file.
@@ -32,4 +31,5 @@ def read_image(path: str | Path, preprocessing: Preprocessing) -> Tensor:
         )
     if not Path(path).exists():
         raise UsageError(f"there is no image {path}")
-    return decode(str(path), _MODES[channels], (width, height)).contiguous() * (preprocessing.white / 255)
+    pixels = decode(str(path), _MODES[channels], (width, height), share=preprocessing.share)
+    return pixels.contiguous() * (preprocessing.white / 255)

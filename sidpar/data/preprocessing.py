@@ -25,12 +25,14 @@ class Preprocessing:
     """The mean of each channel of the training images, in values 0..white."""
     deviation: tuple[float, ...]
     """The standard deviation of each channel, in values 0..white."""
+    share: float = 1.0
+    """How much of the shorter side of a larger image file is seen."""
 
     @classmethod
     def of(cls, dataset: "Dataset") -> Self:
         """The preprocessing of a dataset, from its training images."""
         mean, deviation = (tuple(t.flatten().tolist()) for t in dataset.statistics)
-        return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation)
+        return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation, dataset.share)
 
     @property
     def num_classes(self) -> int:

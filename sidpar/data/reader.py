@@ -3,10 +3,11 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that the main process handles; a launcher or a terminal sends them to its workers as well."""
 
 
+class Request(NamedTuple):
+    """Images to be read together."""
+
+    rows: list[int]
+    seeds: list[int] | None = None
+    """Draws a random part of each; None for the square in its middle."""
+
+
 class Reader:
     """Reads images by row.
 
@@ -26,11 +35,12 @@ class Reader:
         size: height and width that images are resized to.
         workers: processes that read batches in advance, one batch each at a time; 0 for none. They start at the first
             batch and stay.
+        share: how much of an image's shorter side the square in its middle has.
     """
 
-    def __init__(self, paths: list[str], size: int, workers: int) -> None:
-        self.size = size
-        self._files = _Batches(Paths(paths), size)
+    def __init__(self, paths: list[str], size: int, workers: int, share: float = 1.0) -> None:
+        self.size, self.share = size, share
+        self._files = _Batches(Paths(paths), size, share)
         self._order = _Order()
         self._turn = 0
         self._loader: DataLoader[Tensor | str] = DataLoader(
@@ -47,17 +57,17 @@ class Reader:
 
     def read(self, rows: list[int]) -> Tensor:
         """These images [B, 3, size, size] in uint8, read in the caller's process."""
-        return _checked(self._files[rows])
+        return _checked(self._files[Request(rows)])
 
-    def batches(self, batches: list[list[int]]) -> Iterator[Tensor]:
-        """The same for each list of rows. Ends an earlier iteration that was not finished."""
+    def batches(self, batches: Sequence[Request]) -> Iterator[Tensor]:
+        """The images of each request. Ends an earlier iteration that was not finished."""
         self._turn += 1
         turn = self._turn
         self._order.batches = batches
         # Workers are born with these signals blocked: no moment is left in which one could be ended by them.
         with _blocked():
             iterator = iter(self._loader)
-        for _ in batches:
+        for _ in range(len(batches)):
             if turn != self._turn:
                 raise RuntimeError(
                     "another iteration over the same files has begun before this one ended: finish it first"
@@ -73,15 +83,17 @@ def _checked(images: Tensor | str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batches(Dataset[Tensor | str]):
-    """Items are batches, by a list of rows. For a batch that cannot be read, the item is the error message: an
+    """Items are batches, by request. For a batch that cannot be read, the item is the error message: an
     exception from a worker would arrive with the worker's traceback."""
 
     paths: Paths
     size: int
+    share: float
 
-    def __getitem__(self, rows: list[int]) -> Tensor | str:
+    def __getitem__(self, request: Request) -> Tensor | str:
         try:
-            return read_images([self.paths[row] for row in rows], self.size)
+            paths = [self.paths[row] for row in request.rows]
+            return read_images(paths, self.size, share=self.share, seeds=request.seeds)
         except UsageError as error:
             return str(error)
 
@@ -90,9 +102,9 @@ class _Batches(Dataset[Tensor | str]):
 class _Order:
     """A sampler whose batches are set before every iteration."""
 
-    batches: list[list[int]] = field(default_factory=list)
+    batches: Sequence[Request] = ()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self.batches)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """The training or test images of a dataset: in memory, or in files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from sidpar.data.augment import count_values, to_device
-from sidpar.data.reader import Reader
+from sidpar.data.input_rows import pick
+from sidpar.data.reader import Reader, Request
 from sidpar.errors import UsageError
 
 STATISTICS_SAMPLE = 2048
 """This many files give the mean of a channel to about 0.3 % of its range."""
+
+
+Needed = Callable[[int], Sequence[int]]
+"""Which rows of a batch of B images are wanted, ascending; `range` for all."""
+Crops = Callable[[int, int], Tensor]
+"""Seeds for random parts of the images of a batch, by its number and B: [B]."""
 
 
 class Split(Protocol):
@@ -36,8 +43,16 @@ class Split(Protocol):
     def first(self, count: int) -> Tensor:
         """The first images, at most `count`, in uint8."""
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows of `order`, a CPU tensor, batch by batch: images [B, channels, H, W] in uint8, labels [B]."""
+    def batches(
+        self, order: Tensor, batch_size: int, needed: Needed = range, crops: Crops | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of `order`, a CPU tensor, batch by batch: images [n, channels, H, W] in uint8 of those that are
+        needed of each batch, and all labels [B].
+
+        Args:
+            crops: a random part of each image, brought to the size of all; by default the square in its middle. Only
+                of images in files.
+        """
 
     def count_values(self) -> Tensor:
         """How often each value 0..255 occurs in each channel, [channels, 256]: of all images, or of many."""
@@ -78,9 +93,15 @@ class Images:
     def first(self, count: int) -> Tensor:
         return self.images[:count]
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in _cut(to_device(order, self.labels.device), batch_size):
-            yield self.images[rows], self.labels[rows]
+    def batches(
+        self, order: Tensor, batch_size: int, needed: Needed = range, crops: Crops | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert crops is None, "images in memory are those of all epochs"
+        wanted = [pick(rows, needed(len(rows))) for rows in _cut(order, batch_size)]
+        order, own = (to_device(rows, self.labels.device) for rows in (order, torch.cat([order[:0], *wanted])))
+        images = torch.split(own, [len(rows) for rows in wanted])
+        for place, rows in zip(images, _cut(order, batch_size), strict=True):
+            yield self.images[place], self.labels[rows]
 
     def count_values(self) -> Tensor:
         return count_values(self.images)
@@ -93,6 +114,11 @@ class Files:
     reader: Reader
     labels: Tensor
     device: torch.device
+
+    @classmethod
+    def listed(cls, paths: list[str], labels: list[int], image_size: int, workers: int, share: float = 1.0) -> "Files":
+        """Of these files; arguments as of `Reader`."""
+        return cls(Reader(paths, image_size, workers, share), torch.tensor(labels), torch.device("cpu"))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -110,10 +136,12 @@ class Files:
     def first(self, count: int) -> Tensor:
         return self.reader.read(list(range(len(self)))[:count]).to(self.device)
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = _cut(order, batch_size)
-        images = self.reader.batches([rows.tolist() for rows in batches])
-        for rows, x in zip(batches, images, strict=True):
+    def batches(
+        self, order: Tensor, batch_size: int, needed: Needed = range, crops: Crops | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        wanted = _Wanted(_cut(order, batch_size), needed, crops)
+        images = self.reader.batches(wanted) if wanted.reads_any else (self.reader.read([]) for _ in wanted.batches)
+        for rows, x in zip(wanted.batches, images, strict=True):
             yield to_device(x, self.device), to_device(self.labels[rows], self.device)
 
     def count_values(self) -> Tensor:
@@ -121,6 +149,29 @@ class Files:
         count = min(len(self), STATISTICS_SAMPLE)
         rows = torch.arange(count) * len(self) // count
         return torch.stack([count_values(images) for images, _ in self.batches(rows, 64)]).sum(0)
+
+
+@dataclass(frozen=True)
+class _Wanted(Sequence[Request]):
+    """What is to be read of each batch, made once it is about to be read: an epoch may have millions of rows."""
+
+    batches: list[Tensor]
+    needed: Needed
+    crops: Crops | None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, batch: int) -> Request:  # type: ignore[override]  # no slices
+        rows = self.batches[batch]
+        chosen = self.needed(len(rows))
+        seeds = None if self.crops is None else pick(self.crops(batch, len(rows)), chosen).tolist()
+        return Request(pick(rows, chosen).tolist(), seeds)
+
+    @property
+    def reads_any(self) -> bool:
+        """Whether there is something to read at all: else no worker is needed."""
+        return any(len(self.needed(size)) > 0 for size in {len(rows) for rows in self.batches})
 
 
 def _cut(order: Tensor, batch_size: int) -> list[Tensor]:

@@ -1,13 +1,15 @@
 """The interface of engines, which is all that the trainer uses, and what engines have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sidpar.cascade.cascade import Sample, Shaped
 from sidpar.cascade.specs import CascadeSpecs
+from sidpar.data.input_rows import Inputs
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
@@ -45,19 +47,27 @@ class Engine(Protocol):
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `carried` returned, perhaps in another process."""
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """The rows of a global batch whose inputs this rank needs, in ascending order.
+
+        Args:
+            batch_size: the size B of the global batch.
+            training: for `step` and `train`; otherwise for `evaluate`.
+        """
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one global batch into `stage.parameters()`, in place of those that were there.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those that `rows_needed` tells, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
         """
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+    def train(self, batches: Iterable[tuple[Inputs, Tensor]], update: Update) -> Iterator[StepResult]:
         """Make a step for each batch, and call `update` whenever the gradients of some of `stage.parts()` are complete.
         When the iterator ends, all updates are done."""
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about one batch, in inference mode and without gradients."""
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
@@ -84,10 +94,19 @@ class Synchronous(ABC):
         """Nothing to go on with."""
         return
 
-    @abstractmethod
-    def step(self, x: Tensor, y: Tensor) -> StepResult: ...
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """The rows of a batch whose inputs are needed: all, in one process.
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
+        Args:
+            batch_size: the size B of the global batch.
+            training: for `step` and `train`; otherwise for `evaluate`.
+        """
+        return range(batch_size)
+
+    @abstractmethod
+    def step(self, x: Inputs, y: Tensor) -> StepResult: ...
+
+    def train(self, batches: Iterable[tuple[Inputs, Tensor]], update: Update) -> Iterator[StepResult]:
         """A step for each batch, x [B, ...] with labels [B] or [B, T], and an update of all parts after it. `update` is
         given the names of the parts whose gradients are complete, and steps an optimizer."""
         for x, y in batches:
@@ -108,7 +127,7 @@ def chosen(stage: Stage, names: Collection[str]) -> list[nn.Module]:
     return [part for name, part in stage.parts().items() if name in names]
 
 
-def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
+def check_batch(x: Shaped, y: Tensor, num_classes: int) -> None:
     """Raises UsageError for a batch without a label for each input, or with labels out of range. Waits for the device,
     so it is not called for every step."""
     if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
@@ -161,7 +180,7 @@ def _advice(cause: str) -> str:
 def check_seams(
     stage: Stage,
     rule: LocalRule,
-    x: Tensor,
+    x: Sample,
     y: Tensor,
     *,
     training: bool,

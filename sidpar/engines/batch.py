@@ -1,5 +1,6 @@
 """A replica's share of a global batch, as the tensors that enter the cascade."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -7,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sidpar.data.input_rows import Inputs
 from sidpar.distributed.device import move
 from sidpar.errors import UsageError
 from sidpar.rules.base import LocalRule, Rows
@@ -18,7 +20,7 @@ class ReplicaBatch:
     """The b rows that this rank's replica computes, on its device."""
 
     x: Tensor
-    """[b, ...]"""
+    """[b, ...]; or those alone that this rank extracts, in the order in which it does."""
     y: Tensor
     """[b] or [b, T]"""
     rows: Rows
@@ -35,24 +37,32 @@ class ReplicaBatch:
     @classmethod
     def take(
         cls,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         share: Share,
         device: torch.device,
         rule: LocalRule,
         *,
+        needed: Sequence[int],
         seed: int,
         step: int,
         training: bool,
     ) -> Self:
         """The share of a global batch x [B, ...], y [B] or [B, T], and what the rule makes of it. Raises UsageError if
-        the rule makes another number of rows than its `copies` say."""
+        the rule makes another number of rows than its `copies` say, or if needed inputs are not here.
+
+        Args:
+            needed: the rows whose inputs are looked at here: all of the share, where the rule makes rows.
+        """
         first, last, total = share.taken.start, share.taken.stop, len(y)
         rows = Rows(seed, step, share.taken, total)
-        own = move(x[first:last], device), move(y[first:last], device)
-        entered, labels = rule.enter(*own, rows, training=training)
+        here = x[first:last] if isinstance(x, Tensor) else x.take(needed)
+        entered, labels = move(here, device), move(y[first:last], device)
+        if rule.makes_rows:
+            entered, labels = rule.enter(entered, labels, rows, training=training)
         copies = rule.copies if training else 1
-        if not len(entered) == len(labels) == len(share.taken) * copies:
+        all_here = len(here) == len(share.taken)
+        if len(labels) != len(share.taken) * copies or (all_here and len(entered) != len(labels)):
             raise UsageError(
                 f"objective.rule={rule.name} makes {len(entered)} inputs and {len(labels)} labels of "
                 f"{len(share.taken)} rows, but its `copies` is {copies}: set `copies` to the number that `enter` makes"
@@ -66,8 +76,8 @@ class ReplicaBatch:
 
     def shard(self, layout: BatchLayout, rank: int) -> Tensor:
         """The inputs that one rank of the cascade extracts, in the order of `layout.shards`."""
-        whole = len(layout.shards[rank]) == len(self.x)
-        return self.x if whole else self.x[_shard_index(layout, rank, self.x.device)]
+        alone = len(layout.shards[rank]) == len(self.x)  # nothing else is here, or all is this rank's
+        return self.x if alone else self.x[_shard_index(layout, rank, self.x.device)]
 
     @property
     def weight(self) -> float:

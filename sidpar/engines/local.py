@@ -9,6 +9,7 @@ from torch import Tensor
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state
 from sidpar.cascade.specs import check_alike, specs_of
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.engines.base import Synchronous, check_batch, check_seams, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.result import StepResult
@@ -54,7 +55,7 @@ class LocalEngine(Synchronous):
             stage.freeze_extractor()
         self._admitted: set[object] = set()
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
 
         Args:
@@ -73,7 +74,7 @@ class LocalEngine(Synchronous):
         self.steps += 1
         return self._result(seen, batch)
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about one batch, in inference mode and without gradients.
 
         Args:
@@ -119,12 +120,15 @@ class LocalEngine(Synchronous):
             state = detach(following)
         return seen, torch.stack(losses).sum()
 
-    def _admit(self, x: Tensor, y: Tensor, *, training: bool) -> ReplicaBatch:
+    def _admit(self, x: Inputs, y: Tensor, *, training: bool) -> ReplicaBatch:
         """The batch as it enters, checked if its shape is new."""
         shapes, whole, device = (x.shape, x.dtype, y.shape, training), Share(len(y), 1, 0), self.stage.runtime.device
         if shapes not in self._admitted:
             check_batch(x, y, self.stage.num_classes)
-        batch = ReplicaBatch.take(x, y, whole, device, self.rule, seed=self._seed, step=self.steps, training=training)
+        needed = self.rows_needed(len(y), training=training)
+        batch = ReplicaBatch.take(
+            x, y, whole, device, self.rule, needed=needed, seed=self._seed, step=self.steps, training=training
+        )
         if shapes not in self._admitted:
             check_seams(self.stage, self.rule, batch.x, batch.y, training=training, parts=[len(batch.x)])
             self._admitted.add(shapes)

@@ -1,7 +1,7 @@
 """Local learning on ranks: executes the schedule's list of actions for each batch."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sidpar.config.groups.choices import RefinerExecution, SynchronousName
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.distributed.device import synchronize
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
@@ -114,13 +115,24 @@ class ParallelEngine(Synchronous):
         agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
+        self._rows: dict[tuple[int, bool], list[Sequence[int]]] = {}
         self._actions: dict[tuple[str, RankView], list[Action]] = {}
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """The rows of a batch whose inputs this rank needs, in ascending order: those that it extracts; all of its
+        replica's share, if the rule changes what enters.
+
+        Args:
+            batch_size: the size B of the global batch.
+            training: for `step` and `train`; otherwise for `evaluate`.
+        """
+        return self._rows_of_ranks(batch_size, training=training)[self._runtime.cascade_rank]
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
@@ -135,11 +147,11 @@ class ParallelEngine(Synchronous):
         self.steps += 1
         return result
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about one batch, in inference mode and without gradients.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
@@ -153,7 +165,7 @@ class ParallelEngine(Synchronous):
     def _execute(
         self,
         schedule: Callable[[RankView], Iterator[Action]],
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         layout: BatchLayout,
         open_version: Callable[[int], Version],
@@ -253,7 +265,7 @@ class ParallelEngine(Synchronous):
         sender = schedule(replace(view, rank=view.previous)) if waits and view.previous is not None else ()
         return list(when_needed(schedule(view), sender))
 
-    def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
+    def _admit(self, x: Inputs, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
         key = (*self._key(x, y), microbatches, training)
         if key not in self._layouts:
@@ -266,10 +278,12 @@ class ParallelEngine(Synchronous):
                 x,
                 y,
                 self.steps,
+                self._rows_of_ranks(len(x), training=training),
                 lambda: (share().x, share().y),
                 training=training,
                 parts=lambda: cut.sizes_anywhere(microbatches, share().copies),
                 accompanied=lambda: len(x) * share().copies > 1,
+                share=cut.taken,
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -285,7 +299,7 @@ class ParallelEngine(Synchronous):
             self._layouts[key] = layout()
         return self._layouts[key]
 
-    def _rehearse(self, x: Tensor, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
+    def _rehearse(self, x: Inputs, y: Tensor, layout: BatchLayout, *, training: bool) -> None:
         """Go through a batch of a new layout alone, so that whatever is used for the first time is so before other
         ranks wait (`simulation/first_use.py`). Nothing stays, but gradients, which the step to come replaces."""
         assert self._transport is not None
@@ -339,11 +353,23 @@ class ParallelEngine(Synchronous):
     def _share_of(self, batch_size: int) -> Share:
         return Share(batch_size, self._runtime.num_replicas, self._runtime.replica)
 
-    def _take_share(self, x: Tensor, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:
-        share, device = self._share_of(len(x)), self._runtime.device
-        return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
+    def _rows_of_ranks(self, batch_size: int, *, training: bool) -> list[Sequence[int]]:
+        """The rows whose inputs each rank of this replica's cascade needs."""
+        key = (batch_size, training)
+        if key not in self._rows:
+            extractor = "replicated" if self.rule.makes_rows else self._view.placement.extractor
+            microbatches, ranks = self._microbatches if training else 1, self._runtime.cascade_size
+            self._rows[key] = self._share_of(batch_size).extracted(extractor, microbatches, ranks)
+        return self._rows[key]
 
-    def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
+    def _take_share(self, x: Inputs, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:
+        share, device = self._share_of(len(x)), self._runtime.device
+        needed = self.rows_needed(len(x), training=training)
+        return ReplicaBatch.take(
+            x, y, share, device, self.rule, needed=needed, seed=self._seed, step=step, training=training
+        )
+
+    def _key(self, x: Inputs, y: Tensor) -> tuple[object, ...]:
         """A key that is the same for batches of the same shape."""
         return tuple(x.shape), x.dtype, tuple(y.shape)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sidpar.config.groups.choices import RefinerExecution
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.engines.agreement import agree_on_engine
 from sidpar.engines.base import Update, check_kept
 from sidpar.engines.diagnosis import diagnose
@@ -26,7 +27,7 @@ from sidpar.schedules.synchronous import SCHEDULES
 from sidpar.stages.stage import Stage
 from sidpar.stages.versions import Version, Versions
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 class StreamingEngine(ParallelEngine):
@@ -89,11 +90,11 @@ class StreamingEngine(ParallelEngine):
             self._extractors = Versions(self._extractor, staleness + 1, send, ahead=ahead)
         self._turns: dict[tuple[str, Turn, RankView], list[Action]] = {}
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one batch by a `fused` step, not while `train` runs.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
@@ -102,11 +103,11 @@ class StreamingEngine(ParallelEngine):
         self._refuse_within_a_stream()
         return super().step(x, y)
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about one batch, in inference mode and without gradients, not while `train` runs.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:

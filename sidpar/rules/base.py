@@ -94,6 +94,12 @@ class LocalRule(ABC):
 
     # Inputs, states and targets
 
+    @property
+    def makes_rows(self) -> bool:
+        """Whether a batch becomes something else before it enters; every rank needs the inputs of all of its rows
+        then."""
+        return type(self).enter is not LocalRule.enter
+
     def enter(self, x: Tensor, y: Tensor, rows: Rows, *, training: bool) -> tuple[Tensor, Tensor]:
         """The inputs and labels that are made of a batch x [b, ...], y [b] or [b, T] before the extractor. In training,
         each row may become `copies` consecutive rows. These stay in one microbatch, and on one rank of a sharded

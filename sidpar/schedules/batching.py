@@ -6,9 +6,11 @@ that the feature gradient of one microbatch can be scattered to its owners while
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from sidpar.config.groups.choices import ExtractorPlacement
 from sidpar.schedules.placement import consecutive, even_split
 
 
@@ -40,6 +42,14 @@ class Share:
     def layout(self, microbatches: int, num_ranks: int, copies: int = 1) -> "BatchLayout":
         """Its cut into so many microbatches, or fewer if there are fewer rows."""
         return BatchLayout(len(self.taken), self.microbatches(microbatches), num_ranks, copies)
+
+    def extracted(self, extractor: ExtractorPlacement, microbatches: int, num_ranks: int) -> list[Sequence[int]]:
+        """The rows that each rank of the replica's cascade extracts, ascending, where all enter as they are."""
+        if extractor == "sharded":
+            shards = self.layout(microbatches, num_ranks).shards
+            return [[self.taken.start + row for row in shard] for shard in shards]
+        holders = num_ranks if extractor == "replicated" else 1
+        return [self.taken if rank < holders else range(0) for rank in range(num_ranks)]
 
     def sizes_anywhere(self, microbatches: int, copies: int = 1) -> set[int]:
         """The numbers of rows that a microbatch may have on any replica: the first one has the most, the last one the

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sidpar.cascade.batch_norm.module import Company, SynchronisedBatchNorm
 from sidpar.cascade.batch_norm.stand_ins import Recorded
-from sidpar.cascade.cascade import extract
+from sidpar.cascade.cascade import Sample, extract
 from sidpar.cascade.inputs import Inputs
 from sidpar.cascade.module_state import undone
 from sidpar.cascade.snapshots import close
@@ -27,7 +27,7 @@ _TOLERANCE = 1e-3
 
 
 def check(
-    stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = (), accompanied: bool = True
+    stage: Stage, x: Sample, *, training: bool = True, parts: Collection[int] = (), accompanied: bool = True
 ) -> CascadeSpecs:
     """The shapes of features and states for inputs like x [B, ...]. All ranks call it alike.
 
@@ -53,7 +53,7 @@ def check(
     return stage.skeleton.specs(x)
 
 
-def _check_once(stage: Stage, x: Tensor, *, training: bool) -> Fits:
+def _check_once(stage: Stage, x: Sample, *, training: bool) -> Fits:
     inferred = stage.skeleton.can_infer(x)
     if not training and inferred:
         return Fits(picky=False)
@@ -76,13 +76,13 @@ def _mode(stage: Stage, *, training: bool) -> AbstractContextManager[None]:
     return nullcontext() if training else stage.inference_mode()
 
 
-def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
+def _try_a_few(stage: Stage, x: Sample, *, training: bool) -> tuple[Found, Fits]:
     """Try a few rows, or all rows if modules do not accept a few. What is tried next must not depend on the number of
     rows, since replicas may have fewer, and all ranks try together."""
     try:
         return try_out(stage, x[:ROWS], training=training), Fits(picky=False)
     except UsageError:
-        return try_out(stage, x, training=training), Fits(picky=True)
+        return try_out(stage, x[:], training=training), Fits(picky=True)
 
 
 def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
@@ -91,12 +91,13 @@ def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
         check_alike(f"refiner {i}", state, expected)
 
 
-def _check_shards(stage: Stage, x: Tensor) -> None:
+def _check_shards(stage: Stage, x: Sample) -> None:
     assert stage.extractor is not None, "every rank holds a sharded extractor"
     ranks = stage.runtime.cascade_size
+    rows = x[: max(ranks, _PROBE_ROWS)].to(stage.runtime.device)
     shared = stage.shared_norms.get("extractor")
     company = None if shared is None else shared.company
-    depends = depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks, company)
+    depends = depends_on_the_batch(stage.extractor, rows, ranks, company)
     if not any(stage.runtime.exchange("shards", depends)):  # replicas have other rows
         return
     suspects = [

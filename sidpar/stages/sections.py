@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidpar.cascade.cascade import TensorTuple, at_least_fp32, initial_state, is_differentiable
+from sidpar.cascade.cascade import Sample, TensorTuple, at_least_fp32, initial_state, is_differentiable
 from sidpar.cascade.specs import Spec, named_sequence
 from sidpar.errors import UsageError
 from sidpar.schedules.cut import Cut
@@ -84,7 +84,7 @@ class Section(nn.Module):
         self._stage[0].seed(part, mask_seed(self._seed, part, self.step, self.microbatch))
 
 
-def seams(stage: Stage, cut: Cut, x: Tensor) -> list[tuple[Spec, ...]]:
+def seams(stage: Stage, cut: Cut, x: Sample) -> list[tuple[Spec, ...]]:
     """`seams(...)[s]`: what enters section s for inputs like x [B, ...], per sample; one more for what leaves the last.
 
     Raises UsageError for tensors that no gradient can come back for.

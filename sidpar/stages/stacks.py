@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sidpar.cascade.cascade import TensorTuple, detach, is_differentiable
+from sidpar.cascade.cascade import Shaped, TensorTuple, detach, is_differentiable
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.specs import Spec
 from sidpar.cascade.stackable import PROBE_ROWS, REMEDY, check_structure
@@ -70,7 +70,7 @@ class Stacks:
         return StackedRefiners(refiners, first=run.start, feature_gradients=sends, compile=compiled)
 
 
-def agree_on_stacks(stage: Stage, x: Tensor) -> None:
+def agree_on_stacks(stage: Stage, x: Shaped) -> None:
     """Try on every rank whether its refiners can be stacked, for inputs like x [B, ...]. Ranks only exchange results
     through the store. Raises UsageError, the same on every rank, if those of some rank cannot."""
     problem = None
@@ -84,7 +84,7 @@ def agree_on_stacks(stage: Stage, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def _try_out(stage: Stage, x: Tensor) -> None:
+def _try_out(stage: Stage, x: Shaped) -> None:
     """On copies, and on numbers of their own: what the refiners would receive, other ranks have to compute."""
     specs, device = stage.skeleton.specs(x), stage.runtime.device
     features = _made_up(specs.features, device)

@@ -48,7 +48,7 @@ class Trainer:
     ) -> None:
         stage, self._runtime = engine.stage, engine.stage.runtime
         self._engine = engine
-        self._loader = loader
+        self._loader = loader.only(engine.rows_needed)
         self._config = config
         self._optimizers = Optimizers(stage.parts(), config.optim, loader.steps_per_epoch)
         self._rate = learning_rate_factor(config.optim, loader.steps_per_epoch)

@@ -35,6 +35,8 @@ def test_settings_left_open_are_filled_in_where_they_have_an_effect() -> None:
     assert parse(["--data.name", "cifar10"]).data.root == "data"
     folder = parse(["--data.name", "image_folder"]).data
     assert (folder.root, folder.image_size, folder.workers) == ("data", 64, 2)
+    imagenet = parse(["--data.name", "imagenet"]).data
+    assert (imagenet.root, imagenet.image_size, imagenet.workers) == ("data", 224, 4)
     assert parse(["--data.name", "tiny_imagenet"]).data.workers is None
     streaming = parse(["--parallel.schedule", "streaming"]).parallel
     assert (streaming.staleness, streaming.weight_prediction, streaming.diagnose_every) == (1, False, 0)

@@ -12,6 +12,7 @@ import torch
 from sidpar.data.augment import count_values, crop_padding, random_crop, random_flip, statistics
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets import load
+from sidpar.data.input_rows import InputRows, whole
 from sidpar.data.loader import Loader
 from sidpar.data.preprocessing import Preprocessing
 from sidpar.data.splits import Images
@@ -111,7 +112,7 @@ def test_random_crop_shifts_each_image_within_its_padding() -> None:
     """A single bright pixel per image moves by at most the padding, not all alike, and nothing else appears."""
     images = torch.zeros(400, 1, 16, 16, dtype=torch.uint8)
     images[:, 0, 8, 8] = 200
-    cropped = random_crop(images, generator("test"))
+    cropped = random_crop(images, range(400), 400, generator("test"))
     assert cropped.shape == images.shape
     assert cropped.dtype == torch.uint8
     assert (cropped.flatten(1).sum(1) == 200).all()
@@ -121,17 +122,49 @@ def test_random_crop_shifts_each_image_within_its_padding() -> None:
 
 
 def test_random_crop_pads_with_zeros() -> None:
-    cropped = random_crop(torch.full((200, 2, 8, 8), 9, dtype=torch.uint8), generator("test"))
+    cropped = random_crop(torch.full((200, 2, 8, 8), 9, dtype=torch.uint8), range(200), 200, generator("test"))
     assert set(cropped.unique().tolist()) == {0, 9}
 
 
 def test_random_flip_mirrors_half_of_the_images() -> None:
     images = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(400, 1, 1, 1)
-    flipped = random_flip(images, generator("test"))
+    flipped = random_flip(images, range(400), 400, generator("test"))
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     same = (flipped == images).flatten(1).all(1)
     assert (mirrored ^ same).all()
     assert 150 < mirrored.sum() < 250
+
+
+def test_what_becomes_of_a_row_does_not_depend_on_the_others() -> None:
+    """Some rows, many or none of a batch: cropped and flipped as all of them are."""
+    images = torch.randint(0, 256, (20, 3, 12, 12), dtype=torch.uint8)
+    for change in (random_crop, random_flip):
+        whole = change(images, range(20), 20, generator("test"))
+        for rows in ([0, 3, 4, 19], range(5, 9), [7], []):
+            part = change(images[list(rows)], rows, 20, generator("test"))
+            assert torch.equal(part, whole[list(rows)])
+
+
+def test_only_the_rows_that_are_needed() -> None:
+    """Of training and of test batches; labels are those of all rows."""
+
+    def needed(batch_size: int, *, training: bool) -> range:
+        return range(1, batch_size, 3) if training else range(0)
+
+    part, all_rows = loader(100).only(needed), loader(100)
+    for (x, y), (rows, labels) in zip(all_rows.train_batches(2), part.train_batches(2), strict=True):
+        assert torch.equal(labels, y)
+        assert isinstance(rows, InputRows)
+        assert (rows.shape, rows.dtype, len(rows), rows.rows) == (x.shape, x.dtype, len(x), range(1, len(x), 3))
+        assert torch.equal(rows.x, x[1::3])
+        assert torch.equal(rows.take([1, 7]), x[[1, 7]])
+        with pytest.raises(
+            UsageError, match=f"of a batch of {len(x)}, this rank needs the inputs of rows 0..{len(x) - 1}"
+        ):
+            whole(rows)
+    for x, labels in part.test_batches():
+        assert (len(x), len(x.x)) == (len(labels), 0)
+    assert isinstance(next(all_rows.train_batches(0))[0], torch.Tensor)
 
 
 def test_an_epoch_covers_the_training_set_once() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from torchvision.transforms import v2
 
-from sidpar.data.decoding import Paths, decode, read_images
+from sidpar.data.decoding import Paths, decode, decode_part, random_part, read_images
 from sidpar.data.image_file import read_image
 from sidpar.data.preprocessing import Preprocessing
 
@@ -126,6 +127,59 @@ def test_one_image_is_read_as_training_reads_it(tmp_path: Path) -> None:
     images = read_images(paths, 32)
     assert all(torch.equal(read_image(path, seen), image.float()) for path, image in zip(paths, images, strict=True))
     assert (images[0].float() - images[1].float()).abs().mean() < 4, "the same photograph"
+
+
+def test_less_than_all_of_an_image_may_be_shown(tmp_path: Path) -> None:
+    """The middle of a wide and a high one: as torchvision's Resize(256) and CenterCrop(224) show it, to rounding."""
+    y, x = np.mgrid[:60, :80]
+    picture = Image.fromarray(np.stack([3 * x, 4 * y, x + y], -1).astype(np.uint8))
+    for name, image in (("wide.png", picture), ("high.png", picture.transpose(Image.Transpose.TRANSPOSE))):
+        image.save(tmp_path / name)
+        (found,) = read_images([str(tmp_path / name)], 28, share=28 / 32)
+        usual = v2.functional.center_crop(v2.functional.resize(v2.functional.pil_to_tensor(image), 32), [28, 28])
+        assert (found.float() - usual.float()).abs().max() <= 2
+        (all_of_it,) = read_images([str(tmp_path / name)], 28)
+        assert (all_of_it.float() - usual.float()).abs().mean() > 4
+
+
+def test_random_parts_are_the_usual_ones() -> None:
+    """Those of torchvision's RandomResizedCrop, as far as their distribution tells: places, areas and ratios."""
+    for width, height in ((500, 375), (64, 64), (30, 400)):
+        found = torch.tensor([random_part(width, height, seed) for seed in range(3000)]).double()
+        size = (found[:, 2:] - found[:, :2]).T
+        area, ratio = size[0] * size[1] / (width * height), size[0] / size[1]
+        assert (found >= 0).all()
+        assert (found[:, 2:] <= torch.tensor([width, height])).all()
+        torch.manual_seed(0)
+        image = torch.empty(1, height, width)
+        usual = torch.tensor([v2.RandomResizedCrop(1).make_params([image])["height"] for _ in range(3000)]).double()
+        assert size[1].mean() == pytest.approx(float(usual.mean()), rel=0.03)
+        assert size[1].std() == pytest.approx(float(usual.std()), rel=0.08)
+        if (width, height) != (30, 400):  # of which no part is as wide as it is high, if not a small one
+            assert 0.07 < area.min() < 0.12
+            assert area.max() > 0.95
+            assert ratio.min() < 0.8
+            assert ratio.max() > 1.25
+            assert ((size[0] - 0.5) / (size[1] + 0.5)).max() <= 4 / 3, "to half a pixel"
+            assert ((size[0] + 0.5) / (size[1] - 0.5)).min() >= 3 / 4
+    assert random_part(500, 375, 7) == random_part(500, 375, 7) != random_part(500, 375, 8)
+
+
+def test_a_random_part_is_cut_out_of_the_whole(tmp_path: Path) -> None:
+    """Of a small file, of a JPEG that is decoded at a fraction of its size, of a photograph on its side."""
+    y, x = np.mgrid[:900, :1200]
+    photograph = Image.fromarray(np.stack([x // 5, y // 4, (x + y) // 9], -1).astype(np.uint8))
+    photograph.save(tmp_path / "large.jpg", quality=95)
+    photograph.resize((120, 90)).save(tmp_path / "small.png")
+    for name, seed in [(name, seed) for name in ("large.jpg", "small.png") for seed in range(8)]:
+        found = decode_part(str(tmp_path / name), 16, seed)
+        with Image.open(tmp_path / name) as image:
+            box = random_part(*image.size, seed)
+            expected = image.crop(box).resize((16, 16), Image.Resampling.BILINEAR)
+        difference = found.permute(1, 2, 0).float() - torch.from_numpy(np.array(expected)).float()
+        assert difference.abs().max() < 6
+    side = decode_part(oriented(tmp_path / "side.png", photograph.resize((120, 90)), 6), 16, 3)
+    assert (side[0].float().diff(dim=1).mean(), side[1].float().diff(dim=0).mean()) > (0, 0), "upright"
 
 
 def test_messages(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,19 @@ def test_stacked(tmp_path: Path) -> None:
 def test_checkpoint_cost(tmp_path: Path) -> None:
     flags = ["--every", "2", "--windows", "1", "--refiners", "2", "--batch", "8", "--folder", str(tmp_path / "c")]
     assert report(2, tmp_path / "c.json", "profiling/checkpoint_cost.py", *flags)
+
+
+def test_loading(tmp_path: Path) -> None:
+    flags = ["--images", "16", "--batch", "8", "--turns", "1", "--ranks", "1", "2"]
+    found = report(1, tmp_path / "e.json", "profiling/loading.py", *flags)
+    assert found["settings"]["images"] == 16  # type: ignore[index]
+    rows: Any = found["rows"]
+    assert [(row["dataset"], row["ranks"]) for row in rows[::3]] == [
+        (name, ranks) for name in ("image_folder", "imagenet") for ranks in (1, 2)
+    ]
+    for row in rows:
+        assert row["images_per_core_second"]["median"] > 0
+        assert row["images_per_second_of_torchvisions"]["median"] > 0
 
 
 def test_cast_cost(tmp_path: Path) -> None:

@@ -54,3 +54,16 @@ def test_shares_cover_the_batch(batch_size: int, requested: int, replicas: int) 
         assert share.taken == (share.counted or range(1))
         layout = BatchLayout(len(share.taken), microbatches, 2)
         assert len(layout.microbatches) == microbatches == min(requested, max(1, batch_size // replicas))
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
+def test_every_row_is_extracted_where_the_placement_says(
+    batch_size: int, requested: int, replicas: int, ranks: int
+) -> None:
+    for replica in range(replicas):
+        share = Share(batch_size, replicas, replica)
+        sharded = share.extracted("sharded", requested, ranks)
+        assert sorted(row for rows in sharded for row in rows) == list(share.taken)
+        assert all(list(rows) == sorted(rows) for rows in sharded)
+        assert share.extracted("replicated", requested, ranks) == [share.taken] * ranks
+        assert share.extracted("root", requested, ranks) == [share.taken, *[range(0)] * (ranks - 1)]

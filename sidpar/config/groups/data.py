@@ -13,8 +13,8 @@ class DataConfig:
 
     name: str = "digits"
     """digits: comes with scikit-learn; fashion_mnist, cifar10, cifar100: in torchvision's layout; tiny_imagenet: in its
-    official layout, with all classes or some; image_folder: train/<class>/... and val/<class>/..., images of any
-    size."""
+    official layout, with all classes or some; image_folder: train/<class>/... and val/<class>/..., images of any size;
+    imagenet: train and val of ILSVRC2012, val sorted by class or with its ground truth."""
     root: str | None = None
     """Folder that holds the dataset; by default data."""
     download: bool = False
@@ -24,13 +24,14 @@ class DataConfig:
     eval_batch_size: int = 512
     """Global batch size in evaluations."""
     augment: bool = True
-    """Train on random crops and flips, as in the paper (no flips for digits)."""
+    """Train on random crops and flips, as in the paper (no flips for digits); for imagenet on random parts of any size,
+    and flips."""
     image_size: int | None = None
-    """image_folder: height and width of the images. The square in the middle of each image is resized to it; by default
-    64."""
+    """image_folder, imagenet: height and width of the images. The square in the middle of each image is resized to it;
+    by default 64 and 224."""
     workers: int | None = None
-    """image_folder: worker processes per rank that decode training images in advance, and as many again for test
-    images. By default 2; with 0, the rank itself decodes."""
+    """image_folder, imagenet: worker processes per rank that decode training images in advance, and as many again for
+    test images. By default 2 and 4; with 0, the rank itself decodes."""
     label_noise: float = 0.0
     """Share of the training labels that are changed to another class, chosen at random by run.seed. label_noise.json in
     the run folder lists them."""

@@ -14,12 +14,13 @@ from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
 from sidpar.data.datasets.digits import DIGITS
 from sidpar.data.datasets.image_folder import IMAGE_FOLDER
+from sidpar.data.datasets.imagenet import IMAGENET
 from sidpar.data.datasets.tiny_imagenet import TINY_IMAGENET
 from sidpar.data.datasets.torchvision_files import CIFAR10, CIFAR100, FASHION_MNIST
 from sidpar.errors import UsageError
 
 DATASETS: dict[str, Source] = {
-    source.name: source for source in (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER)
+    source.name: source for source in (DIGITS, FASHION_MNIST, CIFAR10, CIFAR100, TINY_IMAGENET, IMAGE_FOLDER, IMAGENET)
 }
 
 
@@ -41,7 +42,7 @@ def load(name: str, root: str | None = None, **settings: Any) -> Dataset:
 
     Args:
         settings: those of `Source.reads`: download for torchvision's (let it fetch the dataset), image_size (height and
-            width that images are brought to; 64) and workers (processes that decode; 0) for image_folder.
+            width that images are brought to) and workers (processes that decode) for image_folder and imagenet.
     """
     source = known("data.name", name, DATASETS)
     if "root" in source.reads:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,35 @@ def images_below(folder: Path, skipped: list[str]) -> list[str]:
         elif name.endswith((*SUFFIXES, *UNREAD)):
             skipped.append(path)
     return sorted(found)
+
+
+def list_classes(folder: Path, present: list[str], names: list[str], skipped: list[str]) -> Listing:
+    """The images of each class that is present, a folder of `folder`; labels are places in `names`. Raises UsageError
+    for a class without any."""
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in present:
+        found = images_below(folder / name, skipped)
+        if not found:
+            raise UsageError(
+                f"no images found in {folder / name} (files that end in {', '.join(SUFFIXES)}): add some, or remove "
+                "the folder"
+            )
+        paths += found
+        labels += [names.index(name)] * len(found)
+    if not paths:
+        raise UsageError(f"no images found in {folder}: it needs a folder for each class")
+    return Listing(paths, labels)
+
+
+def refuse_strangers(test: Path, found: Iterable[str], train: Path, names: Collection[str]) -> None:
+    """Raises UsageError for classes of test images that have no training images."""
+    strangers = [name for name in found if name not in names]
+    if strangers:
+        raise UsageError(
+            f"{test} has {len(strangers)} classes that are not in {train} ({', '.join(strangers[:5])}): add their "
+            "training images, or remove them"
+        )
 
 
 def warn_of_skipped(root: Path, skipped: list[str]) -> None:

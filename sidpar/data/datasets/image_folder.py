@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from sidpar.data.dataset import Dataset
 from sidpar.data.datasets.base import Source
-from sidpar.data.datasets.folder_listing import SUFFIXES, Listing, folders_in, images_below, warn_of_skipped
-from sidpar.data.reader import Reader
+from sidpar.data.datasets.folder_listing import Listing, folders_in, list_classes, refuse_strangers, warn_of_skipped
 from sidpar.data.splits import Files
 from sidpar.errors import UsageError
 
@@ -16,10 +13,7 @@ TEST_FOLDERS = ("val", "valid", "validation", "test")
 
 def _load(root: Path, image_size: int = 64, workers: int = 0) -> Dataset:
     *listings, class_names = list_image_folder(root)
-    cpu = torch.device("cpu")
-    train, test = (
-        Files(Reader(found.paths, image_size, workers), torch.tensor(found.labels), cpu) for found in listings
-    )
+    train, test = (Files.listed(found.paths, found.labels, image_size, workers) for found in listings)
     return Dataset(train, test, class_names, flips=True)
 
 
@@ -38,33 +32,11 @@ def list_image_folder(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
     names = folders_in(train)
     if not names:
         raise UsageError(f"{train} has no folders: image_folder needs one for each class")
-    strangers = [name for name in folders_in(test) if name not in names]
-    if strangers:
-        raise UsageError(
-            f"{test} has {len(strangers)} classes that are not in {train} ({', '.join(strangers[:5])}): add their "
-            "training images, or remove them"
-        )
+    refuse_strangers(test, folders_in(test), train, names)
     skipped: list[str] = []
-    listings = _list_classes(train, names, names, skipped), _list_classes(test, folders_in(test), names, skipped)
+    listings = list_classes(train, names, names, skipped), list_classes(test, folders_in(test), names, skipped)
     warn_of_skipped(root, skipped)
     return *listings, tuple(names)
-
-
-def _list_classes(folder: Path, present: list[str], names: list[str], skipped: list[str]) -> Listing:
-    paths: list[str] = []
-    labels: list[int] = []
-    for name in present:
-        found = images_below(folder / name, skipped)
-        if not found:
-            raise UsageError(
-                f"no images found in {folder / name} (files that end in {', '.join(SUFFIXES)}): add some, or remove "
-                "the folder"
-            )
-        paths += found
-        labels += [names.index(name)] * len(found)
-    if not paths:
-        raise UsageError(f"no images found in {folder}: it needs a folder for each class")
-    return Listing(paths, labels)
 
 
 IMAGE_FOLDER = Source("image_folder", _load, {"root": "data", "image_size": 64, "workers": 2})

@@ -1,17 +1,18 @@
 """Backpropagation over sections on ranks, by the schedules of `torch.distributed.pipelining`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
-from sidpar.cascade.cascade import TensorTuple, as_tuple
+from sidpar.cascade.cascade import Shaped, TensorTuple, as_tuple
 from sidpar.cascade.specs import Spec
 from sidpar.config.groups.choices import PipelineName
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs, whole
 from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.backpropagation.order import SCHEDULES, torch_order
@@ -70,11 +71,20 @@ class PipelineEngine(Synchronous):
         self._fillings: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._places = self._targets = self._weights = torch.empty(0)
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """The rows of a batch whose inputs this rank needs: all if it has the first section, otherwise none.
+
+        Args:
+            batch_size: the size B of the global batch.
+            training: for `step` and `train`; otherwise for `evaluate`.
+        """
+        return self._rows_of_rank(batch_size, self.stage.runtime.rank)
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
@@ -89,21 +99,23 @@ class PipelineEngine(Synchronous):
             section.step = self.steps
             section.log_beliefs.clear()
         rows, self._weights = self._filled(len(x), size * self._microbatches, y[0].numel())
-        x, self._targets = move(x, device), move(y, device)
-        if len(rows) > len(x):
-            x, self._targets = x[rows], self._targets[rows]
-        arguments = (x,) if 0 in self._sections else ()
+        filled = len(rows) > len(y)
+        self._targets = move(y, device)[rows] if filled else move(y, device)
+        arguments: TensorTuple = ()
+        if 0 in self._sections:
+            inputs = self._all_inputs(x)
+            arguments = (inputs[rows] if filled else inputs,)
         target = self._places[: len(rows)] if self._cut.num_sections - 1 in self._sections else None
         with self.stage.preserved_generators(), self.stage.runtime.during(f"{self._schedule} pipeline", self.steps):
             pipeline.step(*arguments, target=target)
         self.steps += 1
         return self._result(y, self._microbatches)
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about one batch, in inference mode and without gradients.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
@@ -114,7 +126,7 @@ class PipelineEngine(Synchronous):
             for section in self._sections.values():
                 section.log_beliefs.clear()
                 section.microbatch = 0
-            self._forward(move(x, self.stage.runtime.device), specs)
+            self._forward(x, specs)
         return self._result(y, 1)
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
@@ -131,22 +143,24 @@ class PipelineEngine(Synchronous):
         actions = pipeline_lists(self._schedule, self._cut, self._microbatches, torch_order)
         return [list(mine) for mine in actions]
 
-    def _admit(self, x: Tensor, y: Tensor, microbatches: int) -> list[tuple[Spec, ...]]:
+    def _admit(self, x: Inputs, y: Tensor, microbatches: int) -> list[tuple[Spec, ...]]:
         """What crosses the seams, checked on every rank before anything of a batch of a new shape is sent."""
         key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
         if key not in self._seams:
-            agree_on_batch(
+            rows = [self._rows_of_rank(len(x), rank) for rank in range(self._cut.num_ranks)]
+            sample = agree_on_batch(
                 self.stage,
                 self.rule,
                 x,
                 y,
                 self.steps,
+                rows,
                 training=self.stage.training,
                 parts=lambda: [-(-len(x) // microbatches)],
             )
             overlapping = ["extractor", "refiners"] if self._microbatches > 1 else []
             check_kept(self.stage, overlapping, microbatches=self._microbatches)
-            specs = seams(self.stage, self._cut, x)
+            specs = seams(self.stage, self._cut, sample)
             if not self._seams:
                 self.stage.runtime.connect(pipeline=True)
                 features = len(self.stage.skeleton.specs(x).features)
@@ -165,7 +179,14 @@ class PipelineEngine(Synchronous):
             self._seams[key] = specs
         return self._seams[key]
 
-    def _pipeline(self, x: Tensor, size: int, specs: list[tuple[Spec, ...]]) -> Any:
+    def _rows_of_rank(self, batch_size: int, rank: int) -> range:
+        return range(batch_size if rank == self._cut.rank_of(0) else 0)
+
+    def _all_inputs(self, x: Inputs) -> Tensor:
+        """On the device, where the first section is."""
+        return move(whole(x), self.stage.runtime.device)
+
+    def _pipeline(self, x: Shaped, size: int, specs: list[tuple[Spec, ...]]) -> Any:
         """torch's schedule for microbatches of `size` rows like x."""
         key = (tuple(x.shape[1:]), x.dtype, size)
         if key not in self._pipelines:
@@ -202,10 +223,10 @@ class PipelineEngine(Synchronous):
         per_row = losses.reshape(len(losses), -1).sum(1)
         return per_row.mul(self._weights[rows].to(losses.dtype)).sum()
 
-    def _forward(self, x: Tensor, specs: list[tuple[Spec, ...]]) -> None:
+    def _forward(self, x: Inputs, specs: list[tuple[Spec, ...]]) -> None:
         """The plain chain of sections, on one whole batch."""
         rank, sent = self.stage.runtime.rank, []
-        tensors: TensorTuple = (x,)
+        tensors: TensorTuple = (self._all_inputs(x),) if 0 in self._sections else ()
         for s in range(self._cut.num_sections):
             here = self._cut.rank_of(s)
             following = self._cut.rank_of(s + 1) if s + 1 < self._cut.num_sections else here

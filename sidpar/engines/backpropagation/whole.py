@@ -1,8 +1,9 @@
 """Backpropagation through the whole cascade: in one process, or data-parallel with DistributedDataParallel (DDP)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from sidpar.cascade.cascade import TensorTuple, initial_state
+from sidpar.cascade.cascade import Shaped, TensorTuple, initial_state
 from sidpar.config.groups.objective import Objective
+from sidpar.data.input_rows import Inputs
 from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept
@@ -30,6 +32,8 @@ from sidpar.schedules.placement import Copies
 from sidpar.seeding import mask_seed
 from sidpar.stages.stage import Stage
 
+_FILLER = range(1)
+"""What a rank computes that has no row of a microbatch."""
 _IN_PARTS = (
     "DDP takes a gradient that comes in several parts for complete after the first one: where one parameter is used in "
     "several checkpointed places, call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
@@ -95,17 +99,26 @@ class BPEngine(Synchronous):
         self._sent = 2 * (ranks - 1) / ranks * trained
         self._buckets = 0
 
-    def step(self, x: Tensor, y: Tensor) -> StepResult:
+    def rows_needed(self, batch_size: int, *, training: bool) -> Sequence[int]:
+        """The rows of a batch whose inputs this rank needs, in ascending order: its share of every microbatch.
+
+        Args:
+            batch_size: the size B of the global batch.
+            training: for `step` and `train`; otherwise for `evaluate`.
+        """
+        return _rows_of_rank(self._layout(batch_size, training=training), self.stage.runtime.rank)
+
+    def step(self, x: Inputs, y: Tensor) -> StepResult:
         """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
             UsageError: the batch does not fit the cascade, or ranks have different batches.
         """
-        layout = self._admit(x, y)
+        layout = self._admit(x, y, training=True)
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
         labels = []
@@ -123,17 +136,17 @@ class BPEngine(Synchronous):
         self.steps += 1
         return self._result(seen, torch.cat(labels), y)
 
-    def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
+    def evaluate(self, x: Inputs, y: Tensor) -> StepResult:
         """The beliefs about this rank's share of one batch, in inference mode and without gradients.
 
         Args:
-            x: inputs [B, ...], the same on every rank.
+            x: inputs [B, ...], the same on every rank; or those of `rows_needed`, as `InputRows`.
             y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
 
         Raises:
             UsageError: the batch does not fit the cascade, or ranks have different batches.
         """
-        layout = self._admit(x, y, 1)
+        layout = self._admit(x, y, training=False)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad(), self._sharing(rows):
             # Through DDP, which first gives all ranks rank 0's running statistics, those that are saved.
@@ -164,17 +177,17 @@ class BPEngine(Synchronous):
                 raise
         return log_beliefs
 
-    def _admit(self, x: Tensor, y: Tensor, microbatches: int | None = None) -> BatchLayout:
-        key = (tuple(x.shape), x.dtype, tuple(y.shape), microbatches)
+    def _admit(self, x: Inputs, y: Tensor, *, training: bool) -> BatchLayout:
+        key = (tuple(x.shape), x.dtype, tuple(y.shape), training)
         if key not in self._layouts:
-            training = microbatches is None
-            layout = BatchLayout(len(x), microbatches or self._microbatches, self.stage.runtime.world_size)
+            layout = self._layout(len(x), training=training)
             agree_on_batch(
                 self.stage,
                 self.rule,
                 x,
                 y,
                 self.steps,
+                [_rows_of_rank(layout, rank) for rank in range(layout.num_ranks)],
                 training=training,
                 parts=lambda: layout.part_sizes,
                 accompanied=lambda: min(layout.sizes) > 1,
@@ -186,7 +199,7 @@ class BPEngine(Synchronous):
             self._layouts[key] = layout
         return self._layouts[key]
 
-    def _data_parallel(self, x: Tensor) -> nn.Module:
+    def _data_parallel(self, x: Shaped) -> nn.Module:
         """The chain for inputs like x [B, ...], its gradients summed over ranks if there are several."""
         runtime = self.stage.runtime
         if runtime.groups is None or runtime.world_size == 1:
@@ -212,17 +225,21 @@ class BPEngine(Synchronous):
             find_unused_parameters=unused is None or bool(unused),
         )
 
+    def _layout(self, batch_size: int, *, training: bool) -> BatchLayout:
+        return BatchLayout(batch_size, self._microbatches if training else 1, self.stage.runtime.world_size)
+
     def _rows(self, layout: BatchLayout, m: int) -> range:
         """The rows of the batch that are this rank's share of microbatch m."""
         start, part = layout.microbatches[m].start, layout.parts[m][self.stage.runtime.rank]
         return range(start + part.start, start + part.stop)
 
-    def _move(self, x: Tensor, y: Tensor, rows: range) -> tuple[Tensor, Tensor, float]:
+    def _move(self, x: Inputs, y: Tensor, rows: range) -> tuple[Tensor, Tensor, float]:
         """These rows on the device, and their weight. A rank without a share takes part with weight 0: DDP waits for
         the gradients of every rank."""
-        taken = slice(rows.start, rows.stop) if rows else slice(0, 1)
-        device = self.stage.runtime.device
-        return move(x[taken], device), move(y[taken], device), 1.0 if rows else 0.0
+        taken, device = rows or _FILLER, self.stage.runtime.device
+        here = slice(taken.start, taken.stop)
+        own = x[here] if isinstance(x, Tensor) else x.take(taken)
+        return move(own, device), move(y[here], device), 1.0 if rows else 0.0
 
     def _sharing(self, rows: range) -> AbstractContextManager[None]:
         """Batch norms that share their statistics do so within, and these rows count, if there are any."""
@@ -249,6 +266,13 @@ class BPEngine(Synchronous):
         received, returned = ({i: [part[i + k] for part in seen] for i in refiners} for k in (0, 1))
         y = move(y, self.stage.runtime.device)
         return StepResult(self.rule, refiners, received, returned, y, whole.numel(), len(whole))
+
+
+@lru_cache(maxsize=64)
+def _rows_of_rank(layout: BatchLayout, rank: int) -> Sequence[int]:
+    """The rows of the batch whose inputs a rank needs, ascending."""
+    filled = any(not parts[rank] for parts in layout.parts)
+    return sorted({*layout.shards[rank], *(_FILLER if filled else ())})
 
 
 class _Chain(nn.Module):
