@@ -14,6 +14,7 @@ from sidpar.distributed.device import describe
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
 from sidpar.methods import method_of
+from sidpar.models.cutting.arithmetic import shares_of_heads
 from sidpar.models.network import build_network
 from sidpar.runs.checkpoint import find_newest
 from sidpar.runs.launches import ask_for_requeue
@@ -77,6 +78,7 @@ class Run:
         cascade = build_alike(build, runtime)
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing, self._num_images = loader.preprocessing, loader.num_images
+        self._heads = shares_of_heads(cascade, loader.sample[:1].cpu()) if runtime.rank == 0 else None
         method = method_of(config)
         config, self.choice = method.choose(config, build, loader.sample, runtime)
         self.config, self.runtime = config, runtime
@@ -142,6 +144,8 @@ class Run:
             f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
             f"{describe(self.runtime.device)}"
         )
+        if self._heads is not None:
+            _log.info(self._heads)
 
     def _refiners_per_rank(self) -> list[int]:
         one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]
@@ -163,6 +167,7 @@ class Run:
             "replicas": self.runtime.num_replicas,
             "refiners_per_rank": self._refiners_per_rank(),
             "plan": self.choice or None,
+            "heads": self._heads,
             "peak_memory_bytes": outcome.peak_memory,
             "backend": self.runtime.backend,
             "device": describe(self.runtime.device),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.cascade import Cascade, TensorTuple, leaves
@@ -12,7 +13,7 @@ from sidpar.errors import UsageError
 from sidpar.models.cutting.arithmetic import counted
 from sidpar.models.cutting.checks import as_if_alone, called, check_head, check_seam, seams_of, two_rows
 from sidpar.models.cutting.heads import BeliefHead, HeadBuilder, has_batch_norm, make_body
-from sidpar.models.cutting.layouts import Hidden, find_layout
+from sidpar.models.cutting.layouts import Hidden, find_layout, is_read_last
 from sidpar.models.cutting.points import Points, balanced
 from sidpar.models.cutting.refiner import LayersRefiner, make_reader
 from sidpar.models.cutting.segment import Segment
@@ -74,12 +75,16 @@ def cut_backbone(
     seams = seams_of(network, segments, sample, num_classes)[-len(names) - 1 : -1]
     for name, seam in zip(names, seams, strict=True):
         check_seam(name, seam)
+    extractor, layers = segments[: -len(names)], segments[-len(names) :]
 
     def hidden(i: int) -> Hidden:
         image = (sample.shape[2], sample.shape[3]) if sample.dim() == 4 else None
-        return find_layout(tuple(seams[i][0].shape[1:]), image, layout)
+        return find_layout(tuple(seams[i][0].shape[1:]), image, layout, lambda: seen(i))
 
-    extractor, layers = segments[: -len(names)], segments[-len(names) :]
+    def seen(i: int) -> bool | None:
+        with torch.no_grad(), as_if_alone(network, segments, sample, training=False):
+            return is_read_last(partial(called, layers[i], seams[i]), layers[i])
+
     extractor[-1].lifts_tokens = lifted = seams[0][0].dim() == 3
     batch_norm, last = has_batch_norm(network), len(names) - 1
     refiners: list[nn.Module] = []

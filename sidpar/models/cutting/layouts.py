@@ -2,9 +2,12 @@
 [B, T, D], vectors [B, D]."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from sidpar.config.groups.choices import HiddenLayout
 from sidpar.errors import UsageError
@@ -49,25 +52,59 @@ class Hidden:
         return f"[B, {', '.join(map(str, self.shape))}]"
 
 
-def find_layout(shape: tuple[int, ...], image: tuple[int, int] | None, given: HiddenLayout | None) -> Hidden:
-    """The layout of an activation of this shape, batch left out, by its proportions if it is not given.
+def find_layout(
+    shape: tuple[int, ...],
+    image: tuple[int, int] | None,
+    given: HiddenLayout | None,
+    read: Callable[[], bool | None],
+) -> Hidden:
+    """The layout of an activation of this shape, batch left out: as given, by its proportions, or by who reads it.
 
-    Raises UsageError where both layouts of an image are possible, or none.
+    Args:
+        image: height and width of what entered the network.
+        read: tells as `is_read_last` does.
+
+    Raises UsageError where nothing tells.
     """
     if len(shape) < 3 or given is not None:
         return Hidden(shape, given != "channels_first" or len(shape) == 1, image)
-    fitting = []
-    if len(shape) == 3 and image is not None:
-        sides = {False: (shape[1], shape[2]), True: (shape[0], shape[1])}
-        # A side is halved with rounding, so proportions are kept to one position.
-        fitting = [last for last, (h, w) in sides.items() if abs(h - w * image[0] / image[1]) < 1]
-    if len(fitting) != 1:
-        images = "inputs that are no images" if image is None else f"images of {image[0]}x{image[1]}"
+    last = _by_proportions(shape, image) if image is not None else None
+    last = read() if last is None else last
+    if last is None:
         raise UsageError(
-            f"a hidden activation is [B, {', '.join(map(str, shape))}], which does not tell where its channels are, of "
-            f"{images}: say it, layout=channels_first or channels_last"
+            f"a hidden activation is [B, {', '.join(map(str, shape))}], and neither its proportions nor the layers "
+            "behind it tell where its channels are: say it, layout=channels_first or channels_last"
         )
-    return Hidden(shape, fitting[0], image)
+    return Hidden(shape, last, image)
+
+
+def is_read_last(forward: Callable[[], object], layers: nn.Module) -> bool | None:
+    """Whether the first of these layers that reads an image in a forward reads its channels last; None if none tells."""
+    found: list[bool] = []
+
+    def look(module: nn.Module, given: tuple[object, ...]) -> None:
+        if given and isinstance(given[0], Tensor) and given[0].dim() == 4:
+            if isinstance(module, _ConvNd | _BatchNorm):
+                found.append(False)
+            elif isinstance(module, nn.Linear) or type(module) is nn.LayerNorm:  # others move the channels themselves
+                found.append(True)
+
+    hooks = [module.register_forward_pre_hook(look) for module in layers.modules()]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _by_proportions(shape: tuple[int, ...], image: tuple[int, int]) -> bool | None:
+    """Whether the first two of [C, H, W] or [H, W, C] are an image's; None if both pairs may be, or none."""
+    if len(shape) != 3:
+        return None
+    # Sides are halved with rounding, so proportions are kept to one position.
+    first, last = (abs(h - w * image[0] / image[1]) < 1 for h, w in (shape[1:], shape[:2]))
+    return None if first == last else last
 
 
 class Mean(nn.Module):
