@@ -92,7 +92,7 @@ def check_seam(name: str, values: Sequence[object]) -> None:
 
 def check_head(head: BeliefHead, activation: Tensor, num_classes: int) -> None:
     """Raises UsageError unless a head, perhaps a user's own, maps such activations to logits."""
-    with torch.no_grad(), in_mode(head, training=False), undone(head), undisturbed(activation.device):
+    with torch.no_grad(), in_mode(head, training=False):  # nothing is undone: lazy layers get their sizes here
         try:
             logits = head.body(activation.clone())
         except Exception as error:

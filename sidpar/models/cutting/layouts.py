@@ -79,7 +79,7 @@ def find_layout(
 
 
 def is_read_last(forward: Callable[[], object], layers: nn.Module) -> bool | None:
-    """Whether the first of these layers that reads an image in a forward reads its channels last; None if none tells."""
+    """Whether the first of these layers to read an image in a forward reads its channels last; None if none does."""
     found: list[bool] = []
 
     def look(module: nn.Module, given: tuple[object, ...]) -> None:

@@ -77,8 +77,8 @@ def swin(drop: float) -> nn.Module:
 def sequential(drop: float) -> nn.Module:
     """A user's own, its layers known by number."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
-        nn.Dropout(drop), nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, CLASSES),
+        nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+        nn.Dropout(drop), nn.Linear(384, 16), nn.ReLU(), nn.Linear(16, CLASSES),
     )  # fmt: skip
 
 
