@@ -1,9 +1,12 @@
 """What a network that is known by name says of itself."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
+
+from sidpar.config.groups.model import SIZES
 
 
 @dataclass(frozen=True)
@@ -16,5 +19,9 @@ class Backbone:
     """From image_shape, num_classes and `sizes` by keyword; it returns logits. Raises UsageError for other images."""
     classifier: str
     """The module that makes logits of pooled features [B, D]."""
-    sizes: Mapping[str, int]
-    """The settings that it reads, width and depth, and their defaults."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The settings that it reads, width and depth, and their defaults."""
+        parameters = inspect.signature(self.build).parameters
+        return {name: parameters[name].default for name in SIZES if name in parameters}

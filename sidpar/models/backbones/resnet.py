@@ -9,7 +9,7 @@ from sidpar.models.backbones.base import Backbone
 class ResNet18(nn.Module):
     """Images [B, channels, H, W] of any size to logits [B, C]. With width 64, 0.56 G multiply-adds at 32x32."""
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, width: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(image_shape[0], width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -39,4 +39,4 @@ def _stage(before: int, after: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(before, after, stride, shortcut), BasicBlock(after, after))
 
 
-RESNET18 = Backbone("resnet18", ResNet18, "fc", {"width": 64})
+RESNET18 = Backbone("resnet18", ResNet18, "fc")

@@ -19,7 +19,7 @@ class VGG11(nn.Module):
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, *, width: int, batch_norm: bool = False
+        self, image_shape: tuple[int, int, int], num_classes: int, *, width: int = 64, batch_norm: bool = False
     ) -> None:
         super().__init__()
         channels, *sides = image_shape
@@ -52,5 +52,5 @@ class VGG11(nn.Module):
         return logits
 
 
-VGG11_PLAIN = Backbone("vgg11", VGG11, "classifier", {"width": 64})
-VGG11_BN = Backbone("vgg11_bn", partial(VGG11, batch_norm=True), "classifier", {"width": 64})
+VGG11_PLAIN = Backbone("vgg11", VGG11, "classifier")
+VGG11_BN = Backbone("vgg11_bn", partial(VGG11, batch_norm=True), "classifier")

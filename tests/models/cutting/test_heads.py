@@ -128,7 +128,7 @@ def resnet(**settings: Any) -> Cascade:
 
 
 def test_how_the_belief_before_enters() -> None:
-    """As a residual, by a linear map that is zero at first, or not at all; into the network's own classifier as well."""
+    """As a residual, by a linear map that is zero at first, or not at all; into the network's classifier as well."""
     log_belief = torch.randn(2, CLASSES).log_softmax(1)
     for i, refiner in enumerate(resnet(belief="residual").refiners):
         hidden = torch.randn(2, *((8, 8, 8), (16, 4, 4), (CLASSES,))[i])
@@ -187,7 +187,7 @@ def test_features_of_another_kind_are_refused() -> None:
         nn.Linear(32, CLASSES),
     )
     sample = torch.zeros(1, 3, 16, 16)
-    with pytest.raises(UsageError, match=r"reads_features=true adds features \[B, 4, 8, 8\] to a hidden activation"):
+    with pytest.raises(UsageError, match=r"reads_features=true adds features \[B, 4, 8, 8\] to a hidden"):
         cut_backbone(network, [1, 3], num_classes=CLASSES, sample=sample, reads_features=True, head="linear")
 
 
