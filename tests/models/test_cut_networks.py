@@ -137,7 +137,7 @@ def test_it_starts_from_weights_which_its_run_does_not_need(tmp_path: Path) -> N
         ),
         (
             "--model.name resnet18 --model.points [a,b] --model.num_refiners 3",
-            "model.points names 2 modules, which makes 2 refiners, but model.num_refiners=3: leave that out, or name as",
+            "model.points names 2 modules, which makes 2 refiners, but model.num_refiners=3: leave that out, or name a",
         ),
         (
             "--model.name resnet18 --model.points [a,b] --model.extractor_share 0.5",
