@@ -12,7 +12,7 @@ from sidpar.config.groups.choices import BeliefEntry, HeadName, HiddenLayout, Po
 from sidpar.errors import UsageError
 from sidpar.models.cutting.arithmetic import counted
 from sidpar.models.cutting.checks import as_if_alone, called, check_head, check_seam, seams_of, two_rows
-from sidpar.models.cutting.heads import BeliefHead, HeadBuilder, has_batch_norm, make_body
+from sidpar.models.cutting.heads import BeliefHead, HeadBuilder, has_batch_norm, make_body, own_body
 from sidpar.models.cutting.layouts import Hidden, find_layout, is_read_last
 from sidpar.models.cutting.points import Points, balanced
 from sidpar.models.cutting.refiner import LayersRefiner, make_reader
@@ -87,18 +87,21 @@ def cut_backbone(
 
     extractor[-1].lifts_tokens = lifted = seams[0][0].dim() == 3
     batch_norm, last = has_batch_norm(network), len(names) - 1
+
+    def body(i: int) -> nn.Module:
+        if i == last:
+            return nn.Identity()  # the layers end with logits
+        if callable(head):
+            return own_body(head, tuple(seams[i + 1][0].shape[1:]), num_classes)
+        return make_body(head, hidden(i + 1), num_classes, pool, batch_norm=batch_norm)
+
     refiners: list[nn.Module] = []
     for i, run in enumerate(layers):
-        body = nn.Identity() if i == last else make_body(head, hidden(i + 1), num_classes, pool, batch_norm=batch_norm)
-        reader = make_reader(hidden(0), hidden(i)) if reads_features and i > 0 else None
-        entry = BeliefHead(body, num_classes, belief)
-        refiner = LayersRefiner(run, entry, reader, lifted=lifted, is_last=i == last)
-        refiner.head.to(seams[i][0])
-        if reader is not None:
-            reader.to(seams[i][0])
+        entry = BeliefHead(body(i), num_classes, belief).to(seams[i][0])
+        reader = make_reader(hidden(0), hidden(i)).to(seams[i][0]) if reads_features and i > 0 else None
         if i < last:
-            check_head(refiner.head, seams[i + 1][0], num_classes)
-        refiners.append(refiner)
+            check_head(entry, seams[i + 1][0], num_classes)
+        refiners.append(LayersRefiner(run, entry, reader, lifted=lifted, is_last=i == last))
     return Cascade(nn.Sequential(*extractor), refiners, num_classes)
 
 

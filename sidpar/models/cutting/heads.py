@@ -58,18 +58,19 @@ class BeliefHead(nn.Module):
         return logits if self.belief is None else logits + self.belief(log_belief.exp())
 
 
-def make_body(
-    head: HeadName | HeadBuilder | None, hidden: Hidden, num_classes: int, pool: Pooling, *, batch_norm: bool
-) -> nn.Module:
+def own_body(head: HeadBuilder, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The body that a user's function makes. Raises UsageError if that is no module."""
+    body = head(shape, num_classes)
+    if not isinstance(body, nn.Module):
+        raise UsageError(f"head returns a {type(body).__name__} for the shape {list(shape)}, but must return a module")
+    return body
+
+
+def make_body(head: HeadName | None, hidden: Hidden, num_classes: int, pool: Pooling, *, batch_norm: bool) -> nn.Module:
     """The body of a head on such an activation: by default strided where it is an image, linear on tokens and vectors.
 
     Raises UsageError for a head that does not fit.
     """
-    if callable(head):
-        body = head(hidden.shape, num_classes)
-        if not isinstance(body, nn.Module):
-            raise UsageError(f"head returns a {type(body).__name__} for {hidden}, but must return a module")
-        return body
     if head is None:
         head = "strided" if len(hidden.positions) == 2 else "linear"
     if head in ("linear", "mlp"):

@@ -210,7 +210,10 @@ class Wrong(nn.Module):
             r"head maps a hidden activation \[2, 8, 8, 8\] to \[2, 4\], but must map",
         ),
         ({"head": lambda shape, classes: nn.Linear(3, 3)}, r"head does not take a hidden activation \[2, 8, 8, 8\]: "),
-        ({"head": lambda shape, classes: classes}, r"head returns a int for \[B, 8, 8, 8\], but must return a module"),
+        (
+            {"head": lambda shape, classes: classes},
+            r"head returns a int for the shape \[8, 8, 8\], but must return a module",
+        ),
         (
             {"pool": "class", "head": "linear"},
             r"pool=class reads the first of tokens \[B, T, D\], but a hidden activation",
