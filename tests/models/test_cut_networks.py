@@ -207,7 +207,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     run, flags = tmp_path / "run", [*DIGITS, *RESNET, *REPLICATED, "--optim.epochs", "1", "--checkpoint.every", "4"]
     done = torchrun(2, "-m", "sidpar.train", *flags, "--run.dir", str(run))
     assert done.returncode == 0, done.stderr
-    assert "M parameters and " in done.stdout
+    assert " parameters and " in done.stdout
     summary = json.loads((run / "summary.json").read_text())
     assert summary["heads"].startswith("heads have ")
     assert len(summary["refiner_test_accuracy"]) == 2
