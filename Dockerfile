@@ -10,7 +10,7 @@
 #   docker run ... sidpar --standalone --nproc-per-node=4 -m sidpar.train --config /opt/sidpar/configs/cifar10.yaml ...
 #
 # --ipc=host: ranks on one host pass tensors through shared memory, of which a container has little by default.
-# How this was checked, and what was not: README, "On several machines".
+# How this was checked, and what was not: docs/guides/gpus.md, "Docker".
 ARG BASE=pytorch/pytorch:2.11.0-cuda12.8-cudnn9-runtime
 FROM ${BASE}
 

@@ -3,8 +3,9 @@
     python profiling/report.py DIR
 
 reads DIR/report.json and DIR/timelines.json, as profiling/speedup.py writes them, and writes DIR/report.md,
-DIR/speedup.png, DIR/memory.png, DIR/timeline.png and DIR/trace.json, which https://ui.perfetto.dev opens. Of a card's
-folder, as profiling/gpu/run.py writes it, DIR/report.md has all tables in one.
+DIR/speedup.png, DIR/memory.png, DIR/timeline.png and DIR/trace.json, which https://ui.perfetto.dev opens. With
+`--format pdf` or `--format svg`, the pictures are vector graphics. Of a card's folder, as profiling/gpu/run.py writes
+it, DIR/report.md has all tables in one.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from reporting.figures import Timelines, is_auto
 from reporting.gantt import timeline
 from reporting.one_gpu import card_report
 from reporting.tables import PARTS, markdown
+
+from sidpar.plots.pictures import FORMATS, PictureFormat
 
 # What the files must hold. A null is right wherever something else than a text is asked for; `float` takes integers.
 TEXTS = ("key", "method", "schedule", "network", "extractor")
@@ -53,8 +56,8 @@ class BadFileError(ValueError):
     """A file of the profile is missing or malformed; the message is one line."""
 
 
-def remake(folder: Path) -> None:
-    """Writes everything that follows from report.json and timelines.json."""
+def remake(folder: Path, kind: PictureFormat = "png") -> None:
+    """Writes everything that follows from report.json and timelines.json, pictures in one format."""
     content = read(folder / "report.json", REPORT_SHAPE)
     report = {name: type(shape)() if content[name] is None else content[name] for name, shape in REPORT_SHAPE.items()}
     repeated = [key for key, count in Counter(row["key"] for row in report["rows"]).items() if count > 1]
@@ -68,9 +71,9 @@ def remake(folder: Path) -> None:
     (folder / "report.md").write_text(markdown(report))
     (folder / "trace.json").write_text(json.dumps(trace(timelines)) + "\n")
     drawn = report | {"rows": [row for row in report["rows"] if not is_auto(row)]}
-    draw.speedup(drawn, folder / "speedup.png")
-    draw.memory(drawn, folder / "memory.png")
-    timeline(drawn, timelines, folder / "timeline.png")
+    draw.speedup(drawn, folder / f"speedup.{kind}")
+    draw.memory(drawn, folder / f"memory.{kind}")
+    timeline(drawn, timelines, folder / f"timeline.{kind}")
 
 
 def remake_card(folder: Path) -> bool:
@@ -137,10 +140,11 @@ def trace(timelines: Timelines) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=Path, help="holds a profile, or a card's results")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the pictures; by default png")
     try:
-        folder = parser.parse_args().folder
-        if (folder / "report.json").exists() or not remake_card(folder):
-            remake(folder)
+        given = parser.parse_args()
+        if (given.folder / "report.json").exists() or not remake_card(given.folder):
+            remake(given.folder, given.format)
     except BadFileError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,6 +12,9 @@ Nothing is recorded in the steps that are timed: phases and timelines are those 
 
 Where not all methods fit into memory together, on a GPU or by --memory, they are timed in groups that do. The first
 method is in every group, so that the report can tell how far the machine has drifted from one to the next.
+
+Memory and traffic are counts, which no load on the machine changes. With --keep-times, only these are measured, and
+written into the report that is in --out already.
 """
 
 import argparse
@@ -29,7 +32,7 @@ from harness.conditions import conditions
 from harness.contenders import Contender, chosen_by_plan, contenders
 from harness.groups import groups_that_fit
 from harness.measuring import Entry, Measured, release, window
-from harness.rows import describe_costs, describe_link, rows, timelines_of
+from harness.rows import describe_costs, describe_link, memory_and_traffic, rows, timelines_of
 from harness.workloads import Workload
 from report import remake
 
@@ -59,6 +62,7 @@ def main() -> None:
         help="what the methods of a group may occupy on a rank together; by default what is usable of a GPU, and all "
         "there is on CPU",
     )
+    parser.add_argument("--keep-times", action="store_true", help="measure memory and traffic alone, see above")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -87,6 +91,9 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
     plan = chosen_by_plan(costs["cascade"], batch, ranks, arguments.stream)
     compared = [*contenders(workload, ranks, microbatches, arguments.extractors, arguments.stream), plan]
     alone, left_out = measure_alone(runtime, workload, costs, wanted(compared, arguments.only), arguments.memory)
+    if arguments.keep_times:
+        rewrite_memory(runtime, alone, arguments.out)
+        return
     room = room_for_contenders(runtime, arguments.memory)
     groups = groups_that_fit({contender.key: found.need for contender, found in alone.items()}, room)
     left_out |= groups.left_out
@@ -100,12 +107,11 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
         c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(alone[c].measured))] for c in chosen
     }
     if runtime.rank == 0:
-        given = " ".join(sys.argv[1:])
         report = {
             "environment": conditions(runtime.device)
             | {
                 "backend": runtime.backend,
-                "command": f"torchrun --standalone --nproc_per_node={ranks} profiling/speedup.py {given}",
+                "command": command(runtime),
                 "warmup_steps": arguments.warmup,
                 "steps": arguments.steps,
                 "stream": arguments.stream,
@@ -123,6 +129,31 @@ def profile(runtime: Runtime, arguments: argparse.Namespace) -> None:
         (arguments.out / "timelines.json").write_text(json.dumps(timelines, separators=(",", ":")) + "\n")
         remake(arguments.out)
         print(f"report: {arguments.out / 'report.md'}")
+
+
+def rewrite_memory(runtime: Runtime, alone: Mapping[Contender, Alone], folder: Path) -> None:
+    """Memory and traffic of each method, in place of those in the folder's report; rank 0 writes. What was not measured
+    now stays as it is."""
+    everyone = {
+        c: [Measured.read(values) for values in runtime.exchange(c.key, asdict(found.measured))]
+        for c, found in alone.items()
+    }
+    if runtime.rank == 0:
+        report = json.loads((folder / "report.json").read_text())
+        now = conditions(runtime.device)
+        report["environment"]["memory and traffic"] = f"commit {now['commit']}, {now['date']}: {command(runtime)}"
+        found = {
+            c.key: memory_and_traffic([m for m in ranks if m.memory], alone[c].prediction)
+            for c, ranks in everyone.items()
+        }
+        report["rows"] = [row | found.get(row["key"], {}) for row in report["rows"]]
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        remake(folder)
+
+
+def command(runtime: Runtime) -> str:
+    """What was called."""
+    return f"torchrun --standalone --nproc_per_node={runtime.world_size} profiling/speedup.py {' '.join(sys.argv[1:])}"
 
 
 def wanted(compared: Iterable[Contender], only: Sequence[str] | None) -> list[Contender]:

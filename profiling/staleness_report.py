@@ -12,18 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from reporting.figures import Row, save
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from reporting.figures import Row
 
-COLOURS = {
-    "none": "#c1121f",
-    "warmup": "#1f77b4",
-    "slow": "#2ca02c",
-    "momentum": "#6a3d9a",
-    "prediction": "#f77f00",
-    "compensation": "#17becf",
-}
+from sidpar.plots.pictures import save_picture
+from sidpar.plots.style import METHODS, WIDTH, series, styled
+
+REMEDIES = ("none", "warmup", "slow", "momentum", "prediction", "compensation")
 NOTE = (
     "Test accuracy after the last epoch, in percent; where several seeds were run, the mean and in brackets the least "
     "and the greatest. Staleness 0 is `fused`."
@@ -62,7 +60,7 @@ def markdown(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
         environment = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
         yield f"## {name}"
         yield f"{report['config']} with `{' '.join(report['flags'])}`; {environment}."
-        remedies = [remedy for remedy in COLOURS if any(row["remedy"] == remedy for row in rows)]
+        remedies = [remedy for remedy in REMEDIES if any(row["remedy"] == remedy for row in rows)]
         lines = [f"| staleness | {' | '.join(remedies)} |", f"| ---: |{' ---: |' * len(remedies)}"]
         for staleness in sorted({row["staleness"] for row in rows}):
             cells = [cell(accuracies(rows, staleness, remedy)) for remedy in remedies]
@@ -95,35 +93,40 @@ def flat(value: float | list[float]) -> float:
     return statistics.mean(value) if isinstance(value, list) else value
 
 
+@styled
 def picture(reports: dict[str, dict[str, Any]], path: Path) -> None:
     """Accuracy against staleness, a panel for each dataset: every seed a dot, their mean a line."""
-    figure, grid = plt.subplots(1, len(reports), figsize=(6.5 * len(reports), 5), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    grid = figure.subplots(1, len(reports), squeeze=False)
+    handles: dict[str, Artist] = {}
     for axes, (name, report) in zip(grid[0], reports.items(), strict=True):
         panel(axes, name, report)
-    save(figure, path)
+        handles |= {str(line.get_label()): line for line in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(handles.values()), loc="outside upper left", ncols=3, handlelength=3)
+    figure.supxlabel("staleness: steps by which the extractor's updates are late (0: fused)")
+    save_picture(figure, path)
 
 
 def panel(axes: Axes, name: str, report: dict[str, Any]) -> None:
     rows = report["rows"]
     levels = sorted({row["staleness"] for row in rows})
-    for remedy, colour in COLOURS.items():
+    for place, remedy in enumerate(REMEDIES):
         found = [(k, accuracies(rows, level, remedy)) for k, level in enumerate(levels)]
         found = [(k, values) for k, values in found if values]
         if not found:
             continue
-        style = "-o" if remedy == "none" else "--s"
+        look = METHODS["SID streaming"] if remedy == "none" else series(place + (place > 3))
         label = "no remedy" if remedy == "none" else remedy
         places, means = [k for k, _ in found], [statistics.mean(values) for _, values in found]
-        axes.plot(places, means, style, color=colour, label=label, ms=4, lw=1.8 if remedy == "none" else 1.1)
+        width = 1.8 if remedy == "none" else 1
+        axes.plot(places, means, ls=look.line, marker=look.marker, color=look.colour, label=label, lw=width)
         for k, values in found:
-            axes.plot([k] * len(values), values, ".", color=colour, ms=3, alpha=0.6)
+            axes.plot([k] * len(values), values, ".", color=look.colour, ms=2.5, alpha=0.6)
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
-    axes.set_xlabel("staleness: steps by which the extractor's updates are late (0: fused)")
+    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_ylabel("test accuracy, %")
     seeds = len({row["seed"] for row in rows})
-    axes.set_title(f"{name}, K = {report['environment']['ranks']}, up to {seeds} seeds", fontsize=10)
-    axes.grid(color="#e5e5e5", lw=0.6)
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(f"{name}, K = {report['environment']['ranks']}, up to {seeds} seeds")
 
 
 if __name__ == "__main__":

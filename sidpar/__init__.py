@@ -30,7 +30,7 @@ from sidpar.training.meter import Meter
 from sidpar.version import __version__
 
 SIDEngine = ParallelEngine
-"""The name that it had when SID was the only rule."""
+"""The former name of ParallelEngine, from when SID was the only rule."""
 
 __all__ = [
     "BPEngine",

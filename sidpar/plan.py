@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class PlanArguments:
-    """What the command line says besides the configuration."""
+    """The arguments of the command line besides the configuration."""
 
     ranks: int | None
     memory: float | None
@@ -60,7 +60,7 @@ class PlanArguments:
     bandwidth: float
     """Bytes per second."""
     assumed: str
-    """The last two in the user's words."""
+    """Latency and bandwidth as the user gave them."""
     measured: bool
     costs: Path | None
     out: Path | None
@@ -69,7 +69,9 @@ class PlanArguments:
     def read(cls, given: dict[str, Any]) -> Self:
         """From text to numbers. Raises UsageError."""
         if given["measured"] and (given["latency"] or given["bandwidth"]):
-            raise UsageError("--measured finds out latency and bandwidth: remove --latency and --bandwidth, or it")
+            raise UsageError(
+                "--measured measures latency and bandwidth: remove --latency and --bandwidth, or --measured"
+            )
         if given["ranks"] is not None:
             at_least("--ranks", given["ranks"], 1)
         memory, latency, bandwidth = given["device_memory"], given["latency"] or "10us", given["bandwidth"] or "100GB/s"
@@ -88,17 +90,25 @@ class PlanArguments:
 def _parser() -> ArgumentParser:
     parser = config_parser(
         "sidpar.plan",
-        "python -m sidpar.plan [--config FILE] [--ranks K] [--group.key VALUE ...]",
+        "python -m sidpar.plan [--config FILE] [--ranks K] [SETTINGS]",
         "Predict how long a step of a configuration takes on many ranks, and what would be faster.",
     )
     add = parser.add_argument
     add("--ranks", type=int, help="Ranks to plan for; by default those of this job, or 8 without torchrun.")
-    add("--device-memory", type=str, help="What a rank may hold, such as 80GB; by default this GPU's memory.")
-    add("--latency", type=str, help="Of a message, such as 5us; by default 10us.")
-    add("--bandwidth", type=str, help="Of a link, such as 300GB/s; by default 100GB/s.")
-    add("--measured", action="store_true", help="Measure messages on the ranks that torchrun has started.")
-    add("--costs", type=str, help="Costs of the pieces that a plan has written, instead of measuring them.")
-    add("--out", type=str, help="Folder for plan.txt, plan.json, costs.json and plan.png.")
+    add("--device-memory", type=str, help="Memory of each rank, such as 80GB; by default that of this GPU.")
+    add("--latency", type=str, help="Latency of a message, such as 5us; by default 10us.")
+    add("--bandwidth", type=str, help="Bandwidth of a link, such as 300GB/s; by default 100GB/s.")
+    add(
+        "--measured",
+        action="store_true",
+        help="Measure latency and bandwidth between the ranks that torchrun has started.",
+    )
+    add(
+        "--costs",
+        type=str,
+        help="Read the costs of the network from the costs.json of another plan, instead of measuring them.",
+    )
+    add("--out", type=str, help="Write plan.txt, plan.json, costs.json and plan.png into this folder.")
     return parser
 
 
@@ -163,7 +173,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {path} cannot be made: {error}") from error
+        raise UsageError(f"--out {path} cannot be created: {error}") from error
 
 
 def _write(path: Path, records: dict[str, Any]) -> None:
@@ -179,12 +189,12 @@ def _ranks(config: Config, given: PlanArguments, runtime: Runtime) -> int:
         )
     if given.measured and given.ranks not in (None, runtime.world_size):
         raise UsageError(
-            f"--measured knows the messages of {runtime.world_size} ranks, not of --ranks {given.ranks}: remove "
-            "--ranks, or start as many"
+            f"--measured measures messages between the {runtime.world_size} ranks that were started, not between "
+            f"--ranks {given.ranks}: remove --ranks, or start {given.ranks} ranks"
         )
     ranks, replicas = given.ranks or (runtime.world_size if runtime.world_size > 1 else 8), config.parallel.replicas
     if ranks % replicas:
-        raise UsageError(f"parallel.replicas={replicas} does not divide {ranks} ranks: plan for a multiple of it")
+        raise UsageError(f"parallel.replicas={replicas} does not divide {ranks} ranks: set --ranks to a multiple of it")
     method_of(config).check_ranks(config, ranks)
     return ranks
 
@@ -221,7 +231,7 @@ def _read_costs(config: Config, path: Path) -> tuple[Costs, str]:
     share, known = len(Share(config.data.batch_size, config.parallel.replicas, 0).taken), costs.refiners[0].forward.rows
     if share > known[-1]:
         raise UsageError(
-            f"--costs {path} knows batches of {known[0]} to {known[-1]} rows, but a replica's share of "
+            f"--costs {path} holds costs of batches of {known[0]} to {known[-1]} rows, but a replica's share of "
             f"data.batch_size={config.data.batch_size} has {share}: measure again, or set a smaller batch"
         )
     own = json.loads(json.dumps(_record(config, costs, where)["network"]))

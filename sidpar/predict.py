@@ -13,7 +13,7 @@ from sidpar.data.image_file import read_image
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.plots.beliefs import Prediction, draw_predictions, leading_classes
-from sidpar.plots.pictures import free_name
+from sidpar.plots.pictures import free_name, is_picture
 from sidpar.runs.load import load, load_preprocessing
 
 FOLDER = "predictions"
@@ -33,7 +33,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="Run folder.")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="Image files.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to show; by default 5.")
-    parser.add_argument("--out", type=Path, help=f"One .png for all images, or a folder; by default RUN/{FOLDER}.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"One picture of all images, which ends in .png, .pdf or .svg; or a folder, by default RUN/{FOLDER}.",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="By default cpu.")
     return parser
 
@@ -83,7 +87,7 @@ def table(name: str, beliefs: torch.Tensor, class_names: Sequence[str], top: int
 def _pictures(given: Namespace) -> dict[Path, list[int]]:
     """Which images each picture shows; makes the folder. Raises UsageError if one is an image or unwritable."""
     out = given.out or given.run / FOLDER
-    if out.suffix.lower() == ".png":
+    if is_picture(out):
         if len(given.images) > MAX_IMAGES:
             raise UsageError(
                 f"--out {out} is one picture, which holds at most {MAX_IMAGES} images, got {len(given.images)}: "

@@ -49,10 +49,10 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """
     parser = command_line.config_parser(
         "sidpar.train",
-        "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [--group.key VALUE ...]",
+        "torchrun --nproc_per_node=K -m sidpar.train [--config FILE] [SETTINGS]",
         "Train a cascade by Synergistic Information Distillation, one process per rank.",
     )
-    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration and exit.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved settings and exit.")
     with printing("sidpar.train"):
         config, others = command_line.parse(parser, arguments, complete)
         if others["print_config"]:

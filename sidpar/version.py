@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 __version__ = "0.1.0"
+"""The version of sidpar."""
 
 
 def source_commit() -> str | None:
@@ -17,5 +18,5 @@ def source_commit() -> str | None:
         return done.stdout.strip()
 
     commit = git("rev-parse", "--verify", "--quiet", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", ":!profiling/results")  # results say nothing of the program
+    changed = git("status", "--porcelain", "--", ".", ":!profiling/results")  # results are not part of the program
     return f"{commit}+" if commit and changed else commit or None

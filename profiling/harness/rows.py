@@ -52,17 +52,24 @@ def rows(
                 "model_step_ms": None if prediction is None else 1000 * prediction.seconds,
                 "bubble_fraction": None if contender.hides_waiting else statistics.median(bubbles(ranks)),
                 "model_bubble_fraction": None if prediction is None else prediction.bubble,
-                "saved_activation_bytes": [m.memory["saved_activations"] for m in ranks],
-                "model_saved_activation_bytes": None if prediction is None else prediction.saved_bytes,
-                "peak_memory_bytes": [m.peak_memory for m in ranks],
-                "bytes_sent": [sum(count["bytes"] for count in m.traffic.values()) for m in ranks],
-                "messages_sent": [sum(count["messages"] for count in m.traffic.values()) for m in ranks],
-                "memory": [m.memory for m in ranks],
-                "traffic": [m.traffic for m in ranks],
+                **memory_and_traffic(ranks, prediction),
                 "phases_ms": [phases(contender, m) for m in ranks],
             }
         )
     return found
+
+
+def memory_and_traffic(ranks: Sequence[Measured], prediction: Prediction | None) -> dict[str, Any]:
+    """What the ranks that took part held and sent."""
+    return {
+        "saved_activation_bytes": [m.memory["saved_activations"] for m in ranks],
+        "model_saved_activation_bytes": None if prediction is None else prediction.saved_bytes,
+        "peak_memory_bytes": [m.peak_memory for m in ranks],
+        "bytes_sent": [sum(count["bytes"] for count in m.traffic.values()) for m in ranks],
+        "messages_sent": [sum(count["messages"] for count in m.traffic.values()) for m in ranks],
+        "memory": [m.memory for m in ranks],
+        "traffic": [m.traffic for m in ranks],
+    }
 
 
 def groups_of(

@@ -1,52 +1,49 @@
 """The pictures of speed-up and memory. They show what the files hold, and nothing else."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import cycle, groupby
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from reporting.figures import Row, at, note, save, saved_activations
+from reporting.figures import Row, at, conditions, look_of, name_of, saved_activations
 from sidpar.config.units import human, unit_of
+from sidpar.plots.pictures import save_picture
+from sidpar.plots.style import GUIDE, MEMORY, WIDTH, add_caption, bar_handle, names_beside, styled
 
-CATEGORIES = {
-    "parameters": "#4e79a7",
-    "gradients": "#a0cbe8",
-    "optimizer_state": "#bab0ac",
-    "versions": "#b07aa1",
-    "saved_activations": "#e15759",
-    "communication_buffers": "#59a14f",
-}
-WARM = ("#c1121f", "#f77f00", "#b5179e", "#7f0e0e")  # schedules of SID
-COOL = (  # schedules of backpropagation
-    *("#1f77b4", "#2ca02c", "#6a3d9a", "#17becf", "#111827", "#8c6d31"),
-    *("#0f766e", "#7cb518", "#94a3b8", "#5b8def", "#a78bfa", "#57534e"),
+CATEGORIES = dict(
+    zip(
+        ("parameters", "gradients", "optimizer_state", "versions", "saved_activations", "communication_buffers"),
+        MEMORY,
+        strict=True,
+    )
 )
-MARKERS = {"sharded": "o", "replicated": "s", "root": "^", "cut": "D", "whole": "X"}
-FADE = {"sharded": 0.0, "replicated": 0.35, "root": 0.6}
-
-
-def faded(colour: str, share: float) -> tuple[float, ...]:
-    """A colour mixed with a share of white."""
-    return tuple(part + (1 - part) * share for part in to_rgb(colour))
-
-
-def schedule_colours(rows: Iterable[Row]) -> dict[tuple[str, str], str]:
-    """Warm colours for SID, cool ones for backpropagation, one for each schedule."""
-    found = dict.fromkeys((row["method"], row["schedule"]) for row in sorted(rows, key=order))
-    warm, cool = cycle(WARM), cycle(COOL)
-    return {pair: next(warm) if pair[0] == "sid" else next(cool) for pair in found}
+EXTRACTORS = {"sharded": "-", "replicated": "--", "root": ":", "cut": "--", "whole": ":"}
+"""In their order, with the style of their lines."""
+PIPELINES = {
+    "naive": "v",
+    "gpipe": "<",
+    "1f1b": ">",
+    "interleaved": "d",
+    "zero_bubble": "D",
+    "zbv": "h",
+    "dualpipe_v": "p",
+}
+"""Their markers: in colour they are one method."""
+ALONE = ("P", "*", "H", "8", "1", "2", "3", "4", "x", "+")
+"""Markers of the ways to train in one process."""
+BAR = 0.165
+"""Inches: a bar has room for its name."""
 
 
 def order(row: Row) -> tuple[bool, str, bool, str, int, str, float]:
     """SID first, then the pipelines, then one process; within them by schedule, extractor and M."""
-    extractors = list(MARKERS)
+    extractors = list(EXTRACTORS)
     place = extractors.index(row["extractor"]) if row["extractor"] in extractors else len(extractors)
     alone = row["schedule"].startswith("one process")
     return (
@@ -60,20 +57,20 @@ def order(row: Row) -> tuple[bool, str, bool, str, int, str, float]:
     )
 
 
+@styled
 def speedup(report: dict[str, Any], path: Path) -> None:
     """Speed-up over naive backpropagation against M, measured and by the law."""
     rows = sorted(report["rows"], key=order)
-    colours = schedule_colours(rows)
-    width = 11.5
-    figure, axes = plt.subplots(figsize=(width, 7), layout="constrained")
-    groups = groupby(rows, key=lambda row: (row["method"], row["schedule"], row["extractor"], row["network"]))
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    axes = figure.subplots()
+    alone = list(dict.fromkeys(name_of(row) for row in rows if row["schedule"].startswith("one process")))
     handles = [
         handle
-        for (method, schedule, extractor, network), members in groups
-        for handle in speedup_line(axes, list(members), method, schedule, extractor, network, colours)
+        for name, members in groupby(rows, key=name_of)
+        for handle in speedup_line(axes, name, list(members), alone)
     ]
-    handles += law_rings(axes, rows, colours)
-    axes.axhline(1, color="#999999", lw=0.8, zorder=1)
+    handles += law_rings(axes, rows)
+    axes.axhline(1, color=GUIDE, lw=0.8, zorder=1)
     counts = sorted({row["microbatches"] or 1 for row in rows}) or [1]
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(counts))
@@ -83,59 +80,46 @@ def speedup(report: dict[str, Any], path: Path) -> None:
     axes.set_ylim(0, None)
     axes.set_xlabel("M, microbatches")
     axes.set_ylabel("speed-up over naive backpropagation on ranks")
-    axes.set_title("Speed-up over naive backpropagation", loc="left", fontweight="bold")
-    axes.grid(color="#e5e5e5", lw=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, handlelength=3.2)
-    note(figure, report, width)
-    save(figure, path)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=3)
+    add_caption(figure, conditions(report))
+    save_picture(figure, path)
 
 
-def speedup_line(
-    axes: Axes,
-    members: list[Row],
-    method: str,
-    schedule: str,
-    extractor: str,
-    network: str,
-    colours: dict[tuple[str, str], str],
-) -> Iterator[Line2D]:
+def speedup_line(axes: Axes, name: str, members: list[Row], alone: list[str]) -> Iterator[Line2D]:
     """One line over M; nothing where no speed-up was measured."""
     points = [(row["microbatches"] or 1, row["speedup_vs_naive_bp"]) for row in members]
     points = [(count, value) for count, value in points if value is not None]
     if not points:
         return
-    sid = method == "sid"
-    plain = network != "cascade"
-    name = method.upper() if schedule == method else f"{method.upper()} {schedule}"
+    row, look = members[0], look_of(members[0])
+    marker = ALONE[alone.index(name) % len(ALONE)] if name in alone else PIPELINES.get(row["schedule"], look.marker)
     yield axes.plot(
         *zip(*points, strict=True),
-        color=faded(colours[method, schedule], FADE.get(extractor, 0.0)),
-        ls="-" if sid else "-." if plain else "--",
-        lw=2.6 if sid else 1.3,
-        marker=MARKERS.get(extractor, "P"),
-        ms=7 if sid else 5.5,
-        mec="white",
-        mew=0.6,
-        zorder=3 if sid else 4,  # a thin line over a thick one shows both
-        label=f"{name}, {extractor}" + (f", {network} network" if plain else ""),
+        color=look.colour,
+        ls=EXTRACTORS.get(row["extractor"], "-"),
+        lw=1.6 if row["method"] == "sid" else 1,
+        marker=marker,
+        ms=5.5,
+        mfc=look.colour if row["network"] == "cascade" else "white",
+        mec=look.colour if row["network"] != "cascade" or name in alone else "white",
+        zorder=3 if row["method"] == "sid" else 4,  # a thin line over a thick one shows both
+        label=name,
     )[0]
 
 
-def law_rings(axes: Axes, rows: list[Row], colours: dict[tuple[str, str], str]) -> Iterator[Line2D]:
-    """Hollow rings; schedules with the same law share a centre, so each ring is wider than the one before."""
-    laws = {(row["method"], row["schedule"], row["microbatches"] or 1, row["law_speedup"]) for row in rows}
+def law_rings(axes: Axes, rows: list[Row]) -> Iterator[Line2D]:
+    """Hollow rings; methods with the same law share a centre, so each ring is wider than the one before."""
+    laws = {(look_of(row).colour, row["microbatches"] or 1, row["law_speedup"]) for row in rows}
+    rings = {(colour, count, f"{law:.2f}"): law for colour, count, law in laws if law is not None}
     sizes: Counter[tuple[int, str]] = Counter()
-    for method, schedule, microbatches, law in sorted(entry for entry in laws if entry[-1] is not None):
-        place = (microbatches, f"{law:.2f}")
-        size = 9 + 4 * sizes[place]
-        sizes[place] += 1
-        colour = colours[method, schedule]
-        axes.plot(microbatches, law, "o", mfc="none", mec=colour, ms=size, mew=1.2, ls="none", zorder=2)
+    for (colour, microbatches, rounded), law in sorted(rings.items()):
+        size = 9 + 3 * sizes[microbatches, rounded]
+        sizes[microbatches, rounded] += 1
+        axes.plot(microbatches, law, "o", mfc="none", mec=colour, ms=size, mew=1, ls="none", zorder=2)
     if sizes:
-        label = "law, colour of the schedule"
-        yield Line2D([], [], ls="none", marker="o", mfc="none", mec="black", ms=9, label=label)
+        label = "law (ring in the method's colour)"
+        yield Line2D([], [], ls="none", marker="o", mfc="none", mec="black", ms=8, label=label)
 
 
 def fullest(row: Row) -> dict[str, float] | None:
@@ -152,42 +136,45 @@ def fullest(row: Row) -> dict[str, float] | None:
     return best if best and any(best.values()) else None
 
 
+@styled
 def memory(report: dict[str, Any], path: Path) -> None:
     """Stacked bars, rows of equal M side by side."""
     rows = sorted(report["rows"], key=lambda row: (row["microbatches"] or 1, order(row)))
-    places, place = [], 0.0
-    for before, row in zip([None, *rows], rows, strict=False):
-        place += 1 if before is None or (before["microbatches"] or 1) == (row["microbatches"] or 1) else 1.7
-        places.append(place)
+    places, heads, place = [], dict[float, int](), 0.0
+    for count, members in groupby(rows, key=lambda row: row["microbatches"] or 1):
+        heads[place + 1] = count
+        places += [place + 2 + k for k, _ in enumerate(members)]
+        place = places[-1] + 0.4
     stacks = [fullest(row) or {} for row in rows]
     totals = [sum(stack.get(name, 0) for name in CATEGORIES) for stack in stacks]
     largest = max([*totals, *(stack.get("allocator_peak", 0) for stack in stacks)], default=0) or 1
     divisor, unit = unit_of(largest)
-    width = 11.5
-    figure, axes = plt.subplots(figsize=(width, 2.4 + 0.27 * max(place, 4)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.6 + BAR * max(place, 4)), layout="constrained")
+    axes = figure.subplots()
     left = [0.0] * len(rows)
-    for name, colour in CATEGORIES.items():
+    for name, fill in CATEGORIES.items():
         sizes = [stack.get(name, 0) / divisor for stack in stacks]
-        axes.barh(places, sizes, left=left, color=colour, height=0.78, label=name.replace("_", " "))
+        axes.barh(places, sizes, left=left, color=fill.colour, hatch=fill.hatch or None, edgecolor="white", lw=0)
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for y, stack, total in zip(places, stacks, totals, strict=True):
         peak = stack.get("allocator_peak", 0)
-        allocator = f", allocator's peak {human(peak)}" if peak else ""
+        allocator = f", peak {human(peak)}" if peak else ""
         text = f" {human(total)}{allocator}" if stack else " not measured"
-        axes.text(max(total, peak) / divisor, y, text, va="center", fontsize=8, color="#333333")
+        axes.text(max(total, peak) / divisor, y, text, va="center")
     peaks = [(stack.get("allocator_peak", 0) / divisor, y) for stack, y in zip(stacks, places, strict=True)]
     known = [point for point in peaks if point[0]]
     if known:
-        axes.plot(*zip(*known, strict=True), "|", color="black", ms=11, mew=1.6, ls="none")
-    axes.set_yticks(places, [row["key"] for row in rows], fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(max(place, 1) + 0.7, 0.3)
-    axes.set_xlim(0, (1.35 if known else 1.12) * largest / divisor)
-    axes.set_xlabel(f"{unit}, on the rank that holds most")
-    axes.set_title("Memory of a rank", loc="left", fontweight="bold")
-    axes.grid(axis="x", color="#e5e5e5", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=5, fontsize=8.5, frameon=False)
-    note(figure, report, width)
-    save(figure, path)
+        axes.plot(*zip(*known, strict=True), "|", color="black", ms=8, mew=1.4, ls="none")
+    names = [(y, name_of(row)) for y, row in zip(places, rows, strict=True)]
+    names += [(y, f"M = {count}") for y, count in heads.items()]
+    names_beside(axes, [y for y, _ in names], [name for _, name in names])
+    for label in axes.get_yticklabels()[len(rows) :]:
+        label.set_fontweight("bold")
+    axes.set_ylim(max(place, 1) + 0.5, 0.3)
+    axes.set_xlim(0, (1.9 if known else 1.32) * largest / divisor)
+    axes.set_xlabel(f"{unit} on the rank that holds most" + (" (mark: the allocator's peak)" if known else ""))
+    axes.spines["left"].set_visible(False)
+    handles = [bar_handle(fill, name.replace("_", " ")) for name, fill in CATEGORIES.items()]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.5)
+    add_caption(figure, conditions(report))
+    save_picture(figure, path)

@@ -2,21 +2,15 @@
 
 import math
 import textwrap
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot, which would look for a display
-
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 from sidpar.plots.gantt import Span
+from sidpar.plots.style import METHODS, Look, family, series
 
 Row = dict[str, Any]
 Timelines = dict[str, dict[str, list[list[Span]] | None]]  # key -> "measured" or "modelled" -> spans of each rank
-DPI = 150
+LINE = 88
+"""Characters of a line of text across a picture."""
 
 
 def at(value: Any, *path: str) -> Any:
@@ -46,21 +40,24 @@ def saved_activations(row: Row) -> list[float | None]:
     return [at(rank, "saved_activations") for rank in row["memory"] or []]
 
 
-def caption(report: dict[str, Any], width: float) -> str:
-    """The conditions, which must be in the picture itself because pictures travel alone; width in inches."""
+def name_of(row: Row) -> str:
+    """The method, for people: everything but M."""
+    method, schedule, extractor, network = (row[name] for name in ("method", "schedule", "extractor", "network"))
+    name = method.upper() if schedule == method else f"{method.upper()} {schedule}"
+    others = [extractor] if extractor not in (None, "whole") else []
+    return ", ".join([name, *others, *([] if network in (None, "cascade") else [f"{network} network"])])
+
+
+def look_of(row: Row) -> Look:
+    """The method's, as in every other picture."""
+    return METHODS.get(family(row["method"], row["schedule"]), series(5))
+
+
+def conditions(report: dict[str, Any]) -> str:
+    """What must be in the picture itself because pictures travel alone."""
     environment = report["environment"]
     workload = ", ".join(f"{name} {value}" for name, value in report["workload"].items() if value is not None)
     ranks = max((row["world_size"] or 1 for row in report["rows"]), default=1)
     where = f"K = {ranks} ranks; {environment.get('device')}, backend {environment.get('backend')}"
-    gpu = "\nno GPU: gloo on CPU" if environment.get("gpus") == 0 else ""
-    wrapped = "\n".join(textwrap.wrap(f"workload: {workload}", int(14 * width)))
-    return f"{wrapped}\n{where}{gpu}"
-
-
-def note(figure: Figure, report: dict[str, Any], width: float) -> None:
-    figure.supxlabel(caption(report, width), x=0.012, ha="left", multialignment="left", fontsize=8, color="#444444")
-
-
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    gpu = "; no GPU" if environment.get("gpus") == 0 else ""
+    return "\n".join(textwrap.fill(line, LINE) for line in (f"workload: {workload}", f"{where}{gpu}"))

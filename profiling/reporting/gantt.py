@@ -1,16 +1,16 @@
 """Timelines, measured above and modelled below, one lane per rank."""
 
 from collections.abc import Iterable, Sequence
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-from reporting.figures import Row, Timelines, at, median_ms, note, save
-from sidpar.plots.gantt import PHASES, gantt, legend_handles
-
-SPARE = ("#e7298a", "#666666", "#e6ab02", "#1f78b4", "#fb9a99", "#000000")  # for phases that the list does not know
+from reporting.figures import Row, Timelines, at, conditions, median_ms, name_of
+from sidpar.plots.gantt import LANE, gantt, legend_handles
+from sidpar.plots.pictures import save_picture
+from sidpar.plots.style import ACTIONS, WIDTH, Fill, add_caption, series, styled
 
 
 def select(rows: Sequence[Row]) -> list[str]:
@@ -36,11 +36,12 @@ def select(rows: Sequence[Row]) -> list[str]:
 
 
 def phase_order(phases: Iterable[str]) -> list[str]:
-    """Known phases in the order of PHASES, then the others."""
-    known = list(PHASES)
+    """Known phases in the order of ACTIONS, then the others."""
+    known = list(ACTIONS)
     return sorted(set(phases), key=lambda phase: (known.index(phase) if phase in known else len(known), phase))
 
 
+@styled
 def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
     """Gantt charts, measured above modelled, on one time axis so that lengths can be compared."""
     rows = {row["key"]: row for row in report["rows"] if row["key"] in timelines}
@@ -48,24 +49,24 @@ def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
         (key, kind, spans) for key in select(list(rows.values())) for kind, spans in timelines[key].items() if spans
     ]
     lanes = [len(spans) for _, _, spans in charts] or [4]
-    width, height = 18.0, sum(0.55 + 0.125 * count for count in lanes) + 1.6
-    figure, grid = plt.subplots(
-        len(lanes), 1, figsize=(width, height), sharex=True, squeeze=False, layout="constrained", height_ratios=lanes
-    )
+    height = sum(0.27 + LANE * lane for lane in lanes) + 1.9
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.subplots(len(lanes), 1, sharex=True, squeeze=False, height_ratios=lanes)
     used = phase_order(span[0] for _, _, spans in charts for rank in spans for span in rank)
-    spare = cycle(SPARE)
-    colours = {phase: PHASES.get(phase) or next(spare) for phase in used}
+    spare = count()
+    fills = {phase: ACTIONS.get(phase) or Fill(series(next(spare)).colour, "..") for phase in used}
     ends = [max((span[3] for rank in spans for span in rank), default=0.0) for _, _, spans in charts]
     horizon = 1000 * max(ends, default=0.0) or 1.0
     for axes, (key, kind, spans), end in zip(grid[:, 0], charts, ends, strict=False):
-        gantt(axes, spans, colours, 1000 * end, horizon)
+        gantt(axes, spans, fills, 1000 * end, horizon)
         median = at(rows[key], "step_ms", "median")
-        known = f", median of all steps {median:.4g} ms" if kind == "measured" and median is not None else ""
-        which = "the first steps of a stream" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
+        known = f", median {median:.4g} ms" if kind == "measured" and median is not None else ""
+        which = "first steps" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
+        name = f"{name_of(rows[key])}, M = {rows[key]['microbatches'] or 1}"
         weight = "bold" if kind == "measured" else "normal"
-        axes.set_title(f"{key}   {kind}: {which}{known}", loc="left", fontsize=9, pad=3, fontweight=weight)
-    grid[-1, 0].set_xlabel("ms from the start of the step", fontsize=9)
-    if colours:
-        figure.legend(handles=legend_handles(colours), loc="outside upper left", ncols=6, fontsize=9, frameon=False)
-    note(figure, report, width)
-    save(figure, path)
+        axes.set_title(f"{name}, {kind}: {which}{known}", pad=2, fontweight=weight)
+    grid[-1, 0].set_xlabel("ms from the start of the step")
+    if fills:
+        figure.legend(handles=legend_handles(fills), loc="outside upper left", ncols=3, handlelength=1.5)
+    add_caption(figure, conditions(report))
+    save_picture(figure, path)

@@ -17,9 +17,9 @@ class Samples(NamedTuple):
     """Some test samples, and what a cascade believes of them."""
 
     indices: list[int]
-    """Places in the test set."""
+    """Positions in the test set."""
     x: Tensor
-    """[n, channels, H, W], as a network sees them."""
+    """Inputs of the network, [n, channels, H, W]."""
     labels: Tensor
     """[n]"""
     beliefs: Tensor

@@ -1,4 +1,4 @@
-"""What the cost model is fed with: the pieces of a network and the engine's own cost, measured on all ranks at once."""
+"""Measures the pieces of a network and the engine's own cost for the cost model, on all ranks at once."""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -21,8 +21,8 @@ _HALVINGS = 8
 
 
 def halvings(rows: int) -> set[int]:
-    """Sizes of batches that a search for M needs: a number of rows, its half, a quarter, ... A single row, which batch
-    norm refuses, is not among them."""
+    """The batch sizes that a search for M needs: a number of rows, its half, a quarter and so on. A single row is left
+    out, because batch norm refuses it."""
     return {max(min(2, rows), rows >> k) for k in range(_HALVINGS)}
 
 

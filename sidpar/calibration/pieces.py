@@ -1,4 +1,4 @@
-"""Measures what each piece of a cascade costs: to share the work evenly, and to predict steps from."""
+"""Measures the cost of each piece of a cascade, to balance the work and to predict steps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,12 +22,23 @@ from sidpar.stages.stage import Stage
 def measure_costs(
     cascade: Cascade, x: Tensor, compute: Compute, rows: Sequence[int] = (), *, apart: bool = False
 ) -> Costs:
-    """Forward and backward time and saved bytes of the extractor and each refiner, on x's device.
+    """Measure the forward and backward time and the saved bytes of the extractor and of each refiner, on x's device.
 
-    Medians of a few runs (`calibration/timing.py`) for batches of each size in `rows` (by default x's own), cut from x;
-    on a GPU, for sizes at which launching all pieces takes longer than what they do, the times of their launches. With
-    `apart`, each layer of a Sequential extractor is a piece of its own. Works on a copy of the cascade. Messages are
-    not measured here (see `calibration/links.py`).
+    Times are medians of a few runs, in seconds. On a GPU, for sizes at which launching all kernels takes longer than
+    running them, they are the times of the launches. Works on a copy of the cascade. Messages are not measured here.
+
+    Args:
+        cascade: the network.
+        x: inputs [B, ...].
+        compute: how the modules are executed.
+        rows: the batch sizes to measure, cut from x; by default x's own.
+        apart: whether to measure each layer of a Sequential extractor separately.
+
+    Returns:
+        The costs, whose `loads(rows)` gives the layers' and the refiners' seconds for `place_by_cost` and `make_cut`.
+
+    Raises:
+        UsageError: x does not fit the cascade.
     """
     runtime = Runtime(rank=0, world_size=1, device=x.device, backend="none")
     stage = Stage(duplicate(cascade), runtime, compute=compute)
@@ -53,7 +64,7 @@ def measure_costs(
         )
         for k, module in enumerate([*layers, *stage.refiners.values()])
     ]
-    specs = check(stage, x)
+    specs, reads = check(stage, x), stage.skeleton.reads(x)
     return Costs(
         layers=pieces[: len(layers)],
         refiners=pieces[len(layers) :],
@@ -61,6 +72,7 @@ def measure_costs(
         state_bytes=[bytes_of(spec.empty(1, torch.device("meta")) for spec in state) for state in specs.states],
         layer_bytes=[bytes_of(timed.outputs) / sizes[-1] for timed in measured[-1][: len(layers)]],
         input_bytes=bytes_of([x[:1]]),
+        reads=None if reads is None else [sorted(refiners) for refiners in reads],
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.cascade.inputs import Inputs, Tensors
+from sidpar.cascade.reads import Absent
 from sidpar.errors import UsageError
 
 TensorTuple = tuple[Tensor, ...]
@@ -22,9 +23,12 @@ class Cascade(nn.Module):
     Args:
         extractor: maps a batch to features, a tensor or a tuple of tensors [B, ...].
         refiners: each maps (features, state) to a state: logits or log-belief [B, C], or a tuple of these and hidden
-            activations. The first one's state is the uniform log-belief log p_0 alone. A tuple of one is handed over
-            as its tensor, so the simplest refiner is `forward(features, log_belief) -> logits`.
-        num_classes: C.
+            activations. The first one's state is the uniform log-belief log p_0 alone. Tuples of one tensor are passed
+            as that tensor, so the simplest refiner is `forward(features, log_belief) -> logits`.
+        num_classes: the number of classes C.
+
+    Raises:
+        UsageError: there is no refiner, or there are fewer than 2 classes.
     """
 
     def __init__(self, extractor: nn.Module, refiners: Iterable[nn.Module], num_classes: int) -> None:
@@ -39,16 +43,18 @@ class Cascade(nn.Module):
             raise UsageError(f"a cascade needs at least 2 classes, got num_classes={num_classes}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inference: the last belief p_L, [B, C]; the prediction is its argmax."""
+        """Inference: the last belief p_L, [B, C] or [B, T, C], of inputs x [B, ...]; the prediction is its argmax."""
         *_, last = self.states(x)
         return last[0].exp()
 
     def beliefs(self, x: Tensor) -> Tensor:
-        """All beliefs, `beliefs(x)[i]` = p_i for i = 0..L (p_0 is uniform): [L + 1, B, C]."""
+        """All beliefs about inputs x [B, ...]: [L + 1, B, C] or [L + 1, B, T, C], of which the first is the uniform p_0
+        and the last one p_L."""
         return torch.stack([state[0].exp() for state in self.states(x)])
 
     def states(self, x: Tensor) -> Iterator[TensorTuple]:
-        """The states after 0, 1, ..., L refiners."""
+        """The states after 0, 1, ..., L refiners for inputs x [B, ...], one at a time: each is a tuple that begins with
+        the log-belief [B, C] or [B, T, C]."""
         features = extract(self._inputs.of("the extractor", self.extractor), x)
         state = initial_state(features, self.num_classes)
         yield state
@@ -66,7 +72,7 @@ def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
     """log p_0, the uniform belief: [B, T, C] where the first feature is [B, T, D], else [B, C]."""
     first = features[0]
     lead = first.shape[:2] if first.dim() == 3 else first.shape[:1]
-    dtype = first.real.dtype if is_differentiable(first.dtype) else torch.get_default_dtype()
+    dtype = first.dtype.to_real() if is_differentiable(first.dtype) else torch.get_default_dtype()
     return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
 
 
@@ -79,22 +85,28 @@ def refine(refiner: Callable[..., Tensors], features: TensorTuple, state: Tensor
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """What crosses a seam between modules is fp32 (or fp64 if it was): sums over ranks in bf16 would lose bits."""
+    """What modules pass to each other is at least fp32, because sums over ranks in bf16 would lose bits."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def is_differentiable(dtype: torch.dtype) -> bool:
-    """Whether tensors of this dtype have gradients: real or complex numbers, not integers or truth values."""
+    """Whether tensors of this dtype have gradients: real or complex numbers, not integers or booleans."""
     return dtype.is_floating_point or dtype.is_complex
 
 
 def detach(tensors: TensorTuple) -> TensorTuple:
-    return tuple(tensor.detach() for tensor in tensors)
+    return tuple(tensor if isinstance(tensor, Absent) else tensor.detach() for tensor in tensors)
 
 
 def leaves(tensors: TensorTuple, *, trained: bool = True) -> TensorTuple:
-    """The same numbers with the beginning of a graph: each differentiable one collects a gradient, if `trained`."""
-    return tuple(tensor.detach().requires_grad_(trained and is_differentiable(tensor.dtype)) for tensor in tensors)
+    """The same values as leaves of a new graph: each differentiable one that is here collects a gradient, if
+    `trained`."""
+    return tuple(
+        tensor
+        if isinstance(tensor, Absent)
+        else tensor.detach().requires_grad_(trained and is_differentiable(tensor.dtype))
+        for tensor in tensors
+    )
 
 
 def as_tuple(tensors: Tensors | list[Tensor]) -> TensorTuple:

@@ -10,11 +10,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def duplicate(module: Module, replaced: Mapping[int, object] | None = None, *, device: str | None = None) -> Module:
-    """A copy with its own parameters and buffers. An activation that a module has kept, for somebody to look at or to
-    be computed from others (`weight_norm`), is copied without its graph.
+    """A copy with its own parameters and buffers. An activation that a module keeps as an attribute, for inspection or
+    as `weight_norm` does, is copied without its graph.
 
     Args:
-        replaced: objects by the `id` of those that they stand for, which are not copied.
+        replaced: objects that are used in place of others instead of copies, by the `id` of the others.
         device: where such activations, and other tensors that are attributes, are copied to.
     """
     memo = {

@@ -1,7 +1,7 @@
 """Whether what a module returns depends on what it was given before: running statistics, counters, queues, codebooks.
 
-Found by trying, so it also sees what no list of module types would. A module that only remembers its last activations
-for somebody to look at has no history.
+Found by trying, so it works for modules of any type. A module that only remembers its last activations, for inspection,
+has no history.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from sidpar.cascade.module_state import ModuleState, undone
 from sidpar.cascade.snapshots import close
 
 TOLERANCE = 1e-5
-"""Of what is kept, relative to the largest number: sums on a GPU come in any order."""
+"""By how much kept values may differ, relative to the largest one: sums on a GPU are added in any order."""
 ROUNDING = 1e-3
-"""Of results in fp32, relative to the largest number: by so much may two forwards differ that do the same."""
+"""By how much the results of two equal forwards may differ in fp32, relative to the largest value."""
 ROUNDING_BF16 = 0.05
 
 
@@ -27,13 +27,14 @@ class History:
     result: tuple[Tensor, ...]
     """What it returns."""
     written: list[str]
-    """The names of what it writes into, or exchanges."""
+    """The names of what it changes, in place or by assignment."""
     made: list[str]
-    """Those of parameters that it makes."""
+    """The names of parameters that it creates."""
     kept: list[str]
-    """Those that depend on the forwards before. What a hook keeps for itself is not among them: it looks on."""
+    """The names of what depends on earlier forwards. What hooks keep for themselves is not among them."""
     depends_on_unseen: bool
-    """Whether the result of the same is another the next time, although all that the module holds is as it was."""
+    """Whether the same input gives another result the next time, although everything that the module holds is
+    restored."""
 
 
 def history(
@@ -42,7 +43,7 @@ def history(
     tensors: tuple[Tensor, ...],
     rounding: float = ROUNDING,
 ) -> History:
-    """Compare forwards with and without another one before them; what they do to the module is undone.
+    """Compare forwards with and without another forward before them. Their effects on the module are undone.
 
     Args:
         forward: runs `module` on tensors [b, ...], with the same random numbers each time.

@@ -1,4 +1,4 @@
-"""What modules are given to read, which some write into: `log_belief.exp_()`, `hidden += ...`."""
+"""The inputs of modules, which some modules write into: `log_belief.exp_()`, `hidden += ...`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from sidpar.cascade.reads import Absent
 from sidpar.errors import UsageError
 
 Tensors = Tensor | tuple[Tensor, ...]
-"""What modules take and give: a tensor, or a tuple of tensors, each with the batch as its first dimension."""
+"""What modules take and return: a tensor or a tuple of tensors, each with the batch as its first dimension."""
 
 
 class Inputs:
     """Calls modules with tensors that others read too, as if each had a copy of its own.
 
-    Only a module that writes into what it is given gets one. Which do is seen in the first call of each in each mode,
-    which gets a copy in any case; from then on torch's count of a tensor's writes tells.
+    Only modules that write into their inputs get one. The first call of each module in each mode gets a copy, and shows
+    whether it writes; from then on, torch's version counters of the tensors tell.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Inputs:
 
     @contextmanager
     def unlearned(self) -> Iterator[None]:
-        """Calls within are nobody's first: what is given there may not be what modules are for."""
+        """Calls inside do not count as a module's first call, since their inputs may not be typical."""
         writes = dict(self._writes)
         try:
             yield
@@ -42,7 +43,7 @@ class Inputs:
             self._writes = writes
 
     def written_by(self, module: nn.Module) -> bool:
-        """Whether it has been seen to write into what it is given, in any mode."""
+        """Whether it has been seen to write into its inputs, in any mode."""
         return any(writes for (known, *_), writes in self._writes.items() if known is module)
 
     def _call(self, name: str, module: nn.Module, *given: Tensors) -> Tensors:
@@ -77,14 +78,17 @@ def _call(module: nn.Module, given: tuple[Tensors, ...]) -> Tensors:
 
 
 def _flat(given: tuple[Tensors, ...]) -> list[Tensor]:
-    return [tensor for tensors in given for tensor in ((tensors,) if isinstance(tensors, Tensor) else tensors)]
+    """All that are here: of a feature that has not been sent, nothing can be read, and nothing written."""
+    found = [tensor for tensors in given for tensor in ((tensors,) if isinstance(tensors, Tensor) else tensors)]
+    return [tensor for tensor in found if not isinstance(tensor, Absent)]
 
 
 def _copies(given: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
-    return tuple(
-        tensors.clone() if isinstance(tensors, Tensor) else tuple(tensor.clone() for tensor in tensors)
-        for tensors in given
-    )
+    return tuple(_copy(tensors) if isinstance(tensors, Tensor) else tuple(map(_copy, tensors)) for tensors in given)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, Absent) else tensor.clone()
 
 
 def _watchable(given: tuple[Tensors, ...]) -> bool:

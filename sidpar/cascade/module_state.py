@@ -1,4 +1,4 @@
-"""What a module keeps for itself from one forward to the next, so that a forward can be undone."""
+"""What a module keeps from one forward to the next, so that a forward can be undone."""
 
 import random
 import types
@@ -30,12 +30,12 @@ from sidpar.cascade.snapshots import (
 class ModuleState:
     """A module's buffers and Python attributes at this moment, and what its hooks keep: counters, queues, codebooks.
 
-    Followed are containers, NumPy arrays, random generators, the attributes of plain objects, and what hooks close
-    over. Not seen are global variables, files, and what lies deeper than four objects in.
+    Containers, NumPy arrays, random generators, attributes of plain objects and the closures of hooks are followed, up
+    to four objects deep. Global variables and files are not seen.
 
     Args:
         module: by default none; `include` adds what is to be kept then.
-        parameters: include them, at the price of a copy.
+        parameters: whether to include parameters, which are copied for that.
     """
 
     def __init__(self, module: nn.Module | None = None, *, parameters: bool = False) -> None:
@@ -54,7 +54,7 @@ class ModuleState:
         return list(dict.fromkeys(name for kept in self._kept for name in kept.changed(tolerance)))
 
     def restore(self) -> None:
-        """Everything as it was, in the same objects."""
+        """Put everything back as it was, in the same objects."""
         for kept in self._kept:
             if kept.changed():
                 kept.restore()
@@ -135,7 +135,7 @@ class ModuleState:
 
 @contextmanager
 def undone(module: nn.Module, *, parameters: bool = False) -> Iterator[ModuleState]:
-    """What forwards within do to the module's state is undone at the end."""
+    """Undo at the end what forwards inside have done to the module's state."""
     state = ModuleState(module, parameters=parameters)
     try:
         yield state

@@ -1,4 +1,4 @@
-"""One thing that a module keeps, as it was at a moment: the numbers of a tensor, a dictionary, a random generator."""
+"""Snapshots of single things that a module keeps: the values of a tensor, a dictionary, a random generator."""
 
 import pickle
 import types
@@ -20,18 +20,18 @@ PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch
 
 
 class Snapshot(ABC):
-    """One thing as it was."""
+    """One thing as it was when the snapshot was taken."""
 
     @abstractmethod
     def changed(self, tolerance: float = 0.0) -> list[str]:
-        """The names of what is otherwise now."""
+        """The names of what has changed since."""
 
     @abstractmethod
     def restore(self) -> None: ...
 
 
 class TensorSnapshot(Snapshot):
-    """Numbers, which are written into or exchanged (`tensor.data = ...`)."""
+    """A tensor's values, which may be changed in place or replaced (`tensor.data = ...`)."""
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         self._name, self._tensor = name, tensor

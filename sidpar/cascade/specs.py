@@ -1,4 +1,5 @@
-"""What crosses each seam of a cascade, found without computing and without a message.
+"""The shapes and dtypes of what the modules of a cascade pass to each other, found without computing and without a
+message.
 
 A copy of the cascade on torch's `meta` device, which has shapes but no data, is run once per kind of input. So both
 sides of every message know its shape and dtype beforehand, and a module that does not fit is refused at once.
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from sidpar.cascade.cascade import Cascade, TensorTuple, extract, initial_state, refine
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.module_state import undone
+from sidpar.cascade.reads import find_reads
 from sidpar.errors import UsageError, reason
 from sidpar.seeding import undisturbed
 
@@ -39,10 +41,16 @@ class Spec(NamedTuple):
 
 @dataclass(frozen=True)
 class CascadeSpecs:
-    """`states[i]` is what refiner i receives, for i = 0..L (L: the cascade's output)."""
+    """The specs of features and states. `states[i]` is what refiner i receives, for i = 0..L; `states[L]` is the
+    cascade's output."""
 
     features: tuple[Spec, ...]
     states: tuple[tuple[Spec, ...], ...]
+
+    @property
+    def seams(self) -> tuple[tuple[Spec, ...], ...]:
+        """The features, and what each refiner receives."""
+        return (self.features, *self.states[:-1])
 
     def describe(self) -> dict[str, Any]:
         """Plain data, for the comparison between ranks."""
@@ -64,11 +72,13 @@ class Skeleton:
             self._cascade = duplicate(cascade, memo, device="meta")
         except Exception as error:
             raise UsageError(
-                f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor buffer"
+                f"the cascade cannot be copied ({error}): a module holds a tensor that is neither parameter nor "
+                "buffer; register it as a buffer"
             ) from error
         self._cache: dict[Spec, CascadeSpecs] = {}
         self._learned: dict[Spec, list[Spec]] = {}
         self._refused: dict[Spec, UsageError] = {}
+        self._reads: dict[Spec, tuple[frozenset[int], ...] | None] = {}
         self.fingerprint = fingerprint(cascade)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -95,12 +105,12 @@ class Skeleton:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """What forwards within do is undone: hooks are the cascade's own, and so is what they keep."""
+        """Undo what forwards inside do: the copy shares the cascade's hooks, and so what they keep."""
         with undisturbed(torch.device("cpu")), undone(self._cascade):
             yield
 
     def can_infer(self, x: Tensor) -> bool:
-        """Whether `specs` are found for such inputs: not of modules whose forward looks at data, for one."""
+        """Whether `specs` can be inferred for such inputs. For modules whose forward looks at data, they cannot."""
         try:
             self.specs(x)
         except UsageError:
@@ -108,10 +118,20 @@ class Skeleton:
         return True
 
     def learn(self, x: Tensor, specs: CascadeSpecs, layers: list[Spec]) -> None:
-        """What a pass over real rows has shown for inputs like x, where nothing can be inferred. `layers` are those of
-        an extractor that is taken apart."""
+        """Keep what a pass over real rows has shown for inputs like x, where specs cannot be inferred. `layers` are
+        those of an extractor that is cut."""
         self._refused.pop(_like(x), None)
         self._cache[_like(x)], self._learned[_like(x)] = specs, layers
+
+    def reads(self, x: Tensor) -> tuple[frozenset[int], ...] | None:
+        """Of each feature, the refiners that read it, for inputs like x [B, ...], in training or evaluation mode. None
+        where that cannot be inferred: then each may read all."""
+        key, specs = _like(x), self.specs(x)
+        if key not in self._reads:
+            seams = (tuple(spec.zeros(_BATCH, torch.device("meta")) for spec in seam) for seam in specs.seams)
+            with self._undone():
+                self._reads[key] = None if key in self._learned else find_reads(self._cascade.refiners, refine, *seams)
+        return self._reads[key]
 
     @property
     def refiners(self) -> nn.ModuleList:
@@ -120,13 +140,14 @@ class Skeleton:
 
     @property
     def layer_names(self) -> list[str]:
-        """The extractor's layers, if it is a plain Sequential; a name that stands for all of it, otherwise."""
+        """The names of the extractor's layers, if it is a plain Sequential; otherwise one name for the whole
+        extractor."""
         return layer_names(self._cascade.extractor)
 
     @torch.no_grad()
     def layers(self, x: Tensor) -> list[Spec]:
         """What each layer of a Sequential extractor returns for inputs like x [B, ...]. Raises UsageError if it cannot
-        be taken apart."""
+        be cut."""
         extractor = self._cascade.extractor
         if self.layer_names == [""]:
             raise UsageError(
@@ -146,8 +167,8 @@ class Skeleton:
         return specs
 
     def without_gradient(self, x: Tensor, heads: Sequence[int]) -> list[str] | None:
-        """The trained parameters that do not enter what these refiners believe, for inputs like x [B, ...]. None where
-        that cannot be inferred."""
+        """The trained parameters on which the beliefs of these refiners do not depend, for inputs like x [B, ...]. None
+        where that cannot be inferred."""
         if _like(x) in self._learned:
             return None
         sample = _like(x).empty(_BATCH, torch.device("meta"))
@@ -184,7 +205,8 @@ class Skeleton:
 
 
 def layer_names(extractor: nn.Module) -> list[str]:
-    """The layers of a Sequential in order, one that occurs twice twice; [""] for a module with a forward of its own."""
+    """The names of a Sequential's layers, in order and with repetitions; [""] for a module with a forward of its
+    own."""
     plain = isinstance(extractor, nn.Sequential) and type(extractor).forward is nn.Sequential.forward
     return list(extractor._modules) if plain else [""]
 
@@ -195,7 +217,7 @@ def named_sequence(extractor: nn.Module, names: list[str]) -> nn.Sequential:
 
 
 def fingerprint(cascade: Cascade) -> str:
-    """A digest of the weights: ranks that start from different ones would train different networks."""
+    """A digest of the weights. Ranks must start from the same weights, or they would train different networks."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in cascade.state_dict().items():
         sample = tensor.flatten()[:: max(1, tensor.numel() // 256)]  # enough to tell seeds apart, at any size
@@ -204,7 +226,7 @@ def fingerprint(cascade: Cascade) -> str:
 
 
 def _leaves(tensors: Sequence[Tensor]) -> set[int]:
-    """The ids of the parameters from which autograd has recorded a way to any of these."""
+    """The ids of the parameters on which any of these tensors depend, by autograd's graph."""
     waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen, leaves = set(), set()
     while waiting:
@@ -218,7 +240,7 @@ def _leaves(tensors: Sequence[Tensor]) -> set[int]:
 
 
 def _check_tensors(cascade: Cascade) -> None:
-    """Raises UsageError unless parameters and buffers, which all have a shape, are all that there is to save."""
+    """Raises UsageError unless everything to save is a parameter or a buffer with a known shape."""
     tensors = dict([*cascade.named_parameters(remove_duplicate=False), *cascade.named_buffers(remove_duplicate=False)])
     for name, tensor in tensors.items():
         if is_lazy(tensor):
@@ -228,14 +250,14 @@ def _check_tensors(cascade: Cascade) -> None:
             )
         if tensor.layout != torch.strided:
             raise UsageError(
-                f"{name} is sparse ({tensor.layout}), but checkpoints hold dense tensors only: register it dense, and "
-                "let forward make it sparse"
+                f"{name} is sparse ({tensor.layout}), but checkpoints hold dense tensors only: register it as a "
+                "dense tensor, and make it sparse in forward"
             )
     for name in cascade.state_dict():
         if name not in tensors:
             raise UsageError(
-                f"{name} is in the cascade's state_dict, but neither a parameter nor a buffer, and checkpoints hold "
-                "only these: keep it in a buffer, without get_extra_state or hooks on the state_dict"
+                f"{name} is in the cascade's state_dict, but it is neither a parameter nor a buffer, and checkpoints "
+                "hold only these: keep it in a buffer, and use no get_extra_state and no hooks on the state_dict"
             )
 
 
@@ -244,27 +266,27 @@ def specs_of(tensors: TensorTuple) -> tuple[Spec, ...]:
 
 
 def check_outputs(what: str, tensors: TensorTuple, batch: int) -> None:
-    """Raises UsageError if a module cannot hand on what it returns for so many rows."""
+    """Raises UsageError if what a module returns for `batch` rows cannot be passed on."""
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
             raise UsageError(
-                f"{what} returns a {kind} tensor, but only dense ones are handed on in a cascade: let it return "
-                "to_dense(), and make what is needed of it where it is read"
+                f"{what} returns a {kind} tensor, but modules of a cascade can pass on dense ones only: return "
+                "to_dense(), and convert it where it is used"
             )
         if tensor.dim() == 0 or tensor.shape[0] != batch:
             raise UsageError(
-                f"{what} turns a batch of {batch} into a tensor of shape {list(tensor.shape)}: "
-                "the first dimension must stay the batch"
+                f"{what} returns a tensor of shape {list(tensor.shape)} for a batch of {batch}: "
+                "the first dimension must be the batch"
             )
 
 
 def check_alike(what: str, found: tuple[Spec, ...], expected: tuple[Spec, ...]) -> None:
-    """Raises UsageError if a module hands on something else than is expected of it."""
+    """Raises UsageError if a module returns other shapes or dtypes than expected."""
     if found != expected:
         raise UsageError(
             f"{what} returned tensors of shapes {_spoken(found)}, but {_spoken(expected)} when its shapes were "
-            "inferred: what is handed on must not depend on data or on the training mode"
+            "inferred: the shapes that a module returns must not depend on data or on the training mode"
         )
 
 
@@ -273,16 +295,16 @@ def _spoken(specs: tuple[Spec, ...]) -> str:
 
 
 def check_activation(name: str, activation: object) -> None:
-    """Raises UsageError if a layer of an extractor that is taken apart cannot hand on what it returns."""
+    """Raises UsageError if what a layer of a cut extractor returns cannot be passed on."""
     if not isinstance(activation, Tensor):
         raise UsageError(
-            f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, and only tensors "
-            "travel between layers: use extractor=root"
+            f"extractor=cut: layer {name} of the extractor returns a {type(activation).__name__}, but layers of a "
+            "cut extractor must return one tensor: use extractor=root"
         )
 
 
 def check_belief(i: int, state: TensorTuple, first: TensorTuple, num_classes: int) -> None:
-    """Raises UsageError if refiner i returns another kind of belief than the first one receives."""
+    """Raises UsageError if refiner i returns a belief of another shape than the initial one."""
     found, expected = specs_of(state)[0], specs_of(first)[0]
     if found.shape != expected.shape:
         raise UsageError(

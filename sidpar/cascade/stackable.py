@@ -1,6 +1,6 @@
-"""Which refiners can run at once: found by comparing their structure, and by trying.
+"""Which refiners can be stacked, that is, run at once: found by comparing their structure, and by trying.
 
-Run at once, it is the code of the first refiner that runs, with the parameters and buffers of each.
+Stacked refiners run the code of the first one, with the parameters and buffers of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ PROBE_ROWS = 32
 
 
 def check_structure(refiners: Sequence[nn.Module], first: int) -> None:
-    """Raise UsageError naming the first refiner that differs from the first one in more than numbers, or that shares
-    some with another. `first` is that one's number in the cascade."""
+    """Raise UsageError naming the first refiner whose structure differs from that of refiner `first`, or that shares a
+    parameter or buffer with another one."""
     expected = _structure(refiners[0])
     owners: dict[int, int] = {}
     for i, refiner in enumerate(refiners, first):
@@ -31,15 +31,15 @@ def check_structure(refiners: Sequence[nn.Module], first: int) -> None:
             one, other = expected.get(key, "missing"), found.get(key, "missing")
             if one != other:
                 raise UsageError(
-                    f"refiner {i} differs from refiner {first}, and only refiners of equal structure run at once: "
+                    f"refiner {i} differs from refiner {first}, and only refiners of equal structure can be stacked: "
                     f"{key} is {other} instead of {one}; {REMEDY}, or make them equal"
                 )
         for name, tensor in [*refiner.named_parameters(), *refiner.named_buffers()]:
             owner = owners.setdefault(id(tensor), i)
             if owner != i:
                 raise UsageError(
-                    f"refiner {i} shares {name} with refiner {owner}, and refiners that run at once have each their "
-                    f"own; {REMEDY}, or give it a copy"
+                    f"refiner {i} shares {name} with refiner {owner}, but stacked refiners need parameters and buffers "
+                    f"of their own; {REMEDY}, or give it a copy"
                 )
 
 
@@ -51,7 +51,7 @@ def check_states(states: Sequence[TensorTuple], first: int) -> None:
         if found != expected:
             raise UsageError(
                 f"refiner {i} receives a state of shapes {[list(shape) for shape in found]}, refiner {first} one of "
-                f"{[list(shape) for shape in expected]}, and only refiners that receive equal shapes run at once; "
+                f"{[list(shape) for shape in expected]}, and only refiners that receive equal shapes can be stacked; "
                 f"{REMEDY}, or stack only those that do"
             )
 
@@ -64,10 +64,10 @@ def check_results(
     states: Sequence[TensorTuple],
     first: int,
 ) -> None:
-    """Raise UsageError naming the first refiner that, on a few rows, does something else at once than one by one.
+    """Raise UsageError naming the first refiner that, on a few rows, gives another result when it is stacked.
 
-    Because it tries, it sees what no list of module types would: functional dropout, a user's own layers, code that
-    vmap does not take.
+    Found by trying, so it works for modules of any type: functional dropout, a user's own layers, code that vmap does
+    not support.
 
     Args:
         at_once: maps features [b, ...] and n states [b, ...] to n stacked states [n, b, ...].
@@ -82,17 +82,18 @@ def check_results(
         try:
             stacked = at_once(features, states)
         except Exception as error:
-            raise UsageError(f"refiner {first} and those like it cannot run at once ({error}); {REMEDY}") from error
+            raise UsageError(f"refiner {first} and those like it cannot be stacked ({error}); {REMEDY}") from error
     for k, alone in enumerate(one_by_one):
         if not all(_close(one, tensor[k]) for one, tensor in zip(alone, stacked, strict=True)):
             raise UsageError(
-                f"refiner {first + k} gives another result one by one than at once, where the code of refiner {first} "
-                f"runs with the parameters and buffers of each; {REMEDY}"
+                f"refiner {first + k} gives another result when it is stacked, because stacked refiners run the code "
+                f"of refiner {first} with the parameters and buffers of each; {REMEDY}"
             )
 
 
 def _alone(i: int, refiner: nn.Module, features: TensorTuple, state: TensorTuple) -> TensorTuple:
-    """The state that refiner i returns on its own, if it returns it twice and writes nothing."""
+    """The state that refiner i returns by itself. Raises UsageError if it differs the second time, or if the refiner
+    writes into its inputs or buffers."""
     count, inputs = len(features), Inputs()
     forward = inputs.of(f"refiner {i}", refiner)
     tried = history(refiner, lambda given: refine(forward, given[:count], given[count:]), (*features, *state))
@@ -100,25 +101,26 @@ def _alone(i: int, refiner: nn.Module, features: TensorTuple, state: TensorTuple
     written = [name for name in tried.written if name in buffers or name in tried.kept]
     if inputs.written_by(refiner):
         raise UsageError(
-            f"refiner {i} writes into what it is given, which refiners that run at once cannot; {REMEDY}, or let its "
-            "forward clone() its inputs before it writes"
+            f"refiner {i} writes into its inputs, which stacked refiners must not; {REMEDY}, or let its forward "
+            "clone() its inputs before it writes"
         )
     if written:
         raise UsageError(
             f"refiner {i} writes buffers in its forward ({', '.join(written)}{_culprits(refiner, _NormBase)}), which "
-            f"refiners that run at once cannot; {REMEDY}, or layers without running statistics, such as GroupNorm"
+            f"stacked refiners must not; {REMEDY}, or layers without running statistics, such as GroupNorm"
         )
     following, again = (refine(forward, features, state) for _ in range(2))
     if not all(map(_close, following, again)):
         raise UsageError(
-            f"refiner {i} draws random numbers in its forward{_culprits(refiner, _DropoutNd)}, and refiners that run "
-            f"at once would draw others than one by one; {REMEDY}, or refiners without dropout"
+            f"refiner {i} draws random numbers in its forward{_culprits(refiner, _DropoutNd)}, and stacked "
+            f"refiners would draw other numbers; {REMEDY}, or refiners without dropout"
         )
     return following
 
 
 def _structure(refiner: nn.Module) -> dict[str, object]:
-    """What must be equal: parameters and buffers but for their numbers, then modules and their plain attributes."""
+    """What must be equal in stacked refiners: parameters and buffers except their values, modules and their plain
+    attributes."""
     found: dict[str, object] = {}
     names: dict[int, str] = {}
     tensors = [*refiner.named_parameters(remove_duplicate=False), *refiner.named_buffers(remove_duplicate=False)]

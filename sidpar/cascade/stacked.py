@@ -25,17 +25,17 @@ from sidpar.errors import UsageError
 class StackedRefiners:
     """n refiners of equal structure whose parameters live in stacked storage, one tensor [n, *shape] per name.
 
-    The refiners stay what they are: each one's parameters keep their identity and names, and become views of the
-    stacked storage. So optimizers, checkpoints and the refiners' own forwards see and change the same numbers. A
-    backward through `forward` leaves the rows of one stacked gradient in the parameters' `.grad`, or adds them to what
-    is there; hooks on a single refiner's parameters are not called.
+    The parameters of each refiner keep their identity and names, and become views of the stacked storage. So
+    optimizers, checkpoints and the refiners' own forwards see and change the same values. A backward through `forward`
+    leaves the rows of one stacked gradient in the parameters' `.grad`, or adds them to what is there; hooks on a single
+    refiner's parameters are not called.
 
     Build it once the refiners are on their device: moving or converting them afterwards takes them out of the stacked
     storage, and `forward` then refuses.
 
     Args:
-        refiners: in cascade order, equal in all but the numbers in their parameters and buffers.
-        first: the number in the cascade of the first of them, for messages.
+        refiners: in cascade order, equal in everything but the values of their parameters and buffers.
+        first: the number of the first of them in the cascade, for error messages.
         feature_gradients: for each refiner, whether it sends a gradient to the features; by default all do.
         compile: run the batched function through torch.compile.
 
@@ -121,10 +121,10 @@ class _Place:
         self._name = f"{name} of {owner}"
 
     def check(self) -> None:
-        """Were it elsewhere by now, training would go on with numbers that nobody else sees."""
+        """Raises UsageError if it has moved: training would go on with values that nothing else sees."""
         if getattr(self._module, self._leaf).data_ptr() != self._address:
             raise UsageError(
-                f"{self._name} was moved, converted or replaced after the refiners were stacked: do that before"
+                f"{self._name} was moved, converted or replaced after the refiners were stacked: do it before"
             )
 
 

@@ -20,11 +20,12 @@ from jsonargparse import (  # type: ignore[attr-defined]
 
 from sidpar.config import yaml_text
 from sidpar.config.numbers import read_flag, refuse_numbers_as_names, refuse_text
+from sidpar.config.overview import OverviewParser
 from sidpar.config.schema import Config
 from sidpar.errors import RunError, UsageError
 
 Complete = Callable[[Config], Config]
-"""What decides the settings that were left open: `methods.complete`, which this package may not know."""
+"""Decides the settings that are None: `methods.complete`, which this package may not import."""
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str] | None, complete: Complete) -> tuple[Config, dict[str, Any]]:
@@ -44,8 +45,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str] | None, complete: Com
 
 @contextmanager
 def errors_in_one_line(program: str) -> Iterator[None]:
-    """What a person can mend is shown as one line, without a traceback: exit code 2 for a mistake, 1 for a run that
-    cannot go on."""
+    """Show UsageError and RunError as one line without a traceback, and end with exit code 2 for a mistake, 1 for a run
+    that cannot go on."""
     try:
         yield
     except (UsageError, RunError) as error:
@@ -59,7 +60,7 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str) -> Config:
-    """The configuration that `to_yaml` has written. Raises UsageError, where a program would end."""
+    """The configuration that `to_yaml` has written. Raises UsageError where `parse` would end the process."""
     parser = config_parser("config.yaml", "", "", exit_on_error=False)
     try:
         _check_content(text)
@@ -72,7 +73,7 @@ def from_yaml(text: str) -> Config:
 
 
 def config_parser(program: str, usage: str, description: str, *, exit_on_error: bool = True) -> ArgumentParser:
-    """Of a program that takes a configuration; it may add arguments of its own."""
+    """The parser of a program that takes a configuration; the program may add arguments of its own."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("sidpar", _load, exceptions=(yaml.YAMLError,))
     parser = _Parser(
@@ -84,19 +85,23 @@ def config_parser(program: str, usage: str, description: str, *, exit_on_error: 
         parser_mode="sidpar",
         print_config=None,  # jsonargparse's own would print settings that are neither resolved nor validated
     )
-    parser.add_argument("--config", action=_ConfigFile, help="YAML file of differences from the defaults.")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with settings; flags win over it.")
     parser.add_class_arguments(Config)
+    groups = parser.groups or {}
+    settings = {"method": (groups[Config.__name__], "How the network learns.")}
+    settings |= {name: (groups[name], " ".join(str(kind.__doc__).split())) for name, kind in _GROUPS.items()}
+    parser.summarise(settings)
     return parser
 
 
-class _Parser(ArgumentParser):
-    """Says in one line what is wrong."""
+class _Parser(OverviewParser):
+    """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(_in_one_line(message), ex)
 
     def _get_value(self, action: Action, arg_string: str) -> Any:
-        """jsonargparse alone would go on to read texts as numbers by rules of its own."""
+        """jsonargparse by itself would read strings as numbers by its own rules."""
         value, kind = super()._get_value(action, arg_string), _KINDS.get(action.dest)
         if kind is None or not isinstance(value, str):
             return value
@@ -117,7 +122,7 @@ class _ConfigFile(ActionConfigFile):
             try:
                 _check_content(path.read_text())
             except UnicodeDecodeError:
-                parser.error(f"{path}: expected YAML, which is text in UTF-8")
+                parser.error(f"{path}: expected YAML, a text file in UTF-8")
             except UsageError as error:
                 parser.error(f"{path}: {error}")
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
@@ -153,7 +158,7 @@ def _check_content(text: str) -> None:
 
 
 def _check(namespace: Namespace) -> None:
-    """Raises UsageError for a group that is none, and for a setting that is left empty although it must not be."""
+    """Raises UsageError if a group is not a mapping, or if a setting is null that may not be."""
     for name in _NAMES:
         value = namespace[name]
         if name in _GROUPS and not isinstance(value, Namespace):
@@ -173,7 +178,7 @@ def _no_group(name: str, value: Any) -> str:
 
 
 def _in_one_line(message: str) -> str:
-    """What jsonargparse says about a value of another type, on up to nine lines."""
+    """One line for jsonargparse's message about a value of the wrong type, which has up to nine."""
     found = re.search(r'Parser key "([^"]+)":(.*)', message, re.DOTALL)
     if found is not None:
         kinds = re.findall(r"Expected an? (.+?)(?:\. Got value:.*)?$", found[2], re.MULTILINE)
@@ -184,7 +189,7 @@ def _in_one_line(message: str) -> str:
 
 
 def _spoken(kind: str) -> str:
-    """The name of a type for people."""
+    """The name of a type, as messages give it."""
     kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("NoneType", "null")
     choices = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
     return f"one of {choices[1]}" if choices else kind

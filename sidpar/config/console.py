@@ -1,5 +1,5 @@
-"""Standard streams that may fail: closed by the shell (`>&-`), without a reader (`| head -1`, a terminal that is gone),
-on a disk that is full."""
+"""Standard output and error that may fail: closed by the shell (`>&-`), without a reader (`| head -1`, a closed
+terminal), or on a full disk."""
 
 import errno
 import os
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _GONE = (errno.EPIPE, errno.EIO)
-"""What writing says where nobody reads any more: of a pipe, of a terminal."""
+"""The error numbers of writing to a pipe or a terminal that nobody reads any more."""
 _STANDARD_ERROR = 2
 
 
 @contextmanager
 def printing(program: str) -> Iterator[None]:
-    """For a program that only prints. It ends when nobody reads on, quietly, as if by SIGPIPE; with one line and exit
-    code 1 when its output cannot be written. A stream that was closed from the start takes everything."""
+    """For a program that only prints. It ends quietly, as if by SIGPIPE, when nobody reads its output any more. It ends
+    with one line and exit code 1 when its output cannot be written. Output to a stream that was closed from the start
+    is dropped."""
     with _watched(lasting=False) as output:
         try:
             yield
@@ -32,20 +33,20 @@ def printing(program: str) -> Iterator[None]:
             if output.error.errno in _GONE:
                 raise SystemExit(128 + signal.SIGPIPE) from output.error
             reason = f"the standard output cannot be written ({output.error.strerror})"
-            print(f"{program}: error: {reason}: send it elsewhere", file=sys.stderr)
+            print(f"{program}: error: {reason}: redirect it elsewhere", file=sys.stderr)
             raise SystemExit(1) from output.error
 
 
 @contextmanager
 def without_reader() -> Iterator[None]:
-    """For a program whose work is not what it prints: it goes on, whatever becomes of its output."""
+    """For a program that does more than print: it goes on, whatever happens to its output."""
     with _watched(lasting=True):
         yield
 
 
 @contextmanager
 def _watched(*, lasting: bool) -> Iterator["_Stream"]:
-    """Both streams; what is written to the standard error is never worth an end. Yields the standard output."""
+    """Watch both streams, and yield the standard output. A failure of the standard error never ends the program."""
     _open_closed()
     own = sys.stdout, sys.stderr
     streams = _Stream(own[0], lasting=lasting), _Stream(own[1], lasting=True)
@@ -59,8 +60,8 @@ def _watched(*, lasting: bool) -> Iterator["_Stream"]:
 
 
 def _open_closed() -> None:
-    """Standard streams that are closed lead nowhere from now on. Files opened later would get their numbers, and with
-    them what libraries print."""
+    """Connect closed standard streams to /dev/null. Otherwise files that are opened later would get their numbers, and
+    receive what libraries print."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         pass  # the lowest number that is free
     os.close(number)
@@ -70,7 +71,7 @@ def _open_closed() -> None:
 
 
 class _Stream:
-    """A stream that remembers its first error, and takes no more after it."""
+    """A stream that remembers its first error, and drops everything after it."""
 
     def __init__(self, stream: TextIO, *, lasting: bool) -> None:
         """A `lasting` one does not raise it."""
@@ -86,7 +87,7 @@ class _Stream:
         self._try(self._stream.flush)
 
     def finish(self) -> None:
-        """Write what is left, if that can be."""
+        """Write what is left, if possible."""
         self._lasting = True
         self.flush()
         if self.error is not None:
@@ -107,7 +108,7 @@ class _Stream:
 
 
 def _discard(stream: TextIO) -> None:
-    """What is still in the stream's buffer goes nowhere, or the interpreter would complain about it at its end."""
+    """Drop what is still in the stream's buffer: the interpreter would report an error when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

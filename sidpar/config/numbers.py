@@ -1,4 +1,4 @@
-"""Where settings take numbers: those of YAML 1.2, on the command line, too, and no text that looks like one."""
+"""Numbers in settings: those of YAML 1.2, on the command line too. Strings that look like numbers are refused."""
 
 import re
 import types
@@ -12,7 +12,8 @@ from sidpar.errors import UsageError
 
 
 def read_flag(kind: Any, text: str) -> Any:
-    """What a file would hold where this stands. Settings that are texts, or one of some words, are left as they are."""
+    """The value that a YAML file would hold in place of this flag. Settings that take strings or choices are left as
+    they are."""
     if _takes_text(kind) or bool in _alternatives(kind) or not text.strip():
         return text
     try:
@@ -22,8 +23,8 @@ def read_flag(kind: Any, text: str) -> Any:
 
 
 def refuse_text(key: str, kind: Any, value: Any) -> None:
-    """Raises UsageError for a text where a number of this kind is expected: `010`, which is 8 or 10 to others, `1:30`,
-    `0,1`; also within lists."""
+    """Raises UsageError for a string where a number is expected, also within lists: `010` (octal 8 in YAML 1.1),
+    `1:30`, `0,1`."""
     alternatives = _alternatives(kind)
     if isinstance(value, list):
         for element in (one for each in alternatives for one in get_args(each) if not _takes_text(each)):
@@ -35,11 +36,11 @@ def refuse_text(key: str, kind: Any, value: Any) -> None:
 
 
 def refuse_numbers_as_names(group: str, settings: Mapping[Any, Any]) -> None:
-    """Raises UsageError for what `{lr: 0,1}` is: a 0, and a 1 without a value."""
+    """Raises UsageError for `{lr: 0,1}`, which YAML reads as lr: 0 and a key 1 without a value."""
     for key in settings:
         if not isinstance(key, str):
             hint = "; a number has a decimal point, not a comma" if isinstance(key, int) else ""
-            raise UsageError(f"{group}: expected settings by name, but {key!r} is none{hint}")
+            raise UsageError(f"{group}: expected settings by name, but {key!r} is not a name{hint}")
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -57,9 +58,9 @@ def _name(kind: Any) -> str:
 
 
 def _remedy(text: str) -> str:
-    """What to change in `0,1` and in a number between quotes."""
+    """What to change in `0,1` and in a number in quotes."""
     if isinstance(read_flag(float, text), int | float):
-        return ", a text: write it without quotes"
+        return ", a string: write it without quotes"
     if re.fullmatch(r"[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?", text):
-        return f": write {text.replace(',', '.')}, with a point, not a comma"
+        return f": write {text.replace(',', '.')}, with a decimal point, not a comma"
     return ""

@@ -1,8 +1,8 @@
 """The settings of a run, as dataclasses; `command_line.py` fills them from defaults, YAML and flags. No torch.
 
-A wrong key, type or range is refused here. What is offered by name (methods, rules, networks, datasets) is known to
-`sidpar/methods`, which completes a configuration, and refuses what would have no effect. What only the network or the
-ranks can tell (L >= K, one alpha per refiner, ...) is checked where these are first known, before any message.
+Wrong keys, types and ranges are refused here. Names (of methods, rules, networks, datasets) and settings without effect
+are checked by `sidpar/methods`, which completes a configuration. What depends on the network or on the number of ranks
+(L >= K, one alpha per refiner, ...) is checked where these are first known, before any message.
 """
 
 import dataclasses
@@ -33,12 +33,13 @@ class Config:
     bp: BPConfig = field(default_factory=BPConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     method: str = "sid"
-    """sid: refiners on ranks, each learning by its own loss; local: the same in one process, the oracle; bp:
-    backpropagation in one process, or by a pipeline over ranks; ddp: the same, every rank a share of the batch."""
+    """sid: local learning, the refiners placed on ranks; local: the same training in one process, as a reference; bp:
+    backpropagation, in one process or as a pipeline over ranks; ddp: data-parallel backpropagation, the whole network
+    on every rank."""
 
     @property
     def learning(self) -> str:
-        """The method for people, and the rule where it is not SID's."""
+        """The method, and the rule if it is not SID's, for messages to people."""
         own = self.objective.rule != Objective.rule
         return f"{self.method} by {self.objective.rule}" if own else self.method
 
@@ -51,22 +52,23 @@ class Config:
         return _flat(self.to_dict())
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """In which settings that decide what is learned another configuration, as `to_dict` gave it, differs."""
-        # A setting that is younger than the other configuration had its default's effect there.
+        """The settings that decide what is learned and that differ in another configuration, given as by `to_dict`."""
+        # A setting that did not exist yet when the other was written had the effect of its default.
         here, there = self.flat(), Config().flat() | _flat(other)
         return [
             f"{key}: {there[key]!r} there, {value!r} here"
             for key, value in here.items()
-            if there[key] != value and not _is_free(key)
+            if there[key] != value and not is_free(key)
         ]
 
 
 FREE_GROUPS = ("parallel", "checkpoint", "run")
 FREE = ("data.root", "data.download", "data.eval_batch_size", "data.workers", "compute.compile")
-"""What a run that is continued may have otherwise than at its start: who does the work, and how it is recorded."""
+"""Settings that may change when a run is resumed: who does the work, and how it is recorded."""
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a run that is continued may have another value of this setting, given by its full name."""
     return key in FREE or (key.split(".")[0] in FREE_GROUPS and key != "run.seed")
 
 

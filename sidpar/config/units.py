@@ -1,4 +1,4 @@
-"""Quantities as people write them, `80GB`, `5us`, `300GB/s`, to bytes and seconds and back. No torch."""
+"""Quantities with units, such as `80GB`, `5us` and `300GB/s`, to bytes and seconds and back. No torch."""
 
 import math
 import re
@@ -13,7 +13,7 @@ BYTES_PER_SECOND = {f"{unit}/s": size for unit, size in BYTES.items()}
 
 
 def read_quantity(name: str, text: str, units: Mapping[str, float], *, zero: bool = False) -> float:
-    """The number that a text such as `80GB` stands for, in bytes, seconds or bytes per second. Raises UsageError for
+    """The number that a string such as `80GB` stands for, in bytes, seconds or bytes per second. Raises UsageError for
     anything but a positive number (or 0, if `zero`) and one of the units."""
     match = re.fullmatch(r"\s*([-+.\deE]*\d\.?)\s*([a-zA-Z/]+)\s*", text)
     try:
@@ -31,13 +31,13 @@ def read_quantity(name: str, text: str, units: Mapping[str, float], *, zero: boo
 
 
 def unit_of(size: float) -> tuple[int, str]:
-    """The unit in which a size in bytes reads best."""
+    """The unit in which a size in bytes is shown, and its number of bytes."""
     power = 0 if abs(size) < 1024 else min(3, int(math.log2(abs(size)) // 10))
     return 1024**power, ("B", "KiB", "MiB", "GiB")[power]
 
 
 def human(size: float | None) -> str:
-    """Bytes in units of 1024."""
+    """A size in bytes with a unit for people, in steps of 1024."""
     if size is None:
         return "-"
     divisor, unit = unit_of(size)
@@ -45,7 +45,22 @@ def human(size: float | None) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Three digits, in the unit in which they read best."""
+    """A time with a unit for people, to three digits."""
     unit = next((unit for unit in ("s", "ms", "us") if seconds >= 0.9995 * SECONDS[unit]), "us")
     value = seconds / SECONDS[unit]
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def human_duration(seconds: float) -> str:
+    """As people say how long something takes: `850 ms`, `42 s`, `3 min 20 s`, `2 h 05 min`, `3 d 04 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return human_seconds(seconds) if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = whole // 60
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes < 1440
+        else f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
+    )

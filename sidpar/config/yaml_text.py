@@ -1,4 +1,5 @@
-"""YAML as people write it: whole numbers as 1e2, keys that hold anchors; and what they write by mistake."""
+"""YAML files of settings: numbers as in YAML 1.2, `1e2` as a whole number, keys that only hold anchors, and repeated
+keys refused."""
 
 import re
 from collections.abc import Collection
@@ -8,7 +9,7 @@ import yaml
 
 
 class RepeatedKeyError(yaml.YAMLError):
-    """A key stands twice in one mapping, and only the last one would count."""
+    """A key is given twice in one mapping; YAML would silently use the last one."""
 
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
@@ -18,11 +19,12 @@ _FLOAT = re.compile(
 _BEGINNINGS = list("-+0123456789.")
 _TAG = "tag:yaml.org,2002:"
 _OLD = {f"{_TAG}{kind}" for kind in ("int", "float", "timestamp")}
-"""What YAML 1.1 takes for other things than YAML 1.2: 010 for 8, 1:30 for 90, 1e-3 for a text, 2026-11-28 for a day."""
+"""The types that YAML 1.1 reads differently from YAML 1.2: 010 as 8, 1:30 as 90, 1e-3 as a string, 2026-11-28 as a
+date."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers; one that begins with a 0 is a text, since 010 is 8 to some and 10 to others."""
+    """Reads numbers as YAML 1.2 does, but 010 as a string, because YAML 1.1 reads it as 8."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as in PyYAML)
         beginning: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
@@ -45,14 +47,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
-    """A whole number that is written with an exponent is one."""
+    """A float, or an int if it is a whole number written with an exponent."""
     value = loader.construct_yaml_float(node)
     whole = re.fullmatch(r"[-+]?[0-9]+(\.0*)?[eE][-+]?[0-9]+", node.value) and value.is_integer()
     return int(value) if whole else value
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that YAML 1.1 or 1.2 would read as numbers."""
+    """Quotes strings that YAML 1.1 or 1.2 would read as numbers."""
 
 
 _Loader.add_implicit_resolver(f"{_TAG}int", _INT, _BEGINNINGS)
@@ -62,7 +64,8 @@ _Loader.add_constructor(f"{_TAG}float", _number)
 
 
 def load(text: str, settings: Collection[str]) -> Any:
-    """The content, without the keys that begin with `x-` or `_` beside some of `settings`: there is room for anchors.
+    """The content. If it holds some of `settings`, keys that begin with `x-` or `_` are left out: they may hold
+    anchors.
 
     Raises yaml.YAMLError.
     """
@@ -73,5 +76,5 @@ def load(text: str, settings: Collection[str]) -> Any:
 
 
 def dump(content: Any) -> str:
-    """What `load` reads back."""
+    """The content as YAML that `load` reads back."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)

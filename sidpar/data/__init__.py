@@ -1,4 +1,4 @@
-"""What a dataset is, in memory or in files, augmentation, batches.
+"""Datasets in memory or in files, augmentation and batches.
 
 May import: nothing.
 Start reading: loader.py.

@@ -1,4 +1,4 @@
-"""A dataset: a pair of splits, images in memory or in files, and what the images and labels are."""
+"""A dataset: training and test images, in memory or in files, with their labels."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class Dataset:
     white: int = 255
     """The largest value that a pixel may have."""
     moved: MovedLabels | None = None
-    """The training labels that are noise."""
+    """The training labels that were changed at random, if any."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -35,16 +35,17 @@ class Dataset:
             )
         for name, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
-                raise UsageError(f"the dataset has no {name} images: give it some")
+                raise UsageError(f"the dataset has no {name} images: add some")
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.num_classes:
                 raise UsageError(
-                    f"the {name} labels span {low}..{high}, but the dataset has {self.num_classes} classes"
+                    f"the {name} labels lie in {low}..{high}, but with {self.num_classes} classes they must lie in "
+                    f"0..{self.num_classes - 1}"
                 )
         if self.train.image_shape != self.test.image_shape:
             raise UsageError(
                 f"the training images are {_by(self.train.image_shape)}, but the test images "
-                f"{_by(self.test.image_shape)} (channels x height x width): make them alike"
+                f"{_by(self.test.image_shape)} (channels x height x width): give both the same shape"
             )
 
     @property
@@ -62,12 +63,12 @@ class Dataset:
         return statistics(self.train.count_values())
 
     def with_label_noise(self, share: float, seed: int) -> "Dataset":
-        """The same with a share of the training labels moved, drawn by the seed."""
+        """The same dataset with a share of the training labels changed to other classes, chosen by the seed."""
         labels, moved = move_labels(self.train.labels, self.num_classes, share, seed)
         return replace(self, train=self.train.with_labels(labels), moved=moved)
 
     def traits(self) -> dict[str, Any]:
-        """What must be alike on all ranks: how many there are of everything, and which labels in which order."""
+        """What must be the same on all ranks: the numbers of classes and images, and the labels in their order."""
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=8)
         for split in (self.train, self.test):
             digest.update(split.labels.cpu().numpy().tobytes())

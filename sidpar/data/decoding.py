@@ -1,4 +1,4 @@
-"""Image files to pixels: grey or RGB, uint8, all of one size."""
+"""Decodes image files: grey or RGB, uint8, all of one size."""
 
 import struct
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation that EXIF can name."""
+"""The operation that undoes each orientation of EXIF."""
 
 
 def read_images(paths: Sequence[str], size: int, *, exact: bool = False) -> Tensor:
     """The images in these files, [N, 3, size, size] in uint8: the square in the middle of each, resized.
 
-    In one thread: for small images, several hold each other up.
+    Decodes in one thread: for small images, several threads slow each other down.
 
     Args:
         exact: refuse images of other sizes in place of resizing them.
@@ -68,11 +68,11 @@ def decode(path: str, mode: Literal["L", "RGB"], size: tuple[int, int], *, exact
     if found not in _EIGHT_BITS:
         raise UsageError(f"{path} has pixels of mode {found}, but they must have 8 bits per channel: convert the image")
     needed = f"{size[0]} x {size[1]}"
-    raise UsageError(f"{path} has {width} x {height} pixels, but these images must have {needed}: replace it")
+    raise UsageError(f"{path} has {width} x {height} pixels, but these images must have {needed}: resize or replace it")
 
 
 def _upright(file: Image.Image, image: Image.Image) -> Image.Image:
-    """`image`, as the EXIF data of the file that it came from say to hold it."""
+    """`image`, turned upright by the EXIF data of the file that it came from."""
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
@@ -81,8 +81,8 @@ def _upright(file: Image.Image, image: Image.Image) -> Image.Image:
 
 
 class Paths(Sequence[str]):
-    """Many file names in one piece of memory. As a list of strings, forked processes that read it would each come to
-    own a copy, since counting references writes to every string."""
+    """Many file names in one piece of memory. Forked processes that read a list of strings would each get a copy of it,
+    since reference counts are written to every string."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         encoded = [path.encode(errors="surrogateescape") for path in paths]

@@ -1,4 +1,4 @@
-"""Symmetric label noise: a share of the labels, each moved to one of the other classes."""
+"""Symmetric label noise: a share of the labels is changed, each to one of the other classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from sidpar.seeding import generator
 
 @dataclass(frozen=True)
 class MovedLabels:
-    """Which labels were moved: positions in the training set in ascending order, the labels before and after."""
+    """The labels that were changed: their positions in the training set in ascending order, and the labels before and
+    after."""
 
     rows: Tensor
     old: Tensor
@@ -24,9 +25,10 @@ class MovedLabels:
 
 
 def move_labels(labels: Tensor, num_classes: int, share: float, seed: int) -> tuple[Tensor, MovedLabels]:
-    """Labels [N] of which round(share x N), drawn by the seed, are each one of the other C - 1 classes, uniformly."""
+    """Labels [N] of which round(share x N), chosen by the seed, are changed, each to one of the other C - 1 classes
+    with equal probability."""
     if not 0 <= share < 1:
-        raise UsageError(f"the share of labels to move must lie in [0, 1), got {share}")
+        raise UsageError(f"the share of labels to change must lie in [0, 1), got {share}")
     count = round(share * len(labels))
     randomness = generator(seed, "label noise")
     rows = torch.randperm(len(labels), generator=randomness)[:count].sort().values

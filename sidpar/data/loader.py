@@ -1,4 +1,4 @@
-"""Batches of one epoch: order and augmentation depend on (seed, epoch, step) alone, on any number of ranks."""
+"""Batches of one epoch. Order and augmentation depend on (seed, epoch, step) alone, not on the number of ranks."""
 
 import math
 from collections.abc import Iterator
@@ -39,13 +39,18 @@ class Loader:
 
     @property
     def sample(self) -> Tensor:
-        """A few training images, [n, channels, H, W] in fp32, as a module will see them."""
+        """A few training images, [n, channels, H, W] in fp32, normalised as in training."""
         return self._normalise(self._train.first(4))
 
     @property
     def num_images(self) -> int:
-        """Of the training set."""
+        """The number of training images."""
         return len(self._train)
+
+    @property
+    def num_test_images(self) -> int:
+        """Of the test set."""
+        return len(self._test)
 
     @property
     def steps_per_epoch(self) -> int:

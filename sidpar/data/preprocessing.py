@@ -1,4 +1,4 @@
-"""What a network has been trained to see: enough to show it an image that comes from anywhere."""
+"""The shape, classes and normalisation of the images that a network was trained on, to prepare other images for it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # who reads a run needs none of the libraries that read datas
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shape, classes and statistics of a training set; kept beside the weights."""
+    """Shape, classes and normalisation of the images of a training set; saved with the weights."""
 
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
@@ -22,19 +22,19 @@ class Preprocessing:
     white: int
     """The largest value that a pixel may have: 255, for digits 16."""
     mean: tuple[float, ...]
-    """Of each channel of the training images, in values 0..white."""
+    """The mean of each channel of the training images, in values 0..white."""
     deviation: tuple[float, ...]
-    """Standard deviation of the same."""
+    """The standard deviation of each channel, in values 0..white."""
 
     @classmethod
     def of(cls, dataset: "Dataset") -> Self:
-        """That of a dataset's training images."""
+        """The preprocessing of a dataset, from its training images."""
         mean, deviation = (tuple(t.flatten().tolist()) for t in dataset.statistics)
         return cls(dataset.image_shape, dataset.class_names, dataset.white, mean, deviation)
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return len(self.class_names)
 
     def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ class Preprocessing:
         return mean, deviation
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images [B, channels, H, W] with values 0..white, as a network sees them: fp32."""
+        """Images [B, channels, H, W] with values 0..white to inputs of the network: normalised, in fp32."""
         mean, deviation = self.statistics(images.device)
         return ((images.float() - mean) / deviation).contiguous()
 

@@ -16,15 +16,16 @@ from sidpar.data.decoding import Paths, read_images
 from sidpar.errors import UsageError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What the main process answers to; a launcher or a terminal sends them to its workers as well."""
+"""Signals that the main process handles; a launcher or a terminal sends them to its workers as well."""
 
 
 class Reader:
     """Reads images by row.
 
     Args:
-        size: height and width that they are brought to.
-        workers: processes that read ahead, each a batch at a time; 0 for none. They start at the first batch and stay.
+        size: height and width that images are resized to.
+        workers: processes that read batches in advance, one batch each at a time; 0 for none. They start at the first
+            batch and stay.
     """
 
     def __init__(self, paths: list[str], size: int, workers: int) -> None:
@@ -45,11 +46,11 @@ class Reader:
         )
 
     def read(self, rows: list[int]) -> Tensor:
-        """These images [B, 3, size, size] in uint8, read at once by the caller."""
+        """These images [B, 3, size, size] in uint8, read in the caller's process."""
         return _checked(self._files[rows])
 
     def batches(self, batches: list[list[int]]) -> Iterator[Tensor]:
-        """The same for each list of rows. Ends an iteration that began earlier and was left."""
+        """The same for each list of rows. Ends an earlier iteration that was not finished."""
         self._turn += 1
         turn = self._turn
         self._order.batches = batches
@@ -58,7 +59,9 @@ class Reader:
             iterator = iter(self._loader)
         for _ in batches:
             if turn != self._turn:
-                raise RuntimeError("another iteration over the same files has begun before this one was at its end")
+                raise RuntimeError(
+                    "another iteration over the same files has begun before this one ended: finish it first"
+                )
             yield _checked(next(iterator))
 
 
@@ -70,8 +73,8 @@ def _checked(images: Tensor | str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batches(Dataset[Tensor | str]):
-    """Items are batches, by a list of rows. A batch that cannot be read is the text of the error: raised in a worker,
-    it would arrive inside of the worker's traceback."""
+    """Items are batches, by a list of rows. For a batch that cannot be read, the item is the error message: an
+    exception from a worker would arrive with the worker's traceback."""
 
     paths: Paths
     size: int
@@ -106,8 +109,8 @@ def _blocked() -> Iterator[None]:
 
 
 def _follow(main: int, _worker: int) -> None:
-    """In a worker: end when the process `main` says so by SIGTERM, as multiprocessing does at its exit, or is gone. The
-    same signal from anyone else is for `main` to answer.
+    """In a worker: end when the process `main` sends SIGTERM, as multiprocessing does at its exit, or has ended.
+    SIGTERM from other processes is ignored: `main` handles it.
 
     torch looks for a lost main process every 5 seconds only; until then a worker would hold its connections and its
     GPU memory.

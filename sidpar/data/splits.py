@@ -1,4 +1,4 @@
-"""A dataset's images for training or for testing: in memory, or in files."""
+"""The training or test images of a dataset: in memory, or in files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ from sidpar.data.reader import Reader
 from sidpar.errors import UsageError
 
 STATISTICS_SAMPLE = 2048
-"""So many files tell the mean of a channel to about 0.3 % of its range."""
+"""This many files give the mean of a channel to about 0.3 % of its range."""
 
 
 class Split(Protocol):
-    """Images with labels, on a device: for training, or for testing."""
+    """Training or test images with labels, on a device."""
 
     @property
     def labels(self) -> Tensor:
@@ -117,12 +117,12 @@ class Files:
             yield to_device(x, self.device), to_device(self.labels[rows], self.device)
 
     def count_values(self) -> Tensor:
-        """Of all images, or of STATISTICS_SAMPLE at equal distances: all classes have their share, on every rank."""
+        """Of all images, or of STATISTICS_SAMPLE at equal distances, so that all classes are represented."""
         count = min(len(self), STATISTICS_SAMPLE)
         rows = torch.arange(count) * len(self) // count
         return torch.stack([count_values(images) for images, _ in self.batches(rows, 64)]).sum(0)
 
 
 def _cut(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Its batches; none of nothing, where `torch.split` gives an empty one."""
+    """Its batches; no batch of an empty order, where `torch.split` gives an empty one."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,4 +1,4 @@
-"""This process among others: environment, device, process groups, signals.
+"""This process as one of several ranks: environment, device, process groups, signals.
 
 May import: config.
 Start reading: runtime.py, the context that is passed to whatever needs it.

@@ -18,7 +18,8 @@ def choose_device(kind: DeviceKind, local_rank: int) -> torch.device:
 
 
 def gpu_identity(device: torch.device) -> str | None:
-    """What tells this rank's GPU from all others; a device index does not, where each task sees only its own GPU."""
+    """A name for this rank's GPU that no other GPU has. A device index is none, where each task sees only its own
+    GPU."""
     if device.type != "cuda":
         return None
     return f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
@@ -29,8 +30,8 @@ def choose_backend(backend: Backend, gpus: list[str | None]) -> str:
     shared = sorted({gpu for gpu in gpus if gpu is not None and gpus.count(gpu) > 1})
     if backend == "nccl" and shared:
         raise UsageError(
-            f"backend=nccl needs one GPU per rank, but the {len(gpus)} ranks share {len(set(gpus))} GPUs ({shared[0]}, "
-            "for one): start fewer ranks per node, or use backend=gloo"
+            f"backend=nccl needs one GPU per rank, but the {len(gpus)} ranks share {len(set(gpus))} GPUs (such as "
+            f"{shared[0]}): start fewer ranks per node, or use backend=gloo"
         )
     if backend == "auto":
         return "gloo" if shared or None in gpus else "nccl"

@@ -7,17 +7,16 @@ from typing import NamedTuple
 
 
 class Launch(NamedTuple):
-    """How the ranks have come to be."""
+    """How the ranks were started."""
 
     launcher: str | None = None
-    """The torchrun that started this rank, and starts it again if it fails; no other process on earth has this name.
-    None without torchrun."""
+    """A unique name of the torchrun that started this rank, and restarts it if it fails. None without torchrun."""
     hosts: int = 1
-    """How many torchruns have started the ranks together."""
+    """The number of torchrun processes that have started the ranks."""
 
 
 class Environment(NamedTuple):
-    """What torchrun tells a rank; the rest it tells torch."""
+    """What sidpar reads of torchrun's variables; torch reads the rest."""
 
     world_size: int
     local_rank: int
@@ -33,7 +32,7 @@ def read_environment() -> Environment:
 
 
 def _name_of_parent() -> str:
-    """Host, process, and when it began: numbers of processes come again, and so does torchrun's own name for a job."""
+    """Host, process id and start time: process ids are used again, and so is torchrun's own name for a job."""
     parent = os.getppid()
     stat = Path(f"/proc/{parent}/stat")
     began = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 FEW_CTAS = 4
-"""Of a group whose messages are small. A kernel of NCCL that waits for a peer holds as many SMs as it has CTAs, by
+"""For a group whose messages are small. A kernel of NCCL that waits for a peer holds as many SMs as it has CTAs, by
 default 16 to 24 where there is NVLink, and ours are meant to start early and wait."""
 SUMMING_CTAS = 8
-"""Of the group that sums the extractor's gradients, whose messages are larger."""
+"""For the group that sums the extractor's gradients, whose messages are larger."""
 BYTES_PER_CTA = 20 * 2**20
 """Of NCCL's buffers on a GPU, for a neighbour in its ring and one in its tree: 4 MiB for long messages (NCCL_BUFFSIZE)
 and 5 MiB for short ones each, and what it rounds. From NCCL's sources, not measured."""

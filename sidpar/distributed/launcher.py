@@ -1,4 +1,4 @@
-"""What a rank does about its launcher when the host on which all launchers meet has gone silent."""
+"""Ends a rank's launcher (torchrun) when the host on which all launchers meet no longer answers."""
 
 import atexit
 import os
@@ -8,14 +8,15 @@ from pathlib import Path
 
 from torch.distributed.distributed_c10d import Store
 
-from sidpar.distributed.notes import within
+from sidpar.distributed.exchange import within
 
 PATIENCE = 8.0
-"""Seconds for the store to answer a question; one that is merely busy takes less."""
+"""Seconds for the store to answer. A store that is only busy answers sooner."""
 
 
 def end_launcher_if_cut_off(store: Store, hosts: int) -> str | None:
-    """What a rank that fails says about it, if so; the launcher is then ended when this process is.
+    """If this host is cut off: a sentence about it for the error message. The launcher is then ended together with this
+    process.
 
     torchrun asks the store of the first host once a second, without a timeout. When packets vanish, which nobody is
     told of, it waits for as long as the kernel keeps the connection, and does not notice that its ranks have ended.

@@ -1,5 +1,5 @@
-"""How far a device has come. The host queues work for a GPU and goes on, and messages of NCCL are such work: where a
-peer is lost it is the device that waits, and the host is ahead of it."""
+"""How far a device is with its work. The host queues work for a GPU and goes on, and messages of NCCL are such work. So
+when a peer is lost, the device waits, and the host does not notice."""
 
 import threading
 import time
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 APART = 0.01
-"""Seconds between two marks at least: then they cost nothing that could be measured."""
+"""The least number of seconds between two marks, so that they cost nothing measurable."""
 MOST_AHEAD = 64
-"""Marks that the device has not passed. With more in its queue than it takes, the host would wait to mark."""
+"""The most marks that the device has not passed. With more in its queue, the host could have to wait."""
 HANGS_AFTER = 10.0
 """Seconds without a completed mark after which a rank that is to stop takes its device to hang."""
 

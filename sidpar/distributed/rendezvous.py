@@ -8,11 +8,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 
 def meet(store: Store, rank: int, world_size: int, timeout: float) -> Store:
-    """A part of the store that is these ranks' own. All of them call it; raises RuntimeError after `timeout` seconds.
+    """A part of the store that only these ranks use. All of them call it; raises RuntimeError after `timeout` seconds.
 
-    torchrun keeps its store when it starts ranks again, and does not tell all of them that it does: each host counts
-    its own restarts. So every rank asks with a number that nobody else has, and goes by the answer to that; rank 0
-    answers until all have gone.
+    torchrun keeps its store when it restarts ranks, and not all of them are told: each host counts its own restarts. So
+    every rank asks with a unique number, and waits for the answer to it; rank 0 answers until all ranks have one.
     """
     store = PrefixStore("sidpar", store)
     if rank > 0:
@@ -21,7 +20,7 @@ def meet(store: Store, rank: int, world_size: int, timeout: float) -> Store:
         try:
             store.wait([f"answer/{mine}"], timedelta(seconds=timeout))
         except RuntimeError as error:
-            raise RuntimeError(f"rank {rank} waited for rank 0 for {timeout:g} s, in vain") from error
+            raise RuntimeError(f"rank {rank} waited for rank 0 to start for {timeout:g} s and gave up") from error
         own = PrefixStore(store.get(f"answer/{mine}").decode(), store)
         own.set(f"met/{rank}", "yes")
         return own
@@ -34,6 +33,6 @@ def meet(store: Store, rank: int, world_size: int, timeout: float) -> Store:
             elif store.check([f"ask/{other}"]):  # perhaps what a rank has asked that is no more
                 store.set(f"answer/{store.get(f'ask/{other}').decode()}", name)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"rank 0 waited for ranks {sorted(missing)} for {timeout:g} s, in vain")
+            raise RuntimeError(f"rank 0 waited for ranks {sorted(missing)} to start for {timeout:g} s and gave up")
         time.sleep(0.01)
     return own

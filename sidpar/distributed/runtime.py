@@ -1,14 +1,12 @@
-"""The machine as one rank sees it: process group, device, store."""
+"""What one rank knows of the job: process groups, device, store."""
 
-import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,10 +20,10 @@ from sidpar.config.groups.choices import Backend, DeviceKind
 from sidpar.distributed.backends import choose_backend, choose_device, gpu_identity
 from sidpar.distributed.device import set_arithmetic, synchronize, usable_memory
 from sidpar.distributed.environment import Launch, read_environment
+from sidpar.distributed.exchange import Exchange
 from sidpar.distributed.failures import failure_elsewhere, has_failed, tell_failure
 from sidpar.distributed.groups import Groups, make_default_group, nccl_bytes
 from sidpar.distributed.launcher import end_launcher_if_cut_off
-from sidpar.distributed.notes import Notes
 from sidpar.distributed.progress import Progress, end_when_late
 from sidpar.distributed.rendezvous import meet
 from sidpar.distributed.signals import Signals
@@ -34,10 +32,10 @@ from sidpar.version import __version__
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """One rank's context, passed to whatever needs it. Use it as a context manager:
+class Runtime(Exchange):
+    """One rank's context, passed to whatever needs it. Made by `start` or `single`, and used as a context manager:
 
-        with Runtime.start() as runtime: ...
+        with sidpar.Runtime.start() as runtime: ...
 
     The process group is destroyed on a clean exit only: destroying it after an exception would close connections and
     make *other* ranks fail first, with errors that hide the real one.
@@ -46,29 +44,37 @@ class Runtime:
     world; `cascade_rank` and `cascade_size` (K) are of this rank's cascade, which is number `replica` of R.
     """
 
-    rank: int
-    world_size: int
     device: torch.device
+    """Where this rank computes."""
     backend: str
+    """nccl, gloo, or none in a world of one process."""
     local_rank: int = 0
+    """This rank's number on its machine."""
     groups: Groups | None = None
-    store: Store | None = None
-    init_timeout: float = 300.0
+    """The process groups; None in a world of one process."""
     step_timeout: float = 100.0
+    """Seconds that one message may take."""
     num_replicas: int = 1
     """R."""
     sharers: int = 1
     """How many ranks compute on this rank's GPU, this one included."""
     signals: Signals | None = None
+    """The requests to stop that have come."""
     progress: Progress | None = None
-    """Of a GPU."""
+    """What a GPU has completed; None on a CPU."""
     launch: Launch = field(default_factory=Launch)
-    _sequence: "count[int]" = field(default_factory=count, repr=False)
+    """How the job was started."""
     _doing: list[Any] = field(default_factory=lambda: ["start", None], repr=False)
 
     @classmethod
     def single(cls, device: DeviceKind = "auto", *, tf32: bool = False, cudnn_benchmark: bool = False) -> Self:
-        """One process without a process group: the oracle, or inference. Arguments as of `start`."""
+        """One process without a process group, for the local engine or for inference.
+
+        Args:
+            device: `auto` is a GPU if there is one, else the CPU.
+            tf32: as for `start`.
+            cudnn_benchmark: as for `start`.
+        """
         chosen = choose_device(device, 0)
         set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
         return cls(rank=0, world_size=1, device=chosen, backend="none")
@@ -90,11 +96,16 @@ class Runtime:
 
         Args:
             backend: `auto` is nccl where every rank has a GPU of its own, else gloo, also for CUDA tensors.
-            init_timeout: seconds for all ranks to appear.
-            step_timeout: seconds that any one message may take.
-            replicas: R, which divides the number of ranks.
-            tf32, cudnn_benchmark: as in `device.set_arithmetic`, for the whole process.
+            device: `auto` is a GPU if there is one, else the CPU.
+            init_timeout: seconds to wait for all ranks to start.
+            step_timeout: seconds to wait for one message.
+            replicas: R, a divisor of the number of ranks.
+            tf32: compute fp32 products in TF32 on GPUs, with a mantissa of 10 bits; for the whole process.
+            cudnn_benchmark: let cuDNN choose its algorithms by timing them; for the whole process.
             rendezvous: (store, rank, world size) instead of the environment's.
+
+        Raises:
+            UsageError: ranks have other versions, devices or replicas, or R does not divide their number.
         """
         environment = read_environment()
         if backend == "nccl" and choose_device(device, 0).type != "cuda":
@@ -114,8 +125,17 @@ class Runtime:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)  # before any group exists, or contexts open on GPU 0
         set_arithmetic(chosen, tf32=tf32, cudnn_benchmark=cudnn_benchmark)
-        alone = cls(rank, world_size, chosen, "none", local_rank, None, store, init_timeout, step_timeout)
-        alone = replace(alone, launch=environment.launch)
+        alone = cls(
+            rank,
+            world_size,
+            chosen,
+            "none",
+            local_rank,
+            store=store,
+            init_timeout=init_timeout,
+            step_timeout=step_timeout,
+            launch=environment.launch,
+        )
 
         # Before anything else: nodes with other software or other devices would wait for each other for ever.
         versions = {"python": platform.python_version(), "torch": torch.__version__, "sidpar": __version__}
@@ -154,7 +174,7 @@ class Runtime:
             self.signals.rest()
 
     def _listening(self) -> Self:
-        """The same, which answers signals."""
+        """The same runtime, which now handles signals."""
         # Signals are heard in another thread, so on a connection of its own.
         store = None if self.store is None else self.store.clone()
         progress = Progress(torch.cuda.Event) if self.device.type == "cuda" else None
@@ -172,64 +192,13 @@ class Runtime:
         print(f"{self._moment('ends')}: {reason}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def agree(self, what: str, mine: Mapping[str, Any], timeout: float | None = None) -> None:
-        """Fail on every rank, with the same error, unless all ranks call this with the same values.
-
-        Goes through the store, so it works before the first message. Raises UsageError naming what differs.
-        """
-        everyone = self.exchange(what, dict(mine), timeout)
-        differences = [
-            f"{key}: " + ", ".join(f"rank {rank} has {values.get(key)!r}" for rank, values in enumerate(everyone))
-            for key in sorted(set().union(*everyone))
-            if any(values.get(key) != everyone[0].get(key) for values in everyone)
-        ]
-        if differences:
-            raise UsageError(f"the ranks disagree on the {what}; start them all alike. " + "; ".join(differences))
-
-    def exchange(self, what: str, mine: Any, timeout: float | None = None) -> list[Any]:
-        """Every rank's value (plain data), in rank order, through the store; all ranks call it in the same order.
-
-        Waits `timeout` seconds for each rank, by default the initial timeout: another rank may be reading a dataset.
-        """
-        plain = json.loads(json.dumps(mine))
-        if self.store is None:
-            return [plain]
-        key = f"{next(self._sequence)}/{what}"
-        self.store.set(f"{key}/{self.rank}", json.dumps(plain))
-        patience = self.init_timeout if timeout is None else timeout
-        values = []
-        for rank in range(self.world_size):
-            try:
-                self.store.wait([f"{key}/{rank}"], timedelta(seconds=patience))
-            except RuntimeError as error:  # DistError, or what a file store raises
-                raise RuntimeError(
-                    f"rank {self.rank} waited up to {patience:g} s for rank {rank} to tell its {what}, in vain"
-                ) from error
-            values.append(json.loads(self.store.get(f"{key}/{rank}")))
-        return values
-
-    def notes(self, topic: str) -> Notes | None:
-        """Where the ranks leave something for each other in the store; all of them call it in the same order. None in a
-        world of one."""
-        number = next(self._sequence)
-        return None if self.store is None else Notes(self.store, f"{number}/{topic}", self.init_timeout)
-
-    def raise_together(self, what: str, problem: str | None) -> None:
-        """Raises UsageError, the same on every rank, if one of them has a problem; all ranks call it."""
-        problems = [found for found in self.exchange(what, problem) if found is not None]
-        if problems:
-            raise UsageError(problems[0])
-
-    def from_root(self, what: str, mine: Any) -> Any:
-        """Rank 0's value on every rank."""
-        return self.exchange(what, mine if self.rank == 0 else None)[0]
-
     def sum(self, what: str, table: torch.Tensor) -> torch.Tensor:
-        """The sum of a small table over all ranks, on every rank: metrics."""
+        """The sum of a small table [...] over all ranks, on every rank: metrics."""
         return self.start_sum(what, table)()
 
     def start_sum(self, what: str, table: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """The same without waiting for ranks that are behind; what is returned waits and gives the sum."""
+        """The sum of a small table [...], without waiting for ranks that are behind; what is returned waits and gives
+        it."""
         total = table.to(self.wire_device, copy=True)
         if self.groups is None:
             return lambda: total
@@ -349,6 +318,6 @@ def _check_replicas(replicas: int, world_size: int) -> None:
     at_least("replicas", replicas, 1)
     if world_size % replicas:
         raise UsageError(
-            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but the world has "
+            f"replicas={replicas} needs {replicas} x K ranks, K for each copy of the cascade, but there are "
             f"{world_size}: start a multiple of {replicas} ranks, or choose replicas that divide {world_size}"
         )

@@ -1,4 +1,4 @@
-"""What the launcher tells a rank by signals: to end, or to stop at the next step."""
+"""Handles signals of the launcher: to end, or to stop at the next step."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What every rank's engine must have in common, compared through the store before the first message."""
+"""Compares the engines of all ranks through the store, before the first message."""
 
 import hashlib
 from collections.abc import Callable, Collection
@@ -39,8 +39,8 @@ def agree_on_batch(
     """Check a batch of a new shape, here and against the other ranks. Raises UsageError on every rank.
 
     Args:
-        enter: gives what enters the cascade, called once x and y are known to be a batch; by default these two.
-        parts: gives the numbers of rows in which it does, the same on all ranks.
+        enter: returns what enters the cascade, by default x and y; called once these are known to be a batch.
+        parts: returns the numbers of rows in which it is given to modules, the same on all ranks.
     """
     check_batch(x, y, stage.num_classes)
     labels = hashlib.blake2b(repr(y.tolist()).encode(), digest_size=8).hexdigest()

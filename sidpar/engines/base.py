@@ -1,4 +1,4 @@
-"""Engines execute steps. All have the interface of `Engine`, and the trainer asks no more of them."""
+"""The interface of engines, which is all that the trainer uses, and what engines have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,8 +17,8 @@ from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
 Update = Callable[[Collection[str]], None]
-"""Applies the gradients of the parts with these names, which are complete: clips them, steps an optimizer. No other
-parameter has a gradient then, so one optimizer for all of them will do."""
+"""Applies the complete gradients of the parts with these names: clips them, steps an optimizer. No other parameter has
+a gradient at that time, so one optimizer for all parameters is enough."""
 
 
 class Engine(Protocol):
@@ -26,27 +26,27 @@ class Engine(Protocol):
 
     stage: Stage
     rule: LocalRule
-    """What the refiners learn from; of backpropagation, what they are measured by."""
+    """What the refiners learn from; with backpropagation, what they are measured by."""
     steps: int
-    """Steps done so far: random masks depend on it, so a resumed run sets it."""
+    """The number of steps done. Dropout masks depend on it, so a resumed run sets it."""
     clock: Clock | None
-    """Records the phases of the steps; None, the default, for no record."""
+    """Records the phases of steps; by default None, no record."""
     traffic: Traffic
-    """What this rank has sent."""
+    """The messages and bytes that this rank has sent."""
 
     @property
     def versions(self) -> list[Tensor]:
-        """Weights of the extractor for batches in flight, besides its own; each has a gradient."""
+        """Copies of the extractor's weights for batches in flight; each has a gradient."""
 
     def carried(self) -> dict[str, Tensor]:
-        """What the engine takes from one step to the next besides `steps` and the weights, between two calls of
-        `train`: by the parameter that it belongs to, `extractor.0.weight/movement`."""
+        """What the engine keeps between two calls of `train`, besides `steps` and the weights, for a checkpoint. Names
+        begin with the parameter that it belongs to: `extractor.0.weight/movement`."""
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on with what `carried` gave, in another process."""
+        """Restore what `carried` returned, perhaps in another process."""
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """Gradients of one global batch into `stage.parameters()`, replacing those that were there.
+        """Compute the gradients of one global batch into `stage.parameters()`, in place of those that were there.
 
         Args:
             x: inputs [B, ...], the same on every rank.
@@ -54,19 +54,19 @@ class Engine(Protocol):
         """
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
-        """A step for each batch, and `update` whenever the gradients of some of `stage.parts()` are complete. When the
-        iterator ends, all updates are done."""
+        """Make a step for each batch, and call `update` whenever the gradients of some of `stage.parts()` are complete.
+        When the iterator ends, all updates are done."""
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """Beliefs of one batch in inference mode; no gradients."""
+        """The beliefs about one batch, in inference mode and without gradients."""
 
     def clip(self, limit: float, parts: Collection[str]) -> None:
-        """Scale the gradients of these parts down to norm `limit`: of each on its own where learning is local; else of
-        all together, and then they must be all."""
+        """Scale the gradients of these parts down to norm `limit`: of each part on its own where learning is local.
+        With backpropagation, of all parts together, so `parts` must name all."""
 
 
 class Synchronous(ABC):
-    """What engines have in common that finish one step before they begin the next."""
+    """The base of engines that finish one step before they begin the next."""
 
     stage: Stage
     clock: Clock | None
@@ -88,7 +88,8 @@ class Synchronous(ABC):
     def step(self, x: Tensor, y: Tensor) -> StepResult: ...
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]], update: Update) -> Iterator[StepResult]:
-        """A step and an update of all parts for each batch."""
+        """A step for each batch, x [B, ...] with labels [B] or [B, T], and an update of all parts after it. `update` is
+        given the names of the parts whose gradients are complete, and steps an optimizer."""
         for x, y in batches:
             result = self.step(x, y)
             with span(self.clock, "optimizer"):
@@ -108,8 +109,8 @@ def chosen(stage: Stage, names: Collection[str]) -> list[nn.Module]:
 
 
 def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
-    """Refuse a batch without a label for each input, or with labels of other classes. Waits for the device, so not for
-    every step."""
+    """Raises UsageError for a batch without a label for each input, or with labels out of range. Waits for the device,
+    so it is not called for every step."""
     if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
         raise UsageError(
             f"a batch needs as many labels as inputs, at least one, got {x.shape[0]} inputs and {y.shape[0]} labels"
@@ -121,12 +122,11 @@ def check_batch(x: Tensor, y: Tensor, num_classes: int) -> None:
 
 
 def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) -> None:
-    """Refuse to cut a batch in parts, so many by what cuts it (`microbatches`, `replicas`, `ranks`), where a module
-    keeps something from one forward to the next: it would see parts of a batch where it sees whole ones in one process.
-    Batch norm's running statistics may.
+    """Raises UsageError if batches are cut into parts, but a module keeps something from one forward to the next: it
+    would see parts of a batch where it sees whole batches in one process. Batch norm's running statistics are allowed.
 
     Args:
-        overlapping: the kinds of parts, `extractor` or `refiners`, that make a forward before the backward of another.
+        overlapping: which of `extractor` and `refiners` make a forward before the backward of an earlier one.
     """
     for cause, number in parts.items():
         for name, kept in stage.kept.items():
@@ -139,14 +139,14 @@ def check_kept(stage: Stage, overlapping: Collection[str] = (), **parts: int) ->
                 raise UsageError(
                     f"the forward of {_spoken(name)} writes into parameters that are trained "
                     f"({', '.join(kept.trained)}), and {cause}={number} gives each copy of it another part of a batch, "
-                    f"so they would no longer be equal: {_advice(cause)}"
+                    f"so the copies would no longer be equal: {_advice(cause)}"
                 )
     for name, kept in stage.kept.items():
         if name.split(".")[0] in overlapping and not kept.overlaps:
             raise UsageError(
-                f"the forward of {_spoken(name)} writes into something ({', '.join(kept.written)}) that the backward "
-                "of an earlier batch or microbatch still needs: use microbatches=1 and no streaming, or "
-                "let it compute with a clone() of that"
+                f"the forward of {_spoken(name)} writes into {', '.join(kept.written)}, which the backward of an "
+                "earlier batch or microbatch still needs: use microbatches=1 and no streaming, or let the forward "
+                "compute with a clone() of it"
             )
 
 
@@ -155,14 +155,14 @@ def _spoken(name: str) -> str:
 
 
 def _advice(cause: str) -> str:
-    return "train it on one" if cause == "ranks" else f"set parallel.{cause}=1"
+    return "train it on one rank" if cause == "ranks" else f"set parallel.{cause}=1"
 
 
 def check_seams(
     stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool, parts: Collection[int] = ()
 ) -> CascadeSpecs:
-    """What crosses the seams when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of these numbers
-    of rows. Raises UsageError if it does not fit, or if the rule cannot train what crosses them."""
+    """The shapes of features and states when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of
+    these numbers of rows. Raises UsageError if x or y do not fit, or if the rule cannot train with such states."""
     specs = check(stage, x, training=training, parts=parts)
     rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]

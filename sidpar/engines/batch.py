@@ -1,4 +1,4 @@
-"""A replica's share of a global batch, as tensors, as it enters the cascade."""
+"""A replica's share of a global batch, as the tensors that enter the cascade."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,13 +24,13 @@ class ReplicaBatch:
     rows: Rows
     """Which rows these are, for the rule's random numbers."""
     copies: int
-    """How many rows the rule makes of each one."""
+    """How many rows the rule makes of each row."""
     counted: int
-    """How many of the rows count: all, or none."""
+    """How many of the rows count in the loss: all, or none."""
     labels: int
-    """Of the global batch: the loss is a mean over them."""
+    """The number of labels in the global batch, over which the loss is a mean."""
     batch_size: int
-    """B."""
+    """The size B of the global batch."""
 
     @classmethod
     def take(
@@ -55,13 +55,13 @@ class ReplicaBatch:
         if not len(entered) == len(labels) == len(share.taken) * copies:
             raise UsageError(
                 f"objective.rule={rule.name} makes {len(entered)} inputs and {len(labels)} labels of "
-                f"{len(share.taken)} rows, but says that it makes {copies} of each: let its `copies` say how many"
+                f"{len(share.taken)} rows, but its `copies` is {copies}: set `copies` to the number that `enter` makes"
             )
         rows = Rows(seed, step, range(first * copies, last * copies), total * copies)
         return cls(entered, labels, rows, copies, len(share.counted) * copies, y.numel(), total)
 
     def part(self, rows: slice) -> Rows:
-        """Which rows of the global batch some of these are."""
+        """The positions of some of these rows in the global batch."""
         return replace(self.rows, numbers=self.rows.numbers[rows])
 
     def shard(self, layout: BatchLayout, rank: int) -> Tensor:
@@ -71,7 +71,8 @@ class ReplicaBatch:
 
     @property
     def weight(self) -> float:
-        """Of each label in the mean over the global batch: sums over microbatches and replicas are that mean."""
+        """The weight of each label: with it, sums over microbatches and replicas give the mean over the global
+        batch."""
         return 1 / self.labels if self.counted else 0.0
 
     @property

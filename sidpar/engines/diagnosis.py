@@ -1,4 +1,4 @@
-"""Proposition 5 observed: what late updates of the extractor do to teachers and gradients, on the same batch."""
+"""Observes Proposition 5: how late updates of the extractor change teachers and gradients, on the same batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""One batch on one rank: the tensors that are alive, and what each verb of a schedule does with them.
+"""Executes one batch on one rank: the tensors that are alive, and what each verb of a schedule does with them.
 
 Letters as in the schedule: i refiner, m microbatch. State i is what refiner i receives.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sidpar.cascade.cascade import TensorTuple, detach, initial_state, is_differentiable, leaves
+from sidpar.cascade.reads import Absent, rows_of
 from sidpar.cascade.specs import check_alike, specs_of
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.pending import PendingMessages
@@ -19,6 +20,7 @@ from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.schedules.actions import Action, Do, known
 from sidpar.schedules.batching import BatchLayout
+from sidpar.schedules.rank_view import RankView
 from sidpar.seeding import mask_seed
 from sidpar.stages.versions import Version
 
@@ -27,6 +29,7 @@ class Execution:
     """Executes a schedule's actions for one batch. Tensors are dropped as soon as their last reader is done.
 
     Args:
+        view: what the schedule is a function of.
         open_version: gives the extractor for this batch, once its features or gradients are first needed.
         update: carries out `UPDATE_…`, for the schedules that say when to update.
         training: whether refiners learn; otherwise the schedule is that of inference.
@@ -35,6 +38,7 @@ class Execution:
     def __init__(
         self,
         resources: Resources,
+        view: RankView,
         batch: ReplicaBatch,
         layout: BatchLayout,
         step: int,
@@ -45,8 +49,8 @@ class Execution:
     ) -> None:
         self._resources = resources
         self._stage = resources.stage
-        self._view = resources.view
-        self._rank = resources.view.rank
+        self.view = view
+        self._rank = view.rank
         self._device = resources.stage.runtime.device
         self._specs = resources.stage.skeleton.specs(batch.x)
         self._batch, self._layout, self._step = batch, layout, step
@@ -67,33 +71,36 @@ class Execution:
         self._pending = PendingMessages()
 
     def do(self, action: Action) -> None:
-        """One action of the schedule."""
+        """Execute one action of the schedule."""
         m, i = action.microbatch, action.refiner
         match action.do:
             case Do.EXTRACT:
                 self._extract_shard(graph=action.graph) if m is None else self._extract(m, graph=action.graph)
             case Do.START_GATHER:
                 shard, self._shard = self._shard, ()
-                self._pending.start(action, self._transport.gather_features(shard, self._layout))
+                message = self._transport.gather_features(shard, self._specs.features, self._layout, self.view.readers)
+                self._pending.start(action, message)
             case Do.AWAIT_GATHER:
                 self._cut_features(self._pending.finish(Do.START_GATHER))
             case Do.START_BROADCAST:
                 features = detach(self._features[known(m)]) if self._rank == 0 else None
-                message = self._transport.broadcast_features(features, self._specs.features, self._size(m))
+                message = self._transport.broadcast_features(
+                    features, self._specs.features, self._size(m), self.view.readers
+                )
                 self._pending.start(action, message)
             case Do.AWAIT_BROADCAST:
                 self._features[known(m)] = self._leaves(self._pending.finish(Do.START_BROADCAST, m))
             case Do.AWAIT_BROADCASTS_SENT:
                 self._pending.finish_all(Do.START_BROADCAST)
             case Do.POST_STATE:
-                specs = self._specs.states[self._view.refiners.start]
+                specs = self._specs.states[self.view.refiners.start]
                 self._pending.start(action, self._transport.receive_state(specs, self._size(m), known(action.peer)))
             case Do.AWAIT_STATE:
-                self._states[self._view.refiners.start, known(m)] = self._pending.finish(Do.POST_STATE, m)
+                self._states[self.view.refiners.start, known(m)] = self._pending.finish(Do.POST_STATE, m)
             case Do.FORWARD:
                 self._forward(known(i), known(m), graph=action.graph)
             case Do.SEND_STATE:
-                state = self._states.pop((self._view.refiners.stop, known(m)))
+                state = self._states.pop((self.view.refiners.stop, known(m)))
                 self._pending.start(action, self._transport.send_state(state, known(action.peer)))
             case Do.AWAIT_STATES_SENT:
                 self._pending.finish_all(Do.SEND_STATE)
@@ -103,13 +110,19 @@ class Execution:
                 self._learn(known(m))
             case Do.START_SCATTER:
                 gradient = self._local_feature_gradient(known(m))
-                self._pending.start(action, self._transport.scatter_feature_gradient(gradient, self._layout, known(m)))
+                message = self._transport.scatter_feature_gradient(
+                    gradient, self._specs.features, self._layout, known(m), self.view.readers
+                )
+                self._pending.start(action, message)
             case Do.AWAIT_SCATTERS:
                 parts = [self._pending.finish(Do.START_SCATTER, m) for m in range(len(self._rows))]
                 self._feature_gradients[None] = _concatenate(parts)
             case Do.START_REDUCE:
                 gradient = self._local_feature_gradient(known(m))
-                self._pending.start(action, self._transport.reduce_feature_gradient(gradient))
+                message = self._transport.reduce_feature_gradient(
+                    gradient, self._specs.features, self._size(m), self.view.readers
+                )
+                self._pending.start(action, message)
             case Do.AWAIT_REDUCE:
                 self._feature_gradients[m] = self._pending.finish(Do.START_REDUCE, m)
             case Do.AWAIT_REDUCES_SENT:
@@ -131,12 +144,12 @@ class Execution:
                 self._update(action.do)
 
     def check_finished(self) -> None:
-        """Nothing of this batch is under way any more."""
+        """Check that no message of this batch is under way."""
         self._pending.check_finished()
 
     def result(self) -> StepResult:
         """What this rank's refiners received and returned."""
-        refiners, batch = self._view.refiners, self._batch
+        refiners, batch = self.view.refiners, self._batch
         received, returned = (
             {i: [kept[i, m][: batch.counted] for m in range(len(self._rows))] for i in refiners}
             for kept in (self._received, self._returned)
@@ -168,7 +181,7 @@ class Execution:
         if graph:
             self._extracted[None] = features
         self._shard = detach(features)
-        if not self._view.shares_features:
+        if not self.view.shares_features:
             self._cut_features(self._shard)
 
     def _check_features(self, features: TensorTuple) -> None:
@@ -177,20 +190,27 @@ class Execution:
 
     def _cut_features(self, features: TensorTuple) -> None:
         for m, rows in enumerate(self._rows):
-            self._features[m] = self._leaves(tuple(feature[rows] for feature in features))
+            self._features[m] = self._leaves(tuple(rows_of(feature, rows) for feature in features))
+
+    def _features_of(self, m: int) -> TensorTuple:
+        """Of microbatch m; their shapes alone, where features do not come to this rank."""
+        if m not in self._features:
+            rows, specs = self._size(m), self._specs.features
+            self._features[m] = tuple(Absent.like((rows, *spec.shape), spec.dtype, self._device) for spec in specs)
+        return self._features[m]
 
     def _leaves(self, features: TensorTuple) -> TensorTuple:
-        return leaves(features, trained=self._view.trains_extractor)
+        return leaves(features, trained=self.view.trains_extractor)
 
     # Refiners
 
     def _forward(self, i: int, m: int, *, graph: bool) -> None:
-        features, state = self._features[m], self._state_of(i, m)
-        if not self._rule.trains_extractor_through(i, self._view.placement.num_refiners):
+        features, state = self._features_of(m), self._state_of(i, m)
+        if not self._rule.trains_extractor_through(i, self.view.placement.num_refiners):
             features = detach(features)
         self._seed(f"refiners.{i}", m)
         following = self._stage.refine(i, features, state, graph=graph)
-        if i + 1 < self._view.placement.num_refiners:
+        if i + 1 < self.view.placement.num_refiners:
             check_alike(f"refiner {i}", specs_of(following), self._specs.states[i + 1])
         if graph:
             loss = self._rule.loss(i, features, state, following, self._target(m))
@@ -202,10 +222,10 @@ class Execution:
     def _state_of(self, i: int, m: int) -> TensorTuple:
         """What refiner i receives: from the one before, or made here."""
         if not self._chained:
-            count, part = self._view.placement.num_refiners, self._batch.part(self._rows[m])
-            return self._rule.made_state(i, count, detach(self._features[m]), self._target(m), part)
+            count, part = self.view.placement.num_refiners, self._batch.part(self._rows[m])
+            return self._rule.made_state(i, count, detach(self._features_of(m)), self._target(m), part)
         if i == 0 and (i, m) not in self._states:
-            self._states[i, m] = initial_state(detach(self._features[m]), self._stage.num_classes)
+            self._states[i, m] = initial_state(detach(self._features_of(m)), self._stage.num_classes)
         return self._states[i, m]
 
     def _keep(self, i: int, m: int, state: TensorTuple, following: TensorTuple) -> None:
@@ -214,7 +234,7 @@ class Execution:
         if (i, m) in self._returned:
             return
         self._received[i, m], self._returned[i, m] = self._rule.kept(state), self._rule.kept(following)
-        last = i + 1 == self._view.placement.num_refiners
+        last = i + 1 == self.view.placement.num_refiners
         if self._chained and not last:
             self._states[i + 1, m] = following
 
@@ -230,19 +250,19 @@ class Execution:
         if loss.requires_grad:  # not for a refiner without parameters on features that are not trained
             loss.backward()  # type: ignore[no-untyped-call]
         self._states.pop((i, m), None)
-        if i == self._view.refiners[-1]:
+        if i == self.view.refiners[-1]:
             self._complete_refiners()
 
     def _learn(self, m: int) -> None:
         """Forward and backward of all this rank's refiners, whose states the teacher chain has cached."""
         assert self._resources.stacks is not None, "only `stacked` schedules learn at once"
-        states = {i: self._state_of(i, m) for i in self._view.refiners}
-        losses, returned = self._resources.stacks.losses(self._features[m], states, self._target(m))
+        states = {i: self._state_of(i, m) for i in self.view.refiners}
+        losses, returned = self._resources.stacks.losses(self._features_of(m), states, self._target(m))
         loss = losses * self._batch.weight if self._rule.sums_over_rows else losses
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         self._complete_refiners()  # which no hook has told: gradients come from stacked ones
-        for i in self._view.refiners:
+        for i in self.view.refiners:
             self._keep(i, m, states[i], returned[i])
             self._states.pop((i, m), None)
 
@@ -253,10 +273,15 @@ class Execution:
 
     # Gradients of the features and of the extractor
 
-    def _local_feature_gradient(self, m: int) -> TensorTuple:
-        """The sum over this rank's refiners: [b, ...] per differentiable feature. Microbatch m's features are done."""
-        leaves = [leaf for leaf in self._features.pop(m) if leaf.requires_grad]
-        return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+    def _local_feature_gradient(self, m: int) -> tuple[Tensor | None, ...]:
+        """The sum over this rank's refiners: [b, ...] per differentiable feature, None of one that is not read here.
+        Microbatch m's features are done."""
+        leaves = [leaf for leaf in self._features.pop(m) if is_differentiable(leaf.dtype)]
+        return tuple(None if isinstance(leaf, Absent) else _gradient_of(leaf) for leaf in leaves)
+
+    def _own_feature_gradient(self, m: int) -> TensorTuple:
+        """The same where this rank alone computes it, and so has all features."""
+        return tuple(gradient for gradient in self._local_feature_gradient(m) if gradient is not None)
 
     def _extractor_backward(self, m: int | None) -> None:
         if m not in self._extracted:  # an empty shard
@@ -264,9 +289,9 @@ class Execution:
         if m in self._feature_gradients:
             gradient = self._feature_gradients.pop(m)
         elif m is None:
-            gradient = _concatenate([self._local_feature_gradient(n) for n in range(len(self._rows))])
+            gradient = _concatenate([self._own_feature_gradient(n) for n in range(len(self._rows))])
         else:
-            gradient = self._local_feature_gradient(m)
+            gradient = self._own_feature_gradient(m)
         outputs = [feature for feature in self._extracted.pop(m) if is_differentiable(feature.dtype)]
         attached = [(o, g) for o, g in zip(outputs, gradient, strict=True) if o.requires_grad]
         with self._version.in_use():
@@ -300,6 +325,10 @@ class Execution:
         runtime = self._stage.runtime
         own = m * runtime.num_replicas + runtime.replica  # every replica's share has random masks of its own
         self._stage.seed(part, mask_seed(self._resources.seed, part, self._step, own))
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _concatenate(parts: list[TensorTuple]) -> TensorTuple:

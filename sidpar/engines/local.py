@@ -1,4 +1,4 @@
-"""Local learning in one process, written for reading: the oracle that every other engine is tested against."""
+"""Local learning in one process, written to be read: the reference that all other engines are tested against."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -23,18 +23,22 @@ from sidpar.stages.stage import Stage
 
 
 class LocalEngine(Synchronous):
-    """Features once, every refiner's forward and local loss, one backward of the sum: no gradient crosses refiners,
-    because each receives a detached state.
+    """Computes the features once, then the forward and local loss of every refiner, then one backward of the sum. No
+    gradient crosses refiners, because each receives a detached state.
 
     Args:
+        stage: the whole cascade in one process.
         objective: the settings of a rule, or a rule.
-        seed: of the random masks, and of the rule's random numbers.
+        seed: of random numbers in modules, such as dropout masks, and of the rule.
+
+    Raises:
+        UsageError: there is more than one rank, or the settings do not fit the cascade.
     """
 
     def __init__(self, stage: Stage, objective: Objective | LocalRule, *, seed: int = 0) -> None:
         if stage.runtime.world_size != 1:
             raise UsageError(
-                f"the local engine is one process, but the world has {stage.runtime.world_size} ranks: "
+                f"the local engine runs in one process, but there are {stage.runtime.world_size} ranks: "
                 "start one, or use method=sid"
             )
         self.stage = stage
@@ -51,7 +55,15 @@ class LocalEngine(Synchronous):
         self._admitted: set[object] = set()
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: gradients into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch = self._admit(x, y, training=True)
         self.stage.zero_grad()
         with self.stage.preserved_generators():
@@ -62,7 +74,15 @@ class LocalEngine(Synchronous):
         return self._result(seen, batch)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T]: beliefs in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...].
+            y: labels [B] or [B, T], int64 in 0..C-1.
+
+        Raises:
+            UsageError: the batch does not fit the cascade.
+        """
         batch, seen = self._admit(x, y, training=False), _Seen({}, {})
         with self.stage.inference_mode():
             features = self.stage.extract(batch.x, graph=False)
@@ -78,7 +98,7 @@ class LocalEngine(Synchronous):
         clip_each(chosen(self.stage, parts), limit)
 
     def _forward(self, batch: ReplicaBatch) -> tuple["_Seen", Tensor]:
-        """What each refiner received and returned, and the sum of the local losses."""
+        """Compute what each refiner receives and returns, and the sum of the local losses."""
         rule, seen = self.rule, _Seen({}, {})
         self.stage.seed("extractor", mask_seed(self._seed, "extractor", self.steps, 0))
         features = self.stage.extract(batch.x, graph=self._trains_extractor)

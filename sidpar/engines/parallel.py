@@ -1,4 +1,4 @@
-"""Local learning on ranks: walks the schedule's list of actions for each batch."""
+"""Local learning on ranks: executes the schedule's list of actions for each batch."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -21,7 +21,8 @@ from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError, reason
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.rehearsal import send_first
-from sidpar.messages.transport import Pending, Transport
+from sidpar.messages.transport import Transport
+from sidpar.messages.wire import Pending
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules import rule_of
@@ -30,7 +31,7 @@ from sidpar.schedules.actions import Action
 from sidpar.schedules.batching import BatchLayout, Share
 from sidpar.schedules.phases import PHASE
 from sidpar.schedules.placement import Placement
-from sidpar.schedules.rank_view import RankView
+from sidpar.schedules.rank_view import RankView, Reads
 from sidpar.schedules.receives import when_needed
 from sidpar.schedules.synchronous import SCHEDULES, extracts_ahead, inference
 from sidpar.stages.rehearsal import unnoticed
@@ -45,18 +46,22 @@ class ParallelEngine(Synchronous):
     With R replicas of the cascade, each computes 1/R of every batch, and gradients are summed over them.
 
     Args:
-        objective: the settings of a rule, or a rule; by it refiners learn.
+        stage: made with `extractor` and `counts`.
+        objective: the settings of a rule, or a rule, by which refiners learn.
         schedule: `fused` or `two_phase` (`schedules/synchronous.py`); both give the gradients of `LocalEngine`. The
-            third one is `StreamingEngine`'s.
+            third schedule, `streaming`, is `StreamingEngine`.
         microbatches: M, of each replica's share; a share with fewer rows is cut into as many microbatches as it has
             rows.
         refiner_execution: `loop`, one refiner after the other, or `stacked`: all of this rank's as one batched
             computation (`cascade/stacked.py`). Pays where refiners are many and small, and one rank has several.
-        seed: of the random masks, and of the rule's random numbers; the same on all ranks.
+        seed: of random numbers in modules, such as dropout masks, and of the rule; the same on all ranks.
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
-    M > 1 or R > 1 its statistics differ from the local engine's; so do the masks of dropout. The statistics that are
+    M > 1 or R > 1 its statistics differ from the local engine's; so do dropout masks. The statistics that are
     saved and evaluated are those of the first replica.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -72,9 +77,7 @@ class ParallelEngine(Synchronous):
         if schedule not in SCHEDULES:
             raise UsageError(f"schedule {schedule!r} is unknown; choose one of {list(SCHEDULES)}")
         if not isinstance(stage.placement, Placement):
-            raise UsageError(
-                "ParallelEngine needs a stage placed by `extractor` and `counts`, not one of backpropagation"
-            )
+            raise UsageError("ParallelEngine needs a stage made with `extractor` and `counts`, not with `placement`")
         if microbatches < 1:
             raise UsageError(f"microbatches must be at least 1, got {microbatches}")
         self.stage = stage
@@ -104,16 +107,24 @@ class ParallelEngine(Synchronous):
         self.traffic = Traffic() if self._transport is None else self._transport.traffic
         self._refiner_buckets = self._make_refiner_buckets()
         stacks = Stacks(stage, self.rule) if refiner_execution == "stacked" else None
-        self._resources = Resources(stage, self.rule, self._view, self._transport, self._refiner_buckets, stacks, seed)
+        self._resources = Resources(stage, self.rule, self._transport, self._refiner_buckets, stacks, seed)
         self._seed = seed
         settings = {"schedule": schedule, "microbatches": microbatches, "refiner_execution": refiner_execution}
         agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
-        self._actions: dict[tuple[str, int], list[Action]] = {}
+        self._actions: dict[tuple[str, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._check_trainable()
         layout = self._admit(x, y, self._microbatches, training=True)
         self.stage.zero_grad()
@@ -124,7 +135,15 @@ class ParallelEngine(Synchronous):
         return result
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1, training=False)
         with self.stage.inference_mode():
             self._share_statistics()
@@ -141,8 +160,9 @@ class ParallelEngine(Synchronous):
         training: bool = True,
     ) -> StepResult:
         share = self._take_share(x, y, self.steps, training=training)
-        execution = Execution(self._resources, share, layout, self.steps, open_version, training=training)
-        for action in self._list(schedule, len(layout.microbatches)):
+        view = self._view_of(share.x, layout)
+        execution = Execution(self._resources, view, share, layout, self.steps, open_version, training=training)
+        for action in self._list(schedule, view):
             self._do(execution, action)
         execution.check_finished()
         return execution.result()
@@ -187,7 +207,7 @@ class ParallelEngine(Synchronous):
         return GradientBuckets(parameters, self._transport.sum_refiner_gradients)
 
     def _open_refiners(self) -> None:
-        """A batch begins: no gradients."""
+        """Remove all gradients at the start of a batch."""
         if self._refiner_buckets is not None:
             self._refiner_buckets.reset()
             self._refiner_buckets.attach()
@@ -205,17 +225,27 @@ class ParallelEngine(Synchronous):
 
     @property
     def _views(self) -> list[RankView]:
-        """What the schedules of all ranks are functions of."""
+        """The inputs of the schedules of all ranks."""
         return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
 
-    def _list(self, schedule: Callable[[RankView], Iterator[Action]], microbatches: int) -> list[Action]:
-        key = (schedule.__name__, microbatches)
+    def _list(self, schedule: Callable[[RankView], Iterator[Action]], view: RankView) -> list[Action]:
+        key = (schedule.__name__, view)
         if key not in self._actions:
-            self._actions[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches)))
+            self._actions[key] = self._in_order(schedule(view))
         return self._actions[key]
 
+    def _view_of(self, x: Tensor, layout: BatchLayout) -> RankView:
+        """Of a batch of which x enters."""
+        return replace(self._view, microbatches=len(layout.microbatches), reads=self._reads(x))
+
+    def _reads(self, x: Tensor) -> Reads | None:
+        """Which refiners read which features. A rule may read all; stacked refiners run in a transform that features
+        must be passed through."""
+        whole = self.rule.loss_reads_features or self._view.refiner_execution == "stacked"
+        return None if whole else self.stage.skeleton.reads(x)
+
     def _in_order(self, actions: Iterable[Action]) -> list[Action]:
-        """A schedule's actions as this backend takes them."""
+        """A schedule's actions, in the order for this backend."""
         return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
@@ -263,7 +293,7 @@ class ParallelEngine(Synchronous):
                 self._execute(schedule, x, y, layout, open_version, training=training).measures()
         except Exception as error:
             # A module may refuse what other ranks would have sent: here, zeros. Then its first uses are in the step.
-            warnings.warn(f"a rehearsal of the first batch has failed, and is left out: {reason(error)}", stacklevel=2)
+            warnings.warn(f"the dry run of the first batch has failed and is skipped: {reason(error)}", stacklevel=2)
         finally:
             self.clock = clock
         synchronize(self._runtime.device)
@@ -275,13 +305,13 @@ class ParallelEngine(Synchronous):
         with self._runtime.during("first message of each kind and size"):
             buckets = self._buckets() if training else []
             specs = self.stage.skeleton.specs(x)
-            send_first(self._transport, self._view, layout, specs, buckets, training=training)
+            send_first(self._transport, self._view_of(x, layout), layout, specs, buckets, training=training)
             for dtype in (torch.float64, torch.int64):
                 self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
             synchronize(self._runtime.device)
 
     def _buckets(self) -> list[GradientBuckets]:
-        """Of all gradients that this rank sums with others."""
+        """The buckets of all gradients that this rank sums with others."""
         extractor = self._extractor_buckets() if self._view.reduces_parameters else None
         return [buckets for buckets in (self._refiner_buckets, extractor) if buckets is not None]
 
@@ -307,7 +337,7 @@ class ParallelEngine(Synchronous):
         return ReplicaBatch.take(x, y, share, device, self.rule, seed=self._seed, step=step, training=training)
 
     def _key(self, x: Tensor, y: Tensor) -> tuple[object, ...]:
-        """What batches that are alike have in common."""
+        """A key that is the same for batches of the same shape."""
         return tuple(x.shape), x.dtype, tuple(y.shape)
 
     def _check_trainable(self) -> None:

@@ -1,12 +1,12 @@
 """The messages of one batch that are under way on this rank: started by one action, awaited by a later one."""
 
 from sidpar.cascade.cascade import TensorTuple
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 from sidpar.schedules.actions import Action, Do
 
 
 class PendingMessages:
-    """By the verb that started them, and the microbatch; None is the whole batch."""
+    """Started messages by the verb that started them and the microbatch; None is the whole batch."""
 
     def __init__(self) -> None:
         self._pending: dict[tuple[Do, int | None], Pending] = {}

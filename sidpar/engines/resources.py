@@ -1,11 +1,10 @@
-"""What an engine of local learning keeps from batch to batch."""
+"""What an engine of local learning keeps for all batches."""
 
 from dataclasses import dataclass
 
 from sidpar.messages.gradients import GradientBuckets
 from sidpar.messages.transport import Transport
 from sidpar.rules.base import LocalRule
-from sidpar.schedules.rank_view import RankView
 from sidpar.stages.stacks import Stacks
 from sidpar.stages.stage import Stage
 
@@ -16,9 +15,8 @@ class Resources:
 
     stage: Stage
     rule: LocalRule
-    view: RankView
     transport: Transport | None
-    """None in a world of one."""
+    """None for a single process."""
     refiner_buckets: GradientBuckets | None
     """None where this rank's refiners have no replicas."""
     stacks: Stacks | None

@@ -1,4 +1,4 @@
-"""What one batch showed of a rank's refiners."""
+"""The result of one step or evaluation for a rank's refiners."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from sidpar.rules.base import LocalRule
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of this rank's n refiners. Nothing is computed until it is asked for.
-
-    `y` are the labels of the rows that entered: of the whole batch, or of this rank's share of it, while `samples`
-    counts the whole batch.
-    """
+    """What one batch showed of this rank's n refiners. Nothing is computed until it is asked for."""
 
     rule: LocalRule
+    """What the refiners learned from, or are measured by."""
     refiners: Sequence[int]
+    """The numbers of this rank's refiners, in the whole cascade."""
     received: Mapping[int, Sequence[Tensor]]
-    """What the rule keeps of the states that refiner i receives, of each microbatch: the log-belief [b, C] (or
-    [b, T, C]) of its teacher, for every i of `refiners`."""
+    """For every i of `refiners`, what the rule keeps of the states that refiner i received, per microbatch: by default
+    the teacher's log-belief [b, C] or [b, T, C]."""
     returned: Mapping[int, Sequence[Tensor]]
-    """The same of the states that it returns."""
+    """The same for the states that refiner i returned."""
     y: Tensor
+    """Labels of the rows that entered, [b] or [b, T]: of the whole batch, or of this rank's share of it."""
     samples: int
+    """Labels of the whole batch: B, or B x T."""
     batch_size: int
-    """B."""
+    """The size B of the global batch."""
     diagnosis: dict[str, Any] | None = None
-    """What the engine has found out about itself at this step, where it was asked to (`StreamingEngine`)."""
+    """What `StreamingEngine` observed at this step, if `diagnose_every` asks for it."""
 
     def measures(self) -> Tensor:
         """`rule.measures` of this rank's refiners, summed over its share of the batch: [n, k], float64."""
@@ -48,7 +48,7 @@ class StepResult:
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of correct predictions of each of this rank's refiners, [n], over this rank's share of the batch."""
+        """Accuracy of each of this rank's refiners, [n] in 0..1, over this rank's share of the batch."""
         return self._mean("correct")
 
     def _mean(self, column: str) -> Tensor:

@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class StreamingEngine(ParallelEngine):
-    """Trains a stream of batches: a rank begins the next one as soon as its own work on this one is done.
+    """Trains a stream of batches: a rank begins the next batch as soon as its own work on the present one is done.
 
         for result in engine.train(batches, update): ...
 
@@ -40,14 +40,19 @@ class StreamingEngine(ParallelEngine):
     equal. That is the point for a checkpoint or an evaluation. `step` by itself is one `fused` step, without an update.
 
     Args:
-        microbatches: M. The chain of K ranks is hidden from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
-        staleness: S >= 1. More than 1 is needed only where even that does not hide the chain, and costs accuracy.
-        weight_prediction: whether features are made with the weights that the extractor is expected to have S updates
-            later, which makes late gradients less late (`stages/versions.py`).
+        stage: made with `extractor` and `counts`.
+        objective: the settings of a rule, or a rule, by which refiners learn.
+        microbatches: M. Ranks need not wait for the chain from about M = (K-1)/3 on, with a sharded extractor (K+4)/3.
+        staleness: S >= 1. More than 1 is needed only where ranks would still wait for the chain, and costs accuracy.
+        weight_prediction: whether features are computed with the weights that the extractor is predicted to have S
+            updates later, which makes late gradients less late (`stages/versions.py`).
         refiner_execution: as for `ParallelEngine`.
-        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each at the price of a drain
+        diagnose_every: steps between two observations of Proposition 5 (`diagnosis.py`), each of which costs a drain
             and two synchronous steps; 0 for none.
-        seed: of the random masks; the same on all ranks.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
+
+    Raises:
+        UsageError: the settings do not fit each other or the stage, or ranks have different ones.
     """
 
     def __init__(
@@ -82,21 +87,46 @@ class StreamingEngine(ParallelEngine):
         if self._view.runs_extractor_backward:
             ahead, send = staleness if weight_prediction else 0, self._sum_extractor()
             self._extractors = Versions(self._extractor, staleness + 1, send, ahead=ahead)
-        self._turns: dict[tuple[str, Turn, int], list[Action]] = {}
+        self._turns: dict[tuple[str, Turn, RankView], list[Action]] = {}
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients of one `fused` step."""
+        """Compute the gradients of one batch by a `fused` step, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().step(x, y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, between streams."""
+        """The beliefs about one batch, in inference mode and without gradients, not while `train` runs.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         self._refuse_within_a_stream()
         return super().evaluate(x, y)
 
     def train(self, batches: Iterable[Batch], update: Update) -> Iterator[StepResult]:
-        """A turn for each batch, with `update` called for the refiners at its end, and for the extractor when an update
-        of it is due. A batch of another shape than the one before begins a new stream, after a drain."""
+        """Train on all batches. `update` is called for the refiners after their work on each batch, and for the
+        extractor when an update of it is due. A batch of another shape begins a new stream, after a drain.
+
+        Args:
+            batches: inputs [B, ...] and labels [B] or [B, T], int64 in 0..C-1; the same on every rank.
+            update: steps an optimizer. It is called with the names of the parts whose gradients are complete; no other
+                parameter has a gradient at that time.
+
+        Raises:
+            UsageError: an earlier call of `train` has not ended, or a batch does not fit.
+        """
         self._refuse_within_a_stream()
         incoming = iter(batches)
         batch, before = next(incoming, None), 0
@@ -121,7 +151,7 @@ class StreamingEngine(ParallelEngine):
         return dict(zip(self._movement_names, movement, strict=bool(movement)))
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on with the movement that `carried` gave, if weights were predicted there and are here."""
+        """Restore the movement that `carried` returned, if weights were predicted there and are predicted here."""
         if self._extractors is not None and tensors:
             self._extractors.resume([tensors[name].to(self._runtime.device) for name in self._movement_names])
 
@@ -147,13 +177,14 @@ class StreamingEngine(ParallelEngine):
             self._begin(now + 1, following, layout, update)
         self._in_stream = not turn.last
         with self.stage.preserved_generators():
-            for action in self._actions_of(turn, streaming, len(layout.microbatches)):
+            view = self._executions[now].view
+            for action in self._actions_of(turn, streaming, view):
                 self._do(self._executions[now + action.step], action)
             if turn.last:
                 self._drained_at = now + 1
             if turn.last and self._diagnosis_is_due(now + 1) and self._extractors is not None:
                 self._old_weights = [weight.detach().clone() for weight in self._extractors.expected]
-            for action in self._actions_of(turn, drain, len(layout.microbatches)) if turn.last else ():
+            for action in self._actions_of(turn, drain, view) if turn.last else ():
                 self._do(self._executions[now + action.step], action)
         result = self._executions[now].result()
         done = now + 1 if turn.last else now + turn.outstanding.start
@@ -165,7 +196,8 @@ class StreamingEngine(ParallelEngine):
     def _begin(self, step: int, batch: Batch, layout: BatchLayout, update: Update) -> None:
         """What the actions for the batch of `step` will work on."""
         own, carry_out = self._take_share(*batch, step, training=True), partial(self._update, update, step)
-        self._executions[step] = Execution(self._resources, own, layout, step, self._open_version, carry_out)
+        view = self._view_of(own.x, layout)
+        self._executions[step] = Execution(self._resources, view, own, layout, step, self._open_version, carry_out)
 
     def _update(self, update: Update, step: int, do: Do) -> None:
         """Let the caller apply the gradients of the batch of `step`, and forget them. Meanwhile no other parameter has
@@ -200,12 +232,12 @@ class StreamingEngine(ParallelEngine):
             return self._extractors.open(step)
 
     def _actions_of(
-        self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], microbatches: int
+        self, turn: Turn, schedule: Callable[[RankView, Turn], Iterator[Action]], view: RankView
     ) -> list[Action]:
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
-        key = (schedule.__name__, alike, microbatches)
+        key = (schedule.__name__, alike, view)
         if key not in self._turns:
-            self._turns[key] = self._in_order(schedule(replace(self._view, microbatches=microbatches), alike))
+            self._turns[key] = self._in_order(schedule(view, alike))
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:
@@ -247,6 +279,6 @@ class StreamingEngine(ParallelEngine):
     def _refuse_within_a_stream(self) -> None:
         if self._in_stream:
             raise UsageError(
-                f"a stream is under way, with updates of the extractor in flight after step {self.steps}: let the loop "
-                "over train() come to its end first; where it was left early, make a new engine"
+                f"train() has not ended: updates of the extractor are in flight after step {self.steps}. Let the loop "
+                "over train() run to its end first; if it was left early, make a new engine"
             )

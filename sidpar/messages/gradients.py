@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidpar.errors import UsageError
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 
 BUCKET_BYTES = 4 * 2**20
 
@@ -34,9 +34,9 @@ class GradientBuckets:
         self._parameters = list(parameters)
         self._buffers: list[Tensor] = []
         self._parts: list[list[int]] = []
-        """Of each bucket, in how many parts each parameter's gradient has come since the release."""
+        """For each bucket, the number of parts in which each parameter's gradient has arrived since the release."""
         self._early: list[bool] = []
-        """Whether each bucket leaves as soon as it is complete; not known before the end of the first step."""
+        """Whether each bucket is sent as soon as it is complete; not known before the end of the first step."""
         self._pending: list[Pending] = []
         self._released = False
         views = []
@@ -80,7 +80,7 @@ class GradientBuckets:
         self._released = False
 
     def wait(self) -> None:
-        """For all sums."""
+        """Wait for all sums."""
         self.complete()
         for pending in self._pending:
             pending.wait()
@@ -92,7 +92,7 @@ class GradientBuckets:
 
     @contextmanager
     def unlearned(self) -> Iterator[None]:
-        """How gradients come within is no step's."""
+        """Gradients that arrive inside do not count for the rules that the first step has shown."""
         early = list(self._early)
         try:
             yield
@@ -108,9 +108,9 @@ class GradientBuckets:
         if self._parts[bucket][member] > 1:
             if bucket < len(self._pending):
                 raise UsageError(
-                    f"a parameter of shape {list(parameter.shape)} got a part of its gradient after the sum over ranks "
-                    "had begun, but all of it at once in the first step: a module that is checkpointed in several "
-                    "places must be so from the first step on, or without use_reentrant=True"
+                    f"a parameter of shape {list(parameter.shape)} got a part of its gradient after its sum over ranks "
+                    "had begun, though it got all of it at once in the first step: checkpoint a module that is used "
+                    "several times from the first step on, or set use_reentrant=False"
                 )
             self._early[bucket] = False
         while (waiting := len(self._pending)) < len(self._buffers) and self._is_complete(waiting):

@@ -1,4 +1,4 @@
-"""The first message of each kind and size, before any that a rank works beside."""
+"""Sends the first message of each kind and size, before training sends messages while ranks compute."""
 
 from collections.abc import Iterable
 
@@ -20,8 +20,8 @@ def send_first(
     *,
     training: bool,
 ) -> None:
-    """All that a batch of this layout sends, once in each size, zeros, one message after the other: nobody waits for
-    two at once. All ranks call it.
+    """Send everything that a batch of this layout sends, once in each size, as zeros, one message after another. All
+    ranks call it.
 
     NCCL makes connections by kind and size of a message, on the host, and loads kernels of its own: which may wait for
     the device, and so for the messages under way.
@@ -46,22 +46,26 @@ def _send_features(
     device = transport.device
     if view.placement.extractor == "sharded":
         shard = tuple(spec.zeros(layout.shard_sizes[view.rank], device) for spec in specs.features)
-        transport.gather_features(shard, layout).wait()
+        transport.gather_features(shard, specs.features, layout, view.readers).wait()
         return
     for rows in sizes:
         features = tuple(spec.zeros(rows, device) for spec in specs.features)
-        transport.broadcast_features(features if view.rank == 0 else None, specs.features, rows).wait()
+        transport.broadcast_features(features if view.rank == 0 else None, specs.features, rows, view.readers).wait()
 
 
 def _send_feature_gradient(
     transport: Transport, view: RankView, layout: BatchLayout, specs: CascadeSpecs, m: int
 ) -> None:
-    rows, trained = len(layout.microbatches[m]), [spec for spec in specs.features if is_differentiable(spec.dtype)]
-    gradient = tuple(spec.zeros(rows, transport.device) for spec in trained)
+    rows, read = len(layout.microbatches[m]), view.readers or [range(view.placement.num_ranks)] * len(specs.features)
+    gradient = [
+        spec.zeros(rows, transport.device) if view.rank in ranks else None
+        for spec, ranks in zip(specs.features, read, strict=True)
+        if is_differentiable(spec.dtype)
+    ]
     if view.placement.extractor == "sharded":
-        transport.scatter_feature_gradient(gradient, layout, m).wait()
+        transport.scatter_feature_gradient(gradient, specs.features, layout, m, view.readers).wait()
     else:
-        transport.reduce_feature_gradient(gradient).wait()
+        transport.reduce_feature_gradient(gradient, specs.features, rows, view.readers).wait()
 
 
 def _send_states(transport: Transport, view: RankView, specs: CascadeSpecs, rows: int) -> None:

@@ -1,14 +1,15 @@
-"""How a network is trained: by which settings, placed how, by which engine.
+"""Methods of training: which settings they read, how they place a network, and which engine they use.
 
 May import: config, schedules, simulation, planner, cascade, rules, models, data, distributed, stages, engines,
 calibration.
-Start reading: base.py, what a method says; ddp.py, the shortest one.
+Start reading: base.py, the interface; ddp.py, the shortest one.
 """
 
 from dataclasses import replace
 
 from sidpar import models
-from sidpar.config.groups.checks import known, without_effect
+from sidpar.config.groups.checks import known
+from sidpar.config.groups.refusals import unread
 from sidpar.config.schema import Config
 from sidpar.data import datasets
 from sidpar.methods.base import Method
@@ -17,6 +18,12 @@ from sidpar.methods.ddp import DDPMethod
 from sidpar.methods.local import LocalMethod
 from sidpar.methods.sid import SIDMethod
 
+ON_CPU = unread(
+    "with parallel.device=cpu",
+    "parallel.device=cpu uses no GPU",
+    "compute.tf32",
+    "compute.cudnn_benchmark",
+)
 METHODS: dict[str, Method] = {method.name: method for method in (SIDMethod(), LocalMethod(), BPMethod(), DDPMethod())}
 
 
@@ -26,8 +33,8 @@ def method_of(config: Config) -> Method:
 
 
 def complete(config: Config) -> Config:
-    """A configuration whose every setting is decided and has an effect, as a new object. Raises UsageError."""
+    """The configuration with all defaults filled in, as a new object. Raises UsageError for settings without effect."""
     if config.parallel.device == "cpu":
-        without_effect("compute", config.compute, ["tf32", "cudnn_benchmark"], "parallel.device=cpu computes on no GPU")
+        ON_CPU.check(config.compute)
     config = replace(config, data=datasets.complete(config.data), model=models.complete(config.model, config.compute))
     return method_of(config).complete(config)

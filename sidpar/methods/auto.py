@@ -1,4 +1,4 @@
-"""`parallel.auto=true`: what a configuration leaves open is chosen by a plan, made on the ranks that will run."""
+"""`parallel.auto=true`: a plan, made on the ranks of the job, chooses the settings that a configuration leaves open."""
 
 import math
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def resolve(
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:
         raise UsageError(
-            f"parallel.auto=true knows no way of {spoken(job.rule)} that fits {human(usable)} on each of "
-            f"{runtime.world_size} ranks: start more ranks, or set a smaller data.batch_size"
+            f"parallel.auto=true finds no schedule and placement for {spoken(job.rule)} that fit {human(usable)} on "
+            f"each of {runtime.world_size} ranks: start more ranks, or set a smaller data.batch_size"
         )
     settings = {name: choice[name] for name in ("extractor", "microbatches", "placement")}
     schedule = config.parallel.schedule or choice["schedule"]

@@ -1,20 +1,22 @@
-"""method=bp: backpropagation in one process, or by a pipeline over ranks."""
+"""method=bp: backpropagation in one process, or as a pipeline over ranks."""
 
+from types import MappingProxyType
 from typing import get_args
 
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
 from sidpar.cascade.specs import Skeleton
-from sidpar.config.groups.checks import filled, without_effect
+from sidpar.config.groups.checks import filled
 from sidpar.config.groups.choices import CutExtractor, PipelineName
+from sidpar.config.groups.refusals import unread
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.order import torch_order
 from sidpar.engines.backpropagation.pipeline import PipelineEngine
 from sidpar.engines.base import Engine
 from sidpar.errors import UsageError
-from sidpar.methods.base import Method, check_costs_are_read, check_offered, check_one_loss, with_parallel
+from sidpar.methods.base import Method, no_local_losses, with_parallel
 from sidpar.methods.costs import costs_for_placement, given_costs
 from sidpar.methods.ddp import DDPMethod, whole_candidate
 from sidpar.planner.candidates import Candidate, PipelineCandidate
@@ -29,18 +31,26 @@ class BPMethod(Method):
 
     name = "bp"
 
-    def complete(self, config: Config) -> Config:
-        check_offered(config, "schedule", get_args(PipelineName))
-        check_offered(config, "extractor", get_args(CutExtractor))
-        parallel = config.parallel
-        without_effect("parallel", parallel, ["refiner_execution"], "method=bp has one loss for all refiners")
-        reason = "method=bp has no replicas of its pipelines; method=ddp has one on every rank"
-        without_effect("parallel", parallel, ["replicas"], reason)
-        without_effect("parallel", parallel, ["auto"], "only method=sid chooses for itself")
-        config = with_parallel(config, **filled(parallel, extractor="cut", schedule="1f1b", placement="cost"))
-        check_costs_are_read(config)
-        check_one_loss(config)
-        return config
+    offers = MappingProxyType({"schedule": get_args(PipelineName), "extractor": get_args(CutExtractor)})
+    refuses = (
+        unread("with method=bp", "method=bp has one loss for all refiners", "parallel.refiner_execution"),
+        unread(
+            "with method=bp",
+            "method=bp cannot replicate a pipeline; method=ddp has a copy of the network on every rank",
+            "parallel.replicas",
+        ),
+        unread("with method=bp", "only method=sid can choose its settings", "parallel.auto"),
+        no_local_losses("bp"),
+    )
+
+    def decide(self, config: Config) -> Config:
+        return with_parallel(config, **filled(config.parallel, extractor="cut", schedule="1f1b", placement="cost"))
+
+    def in_words(self, config: Config, ranks: int) -> str:
+        if ranks == 1:
+            return _IN_ONE_PROCESS.in_words(config, ranks)
+        schedule, extractor = config.parallel.schedule, config.parallel.extractor
+        return f"{config.learning}, schedule {schedule}, extractor {extractor}, M = {_microbatches(config, ranks)}"
 
     def candidate(self, config: Config, job: Job) -> Candidate:
         ranks, parallel = job.num_ranks, config.parallel

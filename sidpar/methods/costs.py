@@ -1,4 +1,4 @@
-"""What the pieces of a configured cascade cost: as given, or as measured here."""
+"""The costs of the pieces of a configured cascade: as given, or as measured here."""
 
 from collections.abc import Callable
 

@@ -1,14 +1,15 @@
-"""method=ddp: backpropagation with the whole cascade on every rank, which takes its share of the batch."""
+"""method=ddp: backpropagation with the whole cascade on every rank, each for its share of the batch."""
 
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.checks import filled, without_effect
+from sidpar.config.groups.checks import filled
+from sidpar.config.groups.refusals import unread
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.backpropagation.whole import BPEngine
 from sidpar.engines.base import Engine
-from sidpar.methods.base import Method, check_one_loss, with_parallel
+from sidpar.methods.base import Method, no_local_losses, with_parallel
 from sidpar.planner.candidates import Candidate, WholeCandidate
 from sidpar.planner.job import Job
 from sidpar.schedules.placement import Copies
@@ -20,21 +21,18 @@ class DDPMethod(Method):
 
     name = "ddp"
 
-    def complete(self, config: Config) -> Config:
-        keys = [
-            "extractor",
-            "schedule",
-            "placement",
-            "costs",
-            "extractor_cost",
-            "refiner_execution",
-            "replicas",
-            "auto",
-        ]
-        without_effect("parallel", config.parallel, keys, "method=ddp has the whole cascade on every rank")
-        config = with_parallel(config, **filled(config.parallel, microbatches=1))
-        check_one_loss(config)
-        return config
+    refuses = (
+        unread(
+            "with method=ddp",
+            "method=ddp has the whole cascade on every rank",
+            *("parallel.extractor", "parallel.schedule", "parallel.placement", "parallel.costs"),
+            *("parallel.extractor_cost", "parallel.refiner_execution", "parallel.replicas", "parallel.auto"),
+        ),
+        no_local_losses("ddp"),
+    )
+
+    def decide(self, config: Config) -> Config:
+        return with_parallel(config, **filled(config.parallel, microbatches=1))
 
     def candidate(self, config: Config, job: Job) -> Candidate:
         microbatches = min(config.parallel.microbatches or 1, len(job.share.taken))

@@ -1,17 +1,17 @@
-"""method=local: the same training as method=sid in one process, the oracle."""
+"""method=local: the same training as method=sid in one process, as a reference."""
 
 import dataclasses
 
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.checks import without_effect
 from sidpar.config.groups.parallel import ParallelConfig
+from sidpar.config.groups.refusals import unread
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine
 from sidpar.engines.local import LocalEngine
-from sidpar.methods.base import Method, with_local_rule
+from sidpar.methods.base import Method, no_backpropagation
 from sidpar.planner.candidates import Candidate, LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.rules import rule_of
@@ -26,10 +26,17 @@ class LocalMethod(Method):
     name = "local"
     learns_locally = True
 
-    def complete(self, config: Config) -> Config:
-        keys = [field.name for field in dataclasses.fields(ParallelConfig) if field.name != "device"]
-        without_effect("parallel", config.parallel, keys, "method=local is one process")
-        return with_local_rule(config)
+    refuses = (
+        unread(
+            "with method=local",
+            "method=local runs in one process",
+            *(f"parallel.{field.name}" for field in dataclasses.fields(ParallelConfig) if field.name != "device"),
+        ),
+        no_backpropagation("local"),
+    )
+
+    def decide(self, config: Config) -> Config:
+        return config
 
     def candidate(self, config: Config, job: Job) -> Candidate:
         return LocalCandidate("fused", Placement((len(job.costs.refiners),), "replicated"), 1, rule=job.rule)

@@ -1,13 +1,15 @@
-"""method=sid: refiners on ranks, each learning by a local rule, SID for one."""
+"""method=sid: refiners on ranks, each of which learns by a local rule such as SID."""
 
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, get_args
 
 from torch import Tensor
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.checks import filled, without_effect
+from sidpar.config.groups.checks import filled
 from sidpar.config.groups.choices import ExtractorPlacement, ScheduleName, SynchronousName
+from sidpar.config.groups.refusals import Refusal, unread
 from sidpar.config.schema import Config
 from sidpar.distributed.runtime import Runtime
 from sidpar.engines.base import Engine
@@ -15,7 +17,7 @@ from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import UsageError
 from sidpar.methods.auto import resolve
-from sidpar.methods.base import Method, check_costs_are_read, check_offered, with_local_rule, with_parallel
+from sidpar.methods.base import Method, no_backpropagation, with_parallel
 from sidpar.methods.costs import costs_for_placement, given_costs
 from sidpar.planner.candidates import Candidate, LocalCandidate
 from sidpar.planner.job import Job
@@ -28,23 +30,58 @@ from sidpar.stages.stacks import agree_on_stacks
 from sidpar.stages.stage import Stage
 
 
+def _check_leaves_open(parallel: Any) -> None:
+    if parallel.auto and None not in (
+        parallel.extractor,
+        parallel.schedule,
+        parallel.microbatches,
+        parallel.placement,
+    ):
+        raise UsageError(
+            "parallel.auto=true has nothing to choose, because parallel.extractor, schedule, microbatches and "
+            "placement are all given: remove it, or one of them"
+        )
+
+
+AUTO = (
+    unread(
+        "with parallel.auto=true",
+        "parallel.auto=true measures the costs",
+        "parallel.costs",
+        "parallel.extractor_cost",
+        when=lambda parallel: parallel.auto,
+    ),
+    Refusal(
+        ("parallel.auto",),
+        "true, where parallel.extractor, parallel.schedule, parallel.microbatches and parallel.placement are all given",
+        _check_leaves_open,
+    ),
+)
+"""What the plan of a job decides, and a configuration need not."""
+
+
 class SIDMethod(Method):
     """Model-parallel: the only method that places refiners apart, streams, and can choose for itself."""
 
     name = "sid"
     learns_locally = True
 
-    def complete(self, config: Config) -> Config:
-        check_offered(config, "schedule", get_args(ScheduleName))
-        check_offered(config, "extractor", get_args(ExtractorPlacement))
+    offers = MappingProxyType({"schedule": get_args(ScheduleName), "extractor": get_args(ExtractorPlacement)})
+    refuses = (*AUTO, no_backpropagation("sid"))
+
+    def decide(self, config: Config) -> Config:
         config = with_parallel(config, **filled(config.parallel, refiner_execution="loop"))
         if config.parallel.auto:
-            _leaves_open(config)
-        else:
-            defaults = {"extractor": "sharded", "schedule": "fused", "microbatches": 1, "placement": "count"}
-            config = with_parallel(config, **filled(config.parallel, **defaults))
-        check_costs_are_read(config)
-        return with_local_rule(config)
+            return config
+        defaults = {"extractor": "sharded", "schedule": "fused", "microbatches": 1, "placement": "count"}
+        return with_parallel(config, **filled(config.parallel, **defaults))
+
+    def in_words(self, config: Config, ranks: int) -> str:
+        parallel = config.parallel
+        late = f", staleness {parallel.staleness}" if parallel.staleness else ""
+        stacked = ", stacked" if parallel.refiner_execution == "stacked" else ""
+        schedule = f"schedule {parallel.schedule}, extractor {parallel.extractor}, M = {parallel.microbatches}"
+        return f"{config.learning}, {schedule}{late}{stacked}"
 
     def check_ranks(self, config: Config, ranks: int) -> None:
         place_by_count(config.model.refiners, ranks // config.parallel.replicas)
@@ -55,7 +92,8 @@ class SIDMethod(Method):
         chosen = choose_local(job, _freedom(config))
         if chosen is None:
             raise UsageError(
-                f"parallel.auto=true finds no way of {spoken(job.rule)} that fits: use more ranks, or a smaller batch"
+                f"parallel.auto=true finds no schedule and placement for {spoken(job.rule)} that fit: use more ranks, "
+                "or a smaller batch"
             )
         return chosen
 
@@ -101,16 +139,6 @@ class SIDMethod(Method):
             return StreamingEngine(stage, rule, **settings)
         schedule: SynchronousName = _schedule(config)  # type: ignore[assignment]  # no stream without staleness
         return ParallelEngine(stage, rule, schedule=schedule, **settings)
-
-
-def _leaves_open(config: Config) -> None:
-    parallel = config.parallel
-    without_effect("parallel", parallel, ["costs", "extractor_cost"], "parallel.auto=true measures the costs")
-    if None not in (parallel.extractor, parallel.schedule, parallel.microbatches, parallel.placement):
-        raise UsageError(
-            "parallel.auto=true has nothing to choose, because parallel.extractor, schedule, microbatches and "
-            "placement are all given: remove it, or one of them"
-        )
 
 
 def _freedom(config: Config) -> Freedom:

@@ -34,7 +34,7 @@ MODELS: dict[str, Model] = {
 EXTRACTORS: dict[str, Model] = {backbone.name: extractor_model(backbone) for backbone in BACKBONES}
 DEFAULT = SIMPLE_CNN.name
 SETTINGS = (*SIZES, *CUTTING, *START)
-"""Settings of networks that have names of their own in the configuration."""
+"""Settings of networks that have a key of their own in the configuration."""
 
 
 def named_model(config: ModelConfig) -> tuple[str, Model]:
@@ -48,12 +48,13 @@ def named_model(config: ModelConfig) -> tuple[str, Model]:
 
 
 def forms_beliefs(config: ModelConfig) -> bool:
-    """Whether the network's refiners have something to learn from locally: a user's network always has."""
+    """Whether the network has beliefs for local learning. A user's own network always has."""
     return config.builder is not None or named_model(config)[1].has_beliefs
 
 
 def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
-    """With the settings decided that the named network reads. Raises UsageError for those that it does not."""
+    """The settings of `model` with their defaults filled in. Raises UsageError for settings that the named network does
+    not read."""
     options = config.options or {}
     if config.builder is not None:
         return replace(config, options=options, num_refiners=config.num_refiners or DEFAULT_REFINERS)
@@ -63,7 +64,7 @@ def complete(config: ModelConfig, compute: Compute) -> ModelConfig:
         without_effect("model", config, [name for name in names if name not in settings], f"{named} {reason}")
     for name in SETTINGS:
         if name in options and name in settings:
-            raise UsageError(f"model.options.{name} is a setting of its own: set model.{name}={options[name]}")
+            raise UsageError(f"model.options.{name} has a key of its own: set model.{name}={options[name]}")
     function = model.takes_options or model.build
     check_options("model.options", options, named, function, [*BUILDER_KEYWORDS, *SETTINGS])
     check_types("model.options", options, function)

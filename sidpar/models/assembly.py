@@ -1,4 +1,4 @@
-"""Cascades from a recipe per part. Initial weights depend on (seed, part) alone, never on ranks."""
+"""Builds cascades from a function for each part. Initial weights depend on (seed, part) alone, never on ranks."""
 
 from collections.abc import Callable
 

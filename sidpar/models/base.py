@@ -1,4 +1,4 @@
-"""What a network that comes with sidpar says of itself."""
+"""The description of a network that comes with sidpar."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ class Model:
 
     name: str
     build: Callable[..., Cascade]
-    """From image_shape, num_classes, num_refiners and, by keyword, seed and `settings`."""
+    """Called with image_shape, num_classes, num_refiners and, by keyword, seed and `settings`."""
     has_beliefs: bool = True
-    """Whether its refiners form beliefs one after the other, from which they can learn locally."""
+    """Whether its refiners form beliefs one after another, so that they can learn locally."""
     has_convolutions: bool = True
     """Whether compute.channels_last has an effect."""
     num_refiners: int = DEFAULT_REFINERS
-    """L, where it is left open."""
+    """L, by default."""
     reads: Mapping[str, Any] | None = None
     """The settings of `model` that `build` takes, and their defaults, where its signature does not tell."""
     takes_options: Callable[..., nn.Module] | None = None

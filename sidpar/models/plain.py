@@ -1,4 +1,4 @@
-"""The networks that backpropagation is judged by: residual, no belief and no softmax between their modules."""
+"""Plain networks for backpropagation, to compare with: residual, without beliefs and softmax between their modules."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from sidpar.models.wide_mlp import flat_extractor
 
 
 def plain_cnn(image_shape: tuple[int, int, int], num_classes: int, num_refiners: int, *, seed: int = 0) -> Cascade:
-    """SimpleCNN's arithmetic without beliefs between the modules, for backpropagation."""
+    """A residual network of SimpleCNN's cost without beliefs between the modules, for backpropagation."""
     return _plain(lambda: simple_cnn_extractor(image_shape[0]), 128, [256], num_classes, num_refiners, seed)
 
 
@@ -26,7 +26,7 @@ def plain_mlp(
     depth: int = 2,
     seed: int = 0,
 ) -> Cascade:
-    """wide_mlp's arithmetic without beliefs between the modules, for backpropagation."""
+    """A residual network of wide_mlp's cost without beliefs between the modules, for backpropagation."""
     return _plain(lambda: flat_extractor(image_shape, width), width, [width] * depth, num_classes, num_refiners, seed)
 
 

@@ -1,4 +1,4 @@
-"""A residual block of the cost of a refiner, and the head behind such blocks."""
+"""A residual block that costs as much as a refiner, and the head after such blocks."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Features [B, D] to logits [B, C]; the belief that a refiner would build on is left aside."""
+    """Features [B, D] to logits [B, C]; the belief that it receives is not used."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`model.builder`: a network of the user's own, found by name, called, and checked before anything uses it."""
+"""`model.builder`: imports and calls the user's function, and checks the network that it returns."""
 
 import importlib
 import inspect
@@ -26,7 +26,7 @@ def build_own(model: ModelConfig, image_shape: tuple[int, int, int], num_classes
     """The cascade that `model.builder` returns, its random numbers drawn under the run's seed.
 
     Raises UsageError for a builder that cannot be found or called, and for a network that does not fit the data. An
-    error of the user's own code passes as it is, with a note that says which builder it came from.
+    error in the user's own code is raised as it is, with a note that names the builder.
     """
     name = str(model.builder)
     build = _find(name)
@@ -42,7 +42,7 @@ def build_own(model: ModelConfig, image_shape: tuple[int, int, int], num_classes
 
 
 def _find(name: str) -> Callable[..., Any]:
-    """The function that a text of the form package.module:function names."""
+    """The function that a name of the form package.module:function stands for."""
     module_name, _, function_name = name.partition(":")
     folder = os.getcwd()
     if not {"", folder} & set(sys.path):
@@ -107,12 +107,12 @@ def _check_cascade(
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise UsageError(
                 f"model.builder={name}: {parameter_name} is {parameter.dtype}, but images and features are "
-                "torch.float32: return the network in float32; compute.autocast=bf16 computes in less"
+                "torch.float32: return the network in float32; compute.autocast=bf16 computes in bfloat16"
             )
     if belief is not None and belief != (num_classes,):
         raise UsageError(
             f"model.builder={name}, images {list(image_shape)}: the beliefs are [B, {', '.join(map(str, belief))}], "
-            f"but an image has one label, so they must be [B, {num_classes}]: let the first feature have two dimensions"
+            f"but an image has one label, so they must be [B, {num_classes}]: return a first feature of two dimensions"
         )
 
 
@@ -128,7 +128,7 @@ def _belief_shape(cascade: Cascade, image_shape: tuple[int, int, int]) -> tuple[
         except Exception as error:
             if torch.accelerator.is_available():  # it may have kernels for that only
                 return None
-            raise UsageError(f"{inferred} (and of random images: {reason(error)})") from error
+            raise UsageError(f"{inferred} (and with random images: {reason(error)})") from error
         return tuple(first[0].shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""A network whose refiners carry the weight, so that placing them on ranks matters."""
+"""A network with large refiners, so that placing them on ranks pays."""
 
 from torch import nn
 
@@ -17,7 +17,7 @@ def wide_mlp(
     depth: int = 2,
     seed: int = 0,
 ) -> Cascade:
-    """A light extractor, and refiners with `depth` hidden layers of `width` units: placing them matters."""
+    """A small extractor, and refiners with `depth` hidden layers of `width` units."""
     return assemble(
         lambda: flat_extractor(image_shape, width),
         lambda: ConcatRefiner(width, [width] * depth, num_classes),

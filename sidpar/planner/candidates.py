@@ -1,4 +1,5 @@
-"""The ways to train a cascade that a plan chooses among: how long a step takes, and what ranks hold. No torch."""
+"""The candidates of a plan: for each way to train a cascade, the time of a step and the memory of each rank. No
+torch."""
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -30,33 +31,33 @@ class Message(NamedTuple):
 
     kind: str
     number: int
-    """Per step, of the rank that sends most."""
+    """Messages per step, of the rank that sends most."""
     size: float
-    """Bytes of the largest; of a collective, of the whole buffer."""
+    """Bytes of the largest message; for a collective, of the whole buffer."""
 
 
 class Candidate(ABC):
-    """One way."""
+    """One way to train a cascade."""
 
     method: str
     rule: str | None = None
     """The local rule's name; None for backpropagation."""
     schedule: str
     microbatches: int
-    """M."""
+    """The number of microbatches M."""
     staleness = 0
-    """S, of streams."""
+    """The staleness S of a stream; 0 for other schedules."""
     learns_locally = False
     """Whether refiners learn by losses of their own."""
 
     @property
     @abstractmethod
     def holding(self) -> Holding:
-        """Who holds what."""
+        """Which rank holds which modules."""
 
     @abstractmethod
     def bound(self, job: Job) -> float:
-        """Seconds that no step can undercut."""
+        """A lower bound for the seconds of a step."""
 
     @abstractmethod
     def actions(self, job: Job) -> int:
@@ -64,7 +65,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def predict(self, job: Job, *, keep_spans: bool = False) -> Prediction:
-        """The modelled step."""
+        """The prediction for a step."""
 
     @abstractmethod
     def peaks(self, job: Job, ranks: Iterable[int]) -> dict[int, tuple[float, float]]:
@@ -81,7 +82,7 @@ class Candidate(ABC):
 
     @property
     def way(self) -> str:
-        """What learning it is, for people: by which rule, or by which method."""
+        """The rule or method of learning, for texts."""
         return self.rule or self.method
 
     def footprints(self, job: Job, peaks: Mapping[int, tuple[float, float]]) -> dict[int, Footprint]:
@@ -108,7 +109,7 @@ class Candidate(ABC):
 
 @dataclass(frozen=True)
 class LocalCandidate(Candidate):
-    """Local learning on ranks, SID for one."""
+    """Local learning on ranks."""
 
     schedule: ScheduleName
     placement: Placement
@@ -179,6 +180,7 @@ class LocalCandidate(Candidate):
             replicas=job.num_replicas,
             refiner_execution=job.refiner_execution,
             passes_states=job.passes_states,
+            reads=job.reads,
         )
 
     def _layout(self, job: Job) -> BatchLayout:

@@ -1,15 +1,18 @@
-"""A plan in words: what is expected of each way, and which is the fastest that fits. No torch."""
+"""The text of a plan: the prediction for each way to train, and which is the fastest that fits. No torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from textwrap import fill
 
-from sidpar.config.units import human, human_seconds
+from sidpar.config.units import human, human_seconds, unit_of
 from sidpar.planner.candidates import LocalCandidate
 from sidpar.planner.job import Job
 from sidpar.planner.search import Option, Plan
 from sidpar.simulation.rank_memory import Footprint
 
+COLUMNS = 80
+"""Of the narrowest terminal."""
 FEW_RANKS = 32
 KINDS_OF_MEMORY = ("parameters", "gradients", "optimizer", "versions", "activations", "buffers")
 """Of a `Footprint`, in the order of its fields."""
@@ -25,8 +28,8 @@ def plan_text(conditions: Sequence[str], job: Job, configured: Option, plan: Pla
     else:
         lines += [f"The plan's choice for {spoken(plan.rule)}: {name_of(plan.chosen)}", *described(job, plan.chosen)]
     lines += ["", *table(job, plan), ""]
-    lines += [f"left out: {row}: {reason}" for row, reason in plan.left_out.items()]
-    return "\n".join([*lines, verdict(plan)])
+    closing = [*(f"left out: {row}: {reason}" for row, reason in plan.left_out.items()), verdict(plan)]
+    return "\n".join([*lines, *(fill(line, COLUMNS, subsequent_indent="  ") for line in closing)])
 
 
 def verdict(plan: Plan) -> str:
@@ -74,32 +77,40 @@ def described(job: Job, option: Option) -> Iterator[str]:
     )
     for message in candidate.messages(job):
         yield f"  message             {message.kind}: {message.number} of {human(message.size)} a step"
-    yield f"  memory              {'rank':>5} " + " ".join(f"{name:>12}" for name in (*KINDS_OF_MEMORY, "all"))
     ranks = sorted(option.footprints)
-    for rank in ranks if len(ranks) <= FEW_RANKS else [0, 1, ranks[-1]]:
-        yield f"                      {rank:>5} " + " ".join(
-            f"{cell:>12}" for cell in memory_row(option.footprints[rank])
-        )
+    shown = ranks if len(ranks) <= FEW_RANKS else [0, 1, ranks[-1]]
+    largest = option.largest
+    divisor, unit = unit_of(0.0 if largest is None else largest.total)
+    yield f"  memory, {unit}"
+    yield "    rank " + " ".join(f"{name:>{max(7, len(name))}}" for name in (*KINDS_OF_MEMORY, "all"))
+    for rank in shown:
+        yield f"    {rank:>4} " + " ".join(memory_row(option.footprints[rank], divisor))
 
 
-def memory_row(footprint: Footprint) -> list[str]:
-    return [human(size) for size in (*asdict(footprint).values(), footprint.total)]
+def memory_row(footprint: Footprint, divisor: float) -> list[str]:
+    """Each kind, and their sum, in columns as wide as their names."""
+    digits = 0 if divisor == 1 else 2
+    sizes = (*asdict(footprint).values(), footprint.total)
+    names = (*KINDS_OF_MEMORY, "all")
+    return [f"{size / divisor:>{max(7, len(name))}.{digits}f}" for size, name in zip(sizes, names, strict=True)]
 
 
 def table(job: Job, plan: Plan) -> Iterator[str]:
     """One line for each way, the fastest first."""
-    yield f"{'way':<34} {'M':>5} {'step':>12} {'bubble':>7} {'memory':>12}  note"
-    for option in plan.options:
+    names = [" ".join(dict.fromkeys(option.candidate.row.removesuffix(" whole").split())) for option in plan.options]
+    width = max(map(len, names), default=3)
+    yield f"{'way':<{width}} {'M':>4} {'step':>9} {'bubble':>6} {'memory':>11}  note"
+    for option, name in zip(plan.options, names, strict=True):
         candidate, largest = option.candidate, option.largest
         notes = ["chosen"] if option is plan.chosen else []
         if option.bubble is None:
-            notes.append("at least: not simulated")
+            notes.append("a bound")
         if not option.fits(job):
             notes.append("does not fit" if largest is not None else "not known to fit")
         yield (
-            f"{candidate.row:<34} {candidate.microbatches:>5} {time_of(option):>12} "
-            f"{'-' if option.bubble is None else percent(option.bubble):>7} "
-            f"{'-' if largest is None else human(largest.total):>12}  {', '.join(notes)}"
+            f"{name:<{width}} {candidate.microbatches:>4} {time_of(option):>9} "
+            f"{'-' if option.bubble is None else percent(option.bubble):>6} "
+            f"{'-' if largest is None else human(largest.total):>11}  {', '.join(notes)}"
         ).rstrip()
 
 

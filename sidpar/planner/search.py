@@ -1,4 +1,4 @@
-"""Which way to train a cascade is the fastest that fits. No torch.
+"""Searches the fastest way to train a cascade that fits in memory. No torch.
 
 Candidates that differ in the number of microbatches M alone make a row; a plan shows the best of each row.
 
@@ -28,7 +28,7 @@ from sidpar.simulation.rank_memory import Footprint
 CHEAP_ACTIONS = 50_000
 MAX_ACTIONS = 600_000
 LEAST_MICROBATCHES = 64
-"""M is tried up to this number at least, and up to what hides the chain of a stream; two rows remain at least."""
+"""M is tried up to at least this number, and up to the number from which a stream need not wait for the chain."""
 WORTH = 1.05
 """How much faster streaming must be than the best synchronous schedule, to be worth its late updates."""
 BALANCE = 1.05
@@ -37,27 +37,27 @@ BALANCE = 1.05
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate and what is expected of it."""
+    """A candidate and its predicted time and memory."""
 
     candidate: Candidate
     seconds: float
     bubble: float | None
     """None where `seconds` is a bound."""
     footprints: dict[int, Footprint]
-    """Of each rank; of a few, where `seconds` is a bound; of none, where that would take long, too."""
+    """The memory of each rank. Where `seconds` is a bound, only of a few ranks, or of none if that would take long."""
 
     @cached_property
     def largest(self) -> Footprint | None:
-        """Of the rank that holds most."""
+        """The memory of the rank that holds most."""
         return max(self.footprints.values(), key=lambda footprint: footprint.total, default=None)
 
     def fits(self, job: Job) -> bool:
-        """Whether it is known to."""
+        """Whether it is known to fit in the memory of each rank."""
         return job.device_memory is None or (self.largest is not None and self.largest.total <= job.device_memory)
 
 
 def record_of(option: Option) -> dict[str, Any]:
-    """For other ranks and for files. Memory by rank, by kind, in bytes."""
+    """An option as plain data, for other ranks and for files. Memory is by rank and by kind, in bytes."""
     candidate = option.candidate
     return {
         "method": candidate.method,
@@ -81,11 +81,11 @@ class Freedom:
     schedules: Sequence[ScheduleName] = get_args(ScheduleName)
     extractors: Sequence[ExtractorPlacement] = get_args(ExtractorPlacement)
     microbatches: int | None = None
-    """M, where it is given."""
+    """The number of microbatches M, if it is set."""
     placement: str | Sequence[int] | None = None
     """`count`, `cost` or refiners per rank, where that is given."""
     staleness: int = 1
-    """S of streams."""
+    """The staleness S of streams."""
 
 
 FREE = Freedom(schedules=("fused", "streaming"))
@@ -102,9 +102,9 @@ class Plan:
     left_out: dict[str, str]
     """Rows without a candidate, and why."""
     chosen: Option | None
-    """Of local learning; None where nothing fits."""
+    """The chosen option of local learning; None if nothing fits."""
     best_other: Option | None
-    """Of backpropagation; the fastest that fits and whose time is not a bound."""
+    """The fastest option of backpropagation that fits and whose time is not a bound."""
 
 
 def make_plan(job: Job, freedom: Freedom = Freedom(), order: Order | None = None) -> Plan:
@@ -232,7 +232,7 @@ def backpropagation(job: Job, order: Order | None, left_out: dict[str, str]) -> 
         counts = sorted({*several, ranks, 2 * ranks, 4 * ranks}) if schedule != "naive" else [1]
         try:
             if order is None and PIPELINES[schedule].sections_per_rank > 1:
-                raise UsageError("its order is torch's, which was not asked")
+                raise UsageError("its order of work is torch's, which was not read")
             yield from _pipelines(job, schedule, extractor, [m for m in counts if m <= job.batch_size], order)
         except UsageError as error:
             left_out[f"bp {schedule} {extractor}"] = str(error)

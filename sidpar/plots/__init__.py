@@ -1,5 +1,5 @@
-"""Pictures of runs, beliefs and plans, as PNGs.
+"""Pictures of runs, beliefs and plans.
 
 May import: config, schedules, planner, runs.
-Start reading: pictures.py, what all pictures share.
+Start reading: style.py, how all pictures look.
 """

@@ -10,11 +10,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from sidpar.plots.pictures import add_legend, save_picture
+from sidpar.plots.style import NOTE, WIDTH, Look, add_caption, series, styled
 
-COLOURS = ("#3f7fc4", "#f28e2b", "#1b7837", "#6a3d9a", "#d62728", "#66c2a5", "#bf5b17", "#e377c2", "#9ecae1", "#7f5539")
-"""Of the leading classes, in their order; those behind them are grey."""
-_REST = "#b5b5b5"
-_COLUMNS = 2
+_REST = Look("#8C8C8C", "", "--")
+"""Of the classes that are not named, together."""
+_ROW = 1.65
+"""Inches: the height of an image with what is said of it."""
 
 
 @dataclass(frozen=True)
@@ -41,70 +42,64 @@ def leading_classes(beliefs: Tensor, count: int) -> list[int]:
     return sorted(chosen, key=lambda c: (c != predicted, -float(last[c])))
 
 
+@styled
 def draw_beliefs(axes: Axes, beliefs: Tensor, class_names: Sequence[str], top: int = 5) -> None:
     """A line per leading class over the refiners 0..L, named in a legend with its last belief; 0 is the uniform one."""
     leading = leading_classes(beliefs, top)
     steps, others = range(len(beliefs)), [c for c in range(beliefs.shape[1]) if c not in leading]
     if others:
-        axes.plot(
-            steps,
-            beliefs[:, others].sum(1).numpy(),
-            color=_REST,
-            lw=1.2,
-            ls="--",
-            label=_label("others", beliefs[-1, others].sum()),
-        )
+        label = _label("others", beliefs[-1, others].sum())
+        axes.plot(steps, beliefs[:, others].sum(1).numpy(), color=_REST.colour, lw=1, ls=_REST.line, label=label)
     for place, c in enumerate(leading):
-        colour = COLOURS[place] if place < len(COLOURS) else _REST
-        width, size = (2.4, 4.5) if place == 0 else (1.4, 3)
+        look = series(place)
         axes.plot(
             steps,
             beliefs[:, c].numpy(),
-            color=colour,
+            color=look.colour,
+            ls=look.line,
+            marker=look.marker,
             label=_label(class_names[c], beliefs[-1, c]),
             zorder=len(leading) + 2 - place,
-            lw=width,
-            marker="o",
-            ms=size,
+            lw=2 if place == 0 else 1.1,
+            ms=4 if place == 0 else 3,
         )
     axes.set_xlim(-0.15, len(beliefs) - 0.85)
     axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set_yticks([0, 0.5, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("after refiner", fontsize=8)
-    axes.set_ylabel("belief", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#e5e5e5", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("after refiner")
+    axes.set_ylabel("belief")
     handles = axes.get_lines()
     order = [*range(1, len(handles)), 0] if others else range(len(handles))  # the others last
     add_legend(
         axes,
         [handles[k] for k in order],
         [str(handles[k].get_label()) for k in order],
-        fontsize=8,
-        frameon=False,
         loc="upper left",
-        bbox_to_anchor=(1, 1.03),
-        handlelength=1.6,
+        bbox_to_anchor=(1, 1.05),
+        handlelength=2.2,
+        labelspacing=0.3,
     )
 
 
+@styled
 def draw_predictions(
     predictions: Sequence[Prediction], class_names: Sequence[str], path: Path, *, top: int, caption: str
 ) -> None:
-    """Each image beside the belief about it, as one PNG. Raises StorageError."""
-    columns = min(_COLUMNS, len(predictions))
-    rows = -(-len(predictions) // columns)
-    figure = Figure(figsize=(6.6 * columns, 2.15 * rows + 0.35), layout="constrained")
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 2.1] * columns)
-    for place, prediction in enumerate(predictions):
-        row, column = divmod(place, columns)
-        picture, lines = (figure.add_subplot(grid[row, 2 * column + k]) for k in (0, 1))
+    """Each image beside the belief about it, as one picture. Raises StorageError.
+
+    Args:
+        caption: what is said of all of them, below.
+    """
+    rows = len(predictions)
+    figure = Figure(figsize=(WIDTH, _ROW * rows + 0.3), layout="constrained")
+    grid = figure.add_gridspec(rows, 2, width_ratios=[1, 2.1])
+    for row, prediction in enumerate(predictions):
+        picture, lines = (figure.add_subplot(grid[row, column]) for column in (0, 1))
         _show(picture, prediction, class_names)
         draw_beliefs(lines, prediction.beliefs, class_names, top)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#444444", parse_math=False)
+    add_caption(figure, caption)
     save_picture(figure, path)
 
 
@@ -113,10 +108,10 @@ def _show(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -> Non
     axes.imshow((image.squeeze(2) if image.shape[2] == 1 else image).numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[:].set_color("#b5b5b5")
+    axes.spines[:].set_visible(False)
     predicted = class_names[int(prediction.beliefs[-1].argmax())]
-    axes.set_title(prediction.name, fontsize=8, color="#444444", parse_math=False)
-    axes.set_xlabel(predicted, fontsize=12, fontweight="bold", parse_math=False)
+    axes.set_title(prediction.name, loc="center", color=NOTE, parse_math=False)
+    axes.set_xlabel(predicted, fontsize=10, fontweight="bold", parse_math=False)
 
 
 def _label(name: str, belief: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What is recorded while work goes on: time, memory, traffic.
+"""Records time, memory and traffic during training.
 
 May import: schedules, distributed.
 Start reading: clock.py.

@@ -1,4 +1,4 @@
-"""What memory a rank holds, and for what: by kind, the allocator's figure, the driver's."""
+"""The memory of a rank: by kind, and the figures of the allocator and of the driver."""
 
 import os
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ class Memory:
     versions: int
     """Weights and gradients of the extractor for batches in flight, besides its own (streaming)."""
     saved_activations: int
-    """At most at any time of a step."""
+    """The peak within a step."""
     communication_buffers: int
-    """Of messages under way, at most at any time of a step."""
+    """The peak within a step, for messages under way."""
     allocator_peak: int | None
     """torch's CUDA allocator: the most that tensors occupied."""
     allocator_reserved: int | None

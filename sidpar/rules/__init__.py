@@ -15,13 +15,13 @@ from sidpar.rules.label_denoising import LabelDenoising
 from sidpar.rules.sid import SID
 
 SETTINGS = ("alpha", "kl", "label_smoothing", "extractor_update")
-"""Of an objective, those that every rule may read."""
+"""The settings of an objective that a rule may read."""
 RULES: dict[str, type[LocalRule]] = {rule.name: rule for rule in (SID, DeepSupervision, LabelDenoising)}
 
 
 def rule_of(objective: Objective | LocalRule) -> LocalRule:
-    """The rule that an objective names, with its options; a rule is one already. Raises UsageError, also for settings
-    that the rule does not read."""
+    """The rule that an objective names, with its options. A rule is returned as it is. Raises UsageError, also for
+    settings that the rule does not read."""
     if isinstance(objective, LocalRule):
         return objective
     rule = known("objective.rule", objective.rule, RULES)
@@ -34,7 +34,8 @@ def rule_of(objective: Objective | LocalRule) -> LocalRule:
 
 
 def complete(objective: Objective) -> Objective:
-    """With the rule's options decided that were left open, as a new object. Raises UsageError as `rule_of` does."""
+    """The objective with the defaults of the rule's options filled in, as a new object. Raises UsageError as `rule_of`
+    does."""
     rule = type(rule_of(objective))
     options = {name: p.default for name, p in signature(rule).parameters.items() if p.default is not p.empty}
     return replace(objective, options=options | (objective.options or {})) if options else objective

@@ -1,4 +1,4 @@
-"""Local deep supervision: every refiner learns the label by its own cross-entropy, and from no teacher.
+"""Local deep supervision: every refiner learns the label by its own cross-entropy, without a teacher.
 
 Greedy learning with auxiliary losses (Belilovsky et al. 2019), where a refiner's logits are its auxiliary head. SID
 with alpha = 1 and the forward direction has the same gradients.
@@ -15,6 +15,7 @@ class DeepSupervision(LocalRule):
     """KL from the smoothed label, which differs from the cross-entropy by a constant."""
 
     name = "deep_supervision"
+    loss_reads_features = False
 
     def loss(self, i: int, features: TensorTuple, state: TensorTuple, following: TensorTuple, target: Tensor) -> Tensor:
         return kl_to(following[0], target, "forward")

@@ -1,4 +1,4 @@
-"""Refiners that learn without a chain: each is given a noisy label of its own, and learns to tell the label.
+"""Refiners that learn without a chain: each is given a noisy label, and learns to predict the label from it.
 
 The idea of NoProp (Li, Teh and Pascanu 2025, arXiv 2503.24322), on beliefs in place of label embeddings: refiner i of
 L receives softmax(s_i (p_y + sigma e)) with e standard normal, whose signal s_i = signal * i / L rises along the
@@ -21,11 +21,12 @@ class LabelDenoising(LocalRule):
     """Cross-entropy of each refiner to the label, from a belief made of the label and noise.
 
     Args:
-        signal: how many logits the label is ahead of the other classes behind the last refiner, without noise.
+        signal: by how much the label's logit exceeds those of the other classes for the last refiner, without noise.
         noise: sigma, relative to that.
     """
 
     name = "label_denoising"
+    loss_reads_features = False
     passes_states = False
 
     def __init__(self, objective: Objective, *, signal: float = 4.0, noise: float = 1.0) -> None:
@@ -38,9 +39,9 @@ class LabelDenoising(LocalRule):
         for i, state in enumerate(specs.states[:-1]):
             if len(state) > 1:
                 raise UsageError(
-                    f"objective.rule={self.name} makes the belief that a refiner receives of the label, and cannot "
-                    f"make the {len(state) - 1} hidden activations that refiner {i} receives besides: use a cascade "
-                    "whose refiners hand on a belief alone, or another rule"
+                    f"objective.rule={self.name} makes the belief that a refiner receives from the label, but cannot "
+                    f"make the {len(state) - 1} hidden activations that refiner {i} receives too: use a cascade "
+                    "whose refiners return a belief only, or another rule"
                 )
 
     def made_state(self, i: int, num_refiners: int, features: TensorTuple, target: Tensor, rows: Rows) -> TensorTuple:

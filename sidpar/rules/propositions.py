@@ -1,4 +1,4 @@
-"""The paper's propositions as functions, and what of them can be observed in training.
+"""The paper's propositions as functions, and the quantities in them that can be observed in training.
 
 Beliefs are log-probabilities [..., C], targets p_y are probabilities [..., C]. KL[p, q] follows the direction `kl`;
 Propositions 2 and 4 use only KL >= 0 and KL[p, p] = 0, so they hold in both.

@@ -21,6 +21,7 @@ class SID(LocalRule):
     """The paper's rule (Lemma 1), in both directions of KL."""
 
     name = "sid"
+    loss_reads_features = False
     reads = ("alpha", "kl", "label_smoothing", "extractor_update")
     measures = MEASURES
     """`premise_failures` and `descent_failures` are shares of samples (Proposition 2)."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what JSON can hold."""
+"""Writes files as a whole or not at all, and makes values fit for JSON."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from sidpar.errors import StorageError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is there with all of its text, or as it was before. Raises StorageError."""
+    """Write a file so that it always has either its old or its new content. Raises StorageError."""
     temporary = path.with_name(f".{path.name}")
     try:
         temporary.write_text(text)
@@ -19,7 +19,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a file or a folder its name, once it is on the disk: after a power cut, what has the name is whole."""
+    """Rename a file or a folder once it is on the disk, so that after a power cut whatever has the name is complete."""
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a run that diverged shows null."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: whole states under global names, in `RUN/checkpoints/step_…`, from which any K can go on."""
+"""Checkpoints of a run, in `RUN/checkpoints/step_…`. Names in them do not depend on K, so a run can resume on another
+number of ranks."""
 
 import json
 import os
@@ -39,13 +40,13 @@ _PARTIAL, _OLD = ".partial_", ".old_"
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint on disk. Its `.metadata` is a pickle, as torch writes it: open only checkpoints of your own."""
+    """A checkpoint on disk. Its `.metadata` is a pickle, as torch writes it: open only checkpoints that you trust."""
 
     path: Path
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """How far the run was: `step`, and what the trainer wants to know besides."""
+        """The state of the run: `step`, and what else the trainer needs."""
         content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text())
         return content
 
@@ -55,20 +56,20 @@ class Stored:
 
     @property
     def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Of every tensor, by name."""
+        """Shape and dtype of every tensor, by name."""
         entries = self._metadata.state_dict_metadata.items()
         return {name: (e.size, e.properties.dtype) for name, e in entries if isinstance(e, TensorStorageMetadata)}
 
     def fault(self) -> str | None:
-        """Why this checkpoint is not whole, or not one of ours; None if it is. Reads all of it."""
+        """What is wrong with this checkpoint, or None if it is complete. Reads all of it."""
         fault = _fault(self.path / PROGRESS) or _fault(self.path / _METADATA)
         if fault is not None:
             return fault
         missing = {"data", "seconds", "images", "resumed_at"} - self.progress.keys()
         if missing:
-            return f"{PROGRESS} does not tell {', '.join(sorted(missing))}"
+            return f"{PROGRESS} lacks {', '.join(sorted(missing))}"
         if self.path != _place(self.path.parent, self.progress["step"]):
-            return f"{PROGRESS} speaks of step {self.progress['step']}"
+            return f"{PROGRESS} is of step {self.progress['step']}"
         try:
             files = {part.relative_path for part in self._metadata.storage_data.values()}
         except Exception as error:  # whatever the pickle of another torch may raise
@@ -85,22 +86,22 @@ class Stored:
                 load(tensors, storage_reader=FileSystemReader(self.path), no_dist=True)
         except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise UsageError(
-                f"the checkpoint {self.path} cannot be read ({_reason(error)}): remove it, and the same command goes "
-                "on from the one before"
+                f"the checkpoint {self.path} cannot be read ({_reason(error)}): remove it, and the same command "
+                "resumes from the one before"
             ) from error
         return tensors
 
 
 def find_newest(run_folder: Path, runtime: Runtime) -> tuple[Stored | None, list[str]]:
-    """The newest whole checkpoint, the same on every rank, and what is wrong with newer ones.
+    """The newest complete checkpoint, the same on every rank, and what is wrong with newer ones.
 
-    Raises UsageError on every rank if there are checkpoints, but no whole one.
+    Raises UsageError on every rank if there are checkpoints, but none is complete.
     """
     folder = run_folder / CHECKPOINTS
     found, skipped = runtime.from_root("newest checkpoint", _find(folder) if runtime.rank == 0 else None)
     if found is None and skipped:
         raise UsageError(
-            f"no checkpoint in {folder} is whole: {'; '.join(skipped)}. Remove them to train from the beginning"
+            f"no checkpoint in {folder} is complete: {'; '.join(skipped)}. Remove them to train from the beginning"
         )
     return None if found is None else Stored(Path(found)), skipped
 
@@ -146,7 +147,8 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write this rank's `tensors`; names may be told by one rank only. `progress`, with the `step`, is rank 0's.
+        """Write this rank's `tensors`; each name may be given by one rank only. `progress`, with the `step`, is that of
+        rank 0.
 
         Returns once the tensors may change. Raises RunError, on every rank, if this checkpoint or the one before cannot
         be written; what was there is still there.
@@ -162,7 +164,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until the checkpoint that is being written is on the disk."""
+        """Wait until the checkpoint that is being written is on the disk."""
         if self._thread is None:
             return
         with self._runtime.during(f"write the checkpoint of step {self._step}"):
@@ -174,12 +176,12 @@ class Checkpoints:
                 shutil.rmtree(self._folder / f"{_PARTIAL}{self._step}", ignore_errors=True)
             raise RunError(
                 f"the checkpoint of step {self._step} cannot be written to {self._folder}: {_reason(error)}. "
-                f"{self.newest_in_words()}: make room, or mend the disk, and start the same command again (a rank that "
-                f"others waited for too long wants a longer parallel.init_timeout)"
+                f"{self.newest_in_words()}: free space or repair the disk, and start the same command again (if a rank "
+                f"waited too long for another one, raise parallel.init_timeout)"
             ) from error
 
     def newest_in_words(self) -> str:
-        """A sentence that tells what the run could go on from."""
+        """A sentence that names the checkpoint from which the run can resume."""
         whole = [path.name for path in _paths(self._folder) if Stored(path).fault() is None]
         return f"The checkpoint {whole[-1]} is kept" if whole else "There is no checkpoint yet"
 
@@ -235,7 +237,7 @@ class _Writer(FileSystemWriter):
 
 @contextmanager
 def _telling_space(folder: Path) -> Iterator[None]:
-    """Add to an error how full the disk is, which torch's own may not say."""
+    """Add to an error how much space is free on the disk, which torch's own may not say."""
     try:
         yield
     except (OSError, RuntimeError) as error:

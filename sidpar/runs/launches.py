@@ -10,11 +10,12 @@ from sidpar.runs.atomic_files import write_whole
 
 LAUNCH = ".launch"
 REQUEUE = "REQUEUE"
-"""A file that says: stopped on request, start me again. torchrun does not hand on the exit status that says it too."""
+"""A file that says that the run was stopped on request, and is to be started again. torchrun does not pass on the exit
+status that says the same."""
 
 
 def was_stopped(config: Config, launch: Launch) -> bool:
-    """Whether the run has ended on request, and only torchrun, which does not know that, has started it again."""
+    """Whether the run was stopped on request, and torchrun, which does not know that, has restarted it."""
     path = Path(config.run.dir) if config.run.dir else earlier_folder(config.run.name, launch)
     try:
         return path is not None and _names(path / REQUEUE, launch)

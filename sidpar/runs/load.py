@@ -1,4 +1,5 @@
-"""A trained network from its run folder, for one process: config.yaml and weights.safetensors, nothing unpickled."""
+"""Loads a trained network from its run folder, in one process. Reads config.yaml and weights.safetensors; nothing is
+unpickled."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,17 @@ Shapes = dict[str, list[int]]
 
 
 def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
-    """The cascade that a run has trained, in evaluation mode and fp32 on one device, whatever it was trained on.
+    """The cascade that a run has trained, in evaluation mode, in fp32 and on one device.
 
-    It takes images as `load_preprocessing(run).normalise` gives them. A run with `model.builder` imports the builder.
-    Raises UsageError if the folder does not hold a whole run, or if its weights are not those of its configuration.
+    It takes images [B, channels, H, W] as `load_preprocessing(run).normalise` gives them. A run with `model.builder`
+    imports the builder.
+
+    Args:
+        run: the run folder.
+        device: where the cascade will be.
+
+    Raises:
+        UsageError: the run is not complete, or its weights do not fit its configuration.
     """
     folder = Path(run)
     config, preprocessing = read_config(folder), load_preprocessing(folder)
@@ -34,22 +42,31 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
 
 
 def load_preprocessing(run: str | Path) -> Preprocessing:
-    """What a run's network was trained to see: shape and scale of images, names of classes. Raises UsageError."""
+    """The preprocessing of a run: shape and normalisation of images, names of classes.
+
+    Its `normalise` takes images [B, channels, H, W] with values 0..white, as `read_image` gives them.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        UsageError: the run is not complete.
+    """
     read_config(Path(run))
     path = Path(run) / WEIGHTS
     if not path.exists():
         raise UsageError(
-            f"run {run} is not complete, it has no {WEIGHTS}: resume it by the command that began it, or wait"
+            f"run {run} is not complete, it has no {WEIGHTS}: resume it with the command that started it, or wait"
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} cannot be read ({error}): it is truncated, or no safetensors file") from error
+        raise UsageError(f"{path} cannot be read ({error}): it is truncated, or not a safetensors file") from error
     if "preprocessing" not in header:
         raise UsageError(
-            f"{path} says nothing of the images it was trained on: its header lacks `preprocessing`, which "
-            "sidpar.train writes; take the file that the run wrote"
+            f"{path} does not say which images it was trained on: its header lacks `preprocessing`, which "
+            "sidpar.train writes; use the file that the run wrote"
         )
     try:
         return Preprocessing.from_json(header["preprocessing"])
@@ -63,6 +80,6 @@ def _compare(expected: Shapes, found: Shapes, path: Path) -> None:
         if expected.get(name) != found.get(name):
             here, there = (f"{shapes[name]}" if name in shapes else "no such parameter" for shapes in (expected, found))
             raise UsageError(
-                f"{path} holds the weights of another network than {CONFIG} beside it describes: {name} is {there} in "
-                f"the file, but {here} in the network; put back the file that belongs there"
+                f"{path} does not fit the network that {CONFIG} beside it describes: {name} is {there} in the file, "
+                f"but {here} in the network; restore the file that the run wrote"
             )

@@ -1,4 +1,4 @@
-"""What a run says: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
+"""The logs of a run: rank 0 on the console, every rank in `RUN/logs/rank_N.log` with level and step."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def log_to_file(folder: Path, rank: int, step: Callable[[], int]) -> str | None:
         path.parent.mkdir(exist_ok=True)
         handler = logging.FileHandler(path)
     except OSError as error:
-        return f"{path} cannot be written ({error.strerror}): mend the folder, or choose another run.dir"
+        return f"{path} cannot be written ({error.strerror}): make the folder writable, or choose another run.dir"
     _root.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s step %(step)d  %(message)s"))
     handler.addFilter(_with_step(step))
@@ -65,11 +65,14 @@ def _with_step(step: Callable[[], int]) -> Callable[[logging.LogRecord], bool]:
 
 
 class _Console(logging.Handler):
-    """What ends a run is said on the standard error, by whoever shows the exception."""
+    """What ends a run is said on the standard error, by whoever shows the exception. What libraries say to those who
+    call them, that something will change, is in the files alone."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
+        message = record.getMessage()
+        of_libraries = record.name == "py.warnings" and ("FutureWarning" in message or "DeprecationWarning" in message)
+        if record.levelno < logging.ERROR and not of_libraries:
             tqdm.write(self.format(record))

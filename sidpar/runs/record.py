@@ -1,4 +1,4 @@
-"""What a run measures, row by row: metrics.jsonl is the record, TensorBoard's events beside it show the same."""
+"""Writes what a run measures, row by row: to metrics.jsonl, and the same as events for TensorBoard."""
 
 import json
 import logging
@@ -145,7 +145,7 @@ def _keep_until(path: Path, step: int) -> set[tuple[str, int]]:
     except OSError as error:
         raise StorageError(path, error) from error
     if broken:
-        _log.warning("%s: dropped %d lines that a killed run had left unfinished", path, broken)
+        _log.warning("%s: removed %d incomplete lines of a run that was killed", path, broken)
     return known
 
 

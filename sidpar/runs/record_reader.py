@@ -52,7 +52,7 @@ class Recorded:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises UsageError if it is not a run folder, or holds no measures, or broken ones."""
+        """Raises UsageError if it is not a run folder, or if its metrics are missing or damaged."""
         return cls(folder, read_config(folder), _read(folder / METRICS))
 
     @property
@@ -61,13 +61,19 @@ class Recorded:
         return self.folder.resolve().name
 
     @property
-    def summary(self) -> str:
-        """The settings that tell runs apart, in one line."""
+    def traits(self) -> dict[str, str]:
+        """The settings that tell runs apart, for people."""
         data, model, optim = self.config.data, self.config.model, self.config.optim
-        return (
-            f"{self.config.learning}, {model.builder or model.name}, {data.name}, batch {data.batch_size}, "
-            f"{optim.name} with learning rate {optim.lr:g}, seed {self.config.run.seed}"
-        )
+        schedule = self.config.parallel.schedule
+        return {
+            "method": self.config.learning if schedule is None else f"{self.config.learning} {schedule}",
+            "network": str(model.builder or model.name),
+            "depth": f"{model.num_refiners} refiners",
+            "data": data.name,
+            "batch": f"batch {data.batch_size}",
+            "optimizer": f"{optim.name} with learning rate {optim.lr:g}",
+            "seed": f"seed {self.config.run.seed}",
+        }
 
 
 def _read(path: Path) -> dict[str, MetricRows]:
@@ -77,7 +83,7 @@ def _read(path: Path) -> dict[str, MetricRows]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): the run has not measured anything yet") from error
     if not totals:
-        raise UsageError(f"{path} holds no row yet: the first one comes after run.log_every steps")
+        raise UsageError(f"{path} has no rows yet: the first one is written after run.log_every steps")
     taken: dict[str, list[dict[str, Any]]] = {kind: [] for kind in totals}
     seen: Counter[str] = Counter()
     for number, kind, line in _lines(path):
@@ -107,12 +113,12 @@ def _row(path: Path, number: int, line: bytes, like: list[dict[str, Any]]) -> di
     if not {"kind", "step", "epoch"} <= row.keys():
         raise _broken(path, number, "has no kind, step and epoch")
     if like and shape != _shape(like[0]):
-        raise _broken(path, number, "has other measures, or another number of refiners, than those before it")
+        raise _broken(path, number, "has other measures or another number of refiners than the lines before it")
     return row
 
 
 def _broken(path: Path, number: int, why: str) -> UsageError:
-    return UsageError(f"{path}, line {number}, {why}: mend or remove this line")
+    return UsageError(f"{path}, line {number}, {why}: repair or remove this line")
 
 
 def _shape(row: dict[str, Any]) -> dict[str, int | None]:

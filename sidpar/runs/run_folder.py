@@ -1,4 +1,4 @@
-"""What a run leaves on disk. Rank 0 writes it."""
+"""The folder of a run. Rank 0 writes to it."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run is recorded, and what is there already."""
+    """The folder of a run, and whether it holds a run already."""
 
     path: Path
     state: Literal["new", "begun", "complete"]
@@ -37,7 +37,7 @@ class RunFolder:
 def find_run_folder(config: Config, runtime: Runtime) -> RunFolder:
     """The folder of the run that `config` describes, the same on every rank; nothing is written yet.
 
-    Raises UsageError on every rank if the folder holds anything else than this run.
+    Raises UsageError on every rank if the folder holds another run.
     """
     name, state, problem = runtime.from_root("run folder", _find(config, runtime.launch) if runtime.rank == 0 else None)
     if problem is not None:
@@ -56,16 +56,16 @@ def read_config(folder: Path) -> Config:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if not is_folder:
         raise UsageError(f"there is no run folder {folder}")
-    raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the folder that sidpar.train names")
+    raise UsageError(f"{folder} is not a run folder, it has no {CONFIG}: give the run folder that sidpar.train printed")
 
 
 class OpenFolder:
-    """A run folder in which this job trains, and no other. Its path is not the one that was found if another run that
-    began in the same second has taken that."""
+    """A run folder that is locked for this job. Its path may differ from the one that was found, if another run started
+    in the same second."""
 
     def __init__(self, folder: RunFolder, config: Config, runtime: Runtime) -> None:
-        """Made by rank 0, with the configuration as it is now; all ranks call it. Raises UsageError on every rank if
-        that cannot be, if another job trains there, or if a rank does not see it."""
+        """Made by rank 0, with the configuration as it is now; all ranks call it. Raises UsageError on every rank if it
+        cannot be made, if another job trains there, or if a rank does not see it."""
         self._lock: TextIO | None = None
         launchers = launchers_of(runtime)
         alone = folder.state == "new" and config.run.dir is None
@@ -77,7 +77,7 @@ class OpenFolder:
         check_sight(self.path, runtime)
 
     def close(self) -> None:
-        """Others may train there."""
+        """Unlock the folder for other jobs."""
         if self._lock is not None:
             self._lock.close()
 
@@ -87,7 +87,7 @@ class OpenFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / LOCK).open("w")
             if _is_locked(self._lock):
-                taken = "is in use: another job trains there. Wait for its end, or choose another folder"
+                taken = "is in use: another job trains there. Wait until it ends, or choose another folder"
                 return str(path), f"run.dir={path} {taken}"
             write_whole(path / CONFIG, config)
             write_whole(path / LAUNCH, "\n".join(launchers))
@@ -98,7 +98,7 @@ class OpenFolder:
 
 
 def _make_alone(stem: Path) -> Path:
-    """The first folder of this name that nobody else makes."""
+    """Make a new folder of this name, with a number added if it exists."""
     for number in count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         with suppress(FileExistsError):
@@ -108,7 +108,8 @@ def _make_alone(stem: Path) -> Path:
 
 
 def _is_locked(file: TextIO) -> bool:
-    """Lock it; the lock goes with the process. Where the file system knows no locks, nobody is kept out."""
+    """Lock a file until the process ends; True if another process has locked it. Without effect on file systems without
+    locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -154,11 +155,11 @@ def _state(path: Path, config: Config) -> tuple[str, str | None]:
 
 
 def write_label_noise(folder: Path, moved: MovedLabels | None, runtime: Runtime) -> None:
-    """Keep which training labels were moved, if any; rank 0 does. A resumed run writes the same again."""
+    """Write which training labels were changed, if any, on rank 0. A resumed run writes the same again."""
     if runtime.rank == 0 and moved is not None:
         write_whole(folder / LABEL_NOISE, json.dumps(moved.to_dict()) + "\n")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Last of all files, and whole or not at all: its presence says that the run is complete."""
+    """Write summary.json, the last of all files, as a whole: its presence says that the run is complete."""
     write_whole(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")

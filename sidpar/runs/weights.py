@@ -38,8 +38,16 @@ def gather_weights(stage: Stage) -> dict[str, Tensor]:
 
 
 def save_weights(stage: Stage, path: Path, header: dict[str, str] | None = None) -> None:
-    """Write the cascade to `path` from rank 0, whole or not at all, with texts in the file's header. All ranks call it.
-    Raises StorageError on rank 0 if the disk is full."""
+    """Write the weights of the whole cascade to a safetensors file, from rank 0. All ranks call it.
+
+    Args:
+        stage: this rank's share of the cascade.
+        path: the file.
+        header: strings for the file's header.
+
+    Raises:
+        StorageError: on rank 0, where the file cannot be written, for example because the disk is full.
+    """
     weights = gather_weights(stage)
     if stage.runtime.rank == 0:
         temporary = path.with_name(f".{path.name}")

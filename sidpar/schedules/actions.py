@@ -1,11 +1,11 @@
-"""What a rank can be told to do: the verbs of all schedules, and one entry of a rank's list. No torch."""
+"""The actions of a rank: the verbs of all schedules, and the entries of a rank's list. No torch."""
 
 from enum import Enum
 from typing import NamedTuple
 
 
 class Do(Enum):
-    """The verbs, each with one meaning. `START_…` begins a message and returns; `AWAIT_…` blocks until it is there."""
+    """The verbs. `START_…` starts a message and returns; `AWAIT_…` blocks until the message has arrived."""
 
     EXTRACT = "extract features"
     START_GATHER = "start the all-gather of features"
@@ -51,8 +51,7 @@ _SENDS = (Do.SEND_STATE, Do.SEND_ACTIVATION, Do.SEND_ACTIVATION_GRADIENT)
 
 class Action(NamedTuple):
     """One entry of a rank's list. `microbatch` None means the whole batch; `graph` says whether autograd records.
-
-    `step` says of which batch, counted from the list's own: -1 is the one before it.
+    `step` is the batch that it belongs to, relative to the batch of the list: -1 is the one before it.
     """
 
     do: Do

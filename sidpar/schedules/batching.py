@@ -1,4 +1,4 @@
-"""How a global batch of B samples is cut: into shares for R replicas, a share into M microbatches and, for a sharded
+"""How a global batch of B samples is cut: into R shares for replicas, each share into M microbatches and, for a sharded
 extractor, into K shards. No torch.
 
 Microbatch m is a run of consecutive rows. Rank r's shard is its share of *every* microbatch, one after the other, so
@@ -14,7 +14,7 @@ from sidpar.schedules.placement import consecutive, even_split
 
 @dataclass(frozen=True)
 class Share:
-    """What one of R replicas takes of a batch, a run of consecutive rows."""
+    """The part of a batch that one of R replicas takes, a run of consecutive rows."""
 
     batch_size: int
     """B."""
@@ -28,7 +28,8 @@ class Share:
 
     @property
     def taken(self) -> range:
-        """The rows that it computes: its own, or one with weight 0, since the other replicas wait for its messages."""
+        """The rows that it computes: its own, or if it has none, one row with weight 0, since the other replicas wait
+        for its messages."""
         return self.counted or range(1)
 
     def microbatches(self, requested: int) -> int:
@@ -37,7 +38,7 @@ class Share:
         return min(requested, max(1, self.batch_size // self.num_replicas))
 
     def layout(self, microbatches: int, num_ranks: int, copies: int = 1) -> "BatchLayout":
-        """Its cut into so many microbatches, as far as there are rows for them."""
+        """Its cut into so many microbatches, or fewer if there are fewer rows."""
         return BatchLayout(len(self.taken), self.microbatches(microbatches), num_ranks, copies)
 
     def sizes_anywhere(self, microbatches: int, copies: int = 1) -> set[int]:
@@ -52,11 +53,11 @@ class BatchLayout:
     """The cut of one batch, or one share; ragged sizes differ by at most one row, and a shard may be empty."""
 
     batch_size: int
-    """Rows, before a rule makes several of each."""
+    """The number of rows, before a rule makes several of each."""
     requested_microbatches: int
     num_ranks: int
     copies: int = 1
-    """How many rows enter for each one. They stay together in every cut."""
+    """How many rows a rule makes of each row. They stay together in every cut."""
 
     @cached_property
     def microbatches(self) -> list[range]:

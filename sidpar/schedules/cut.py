@@ -1,4 +1,4 @@
-"""How a cascade is cut into sections for a pipeline of backpropagation, and what each pipeline demands. No torch.
+"""How a cascade is cut into sections for a pipeline of backpropagation, and what each pipeline requires. No torch.
 
 The *pieces* of a cascade, in the order of the forward pass, are the layers of the extractor (one piece if it stays
 whole) and the refiners. A *section* is a run of consecutive pieces that is executed as one: what
@@ -19,13 +19,14 @@ Order = Literal["loop", "v"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a pipeline schedule of torch demands of its sections and microbatches."""
+    """What a pipeline schedule of torch requires of its sections and microbatches."""
 
     sections_per_rank: int = 1
     order: Order = "loop"
-    """Which rank holds section s of S: `loop` s mod K; `v` down the ranks and back, so rank 0 holds first and last."""
+    """Which rank holds section s. `loop`: rank s mod K. `v`: down the ranks and back, so rank 0 holds the first and the
+    last section."""
     splits_backward: bool = False
-    """Whether the backward towards the weights is put off to fill bubbles."""
+    """Whether the backward for the weights is delayed to fill bubbles."""
 
 
 PIPELINES: dict[PipelineName, Pipeline] = {
@@ -40,13 +41,15 @@ PIPELINES: dict[PipelineName, Pipeline] = {
 
 
 def check_microbatches(schedule: PipelineName, microbatches: int, num_ranks: int) -> None:
-    """Refuse numbers of microbatches that the schedule is not defined for."""
+    """Raises UsageError for numbers of microbatches that the schedule does not support."""
     least = {"1f1b": num_ranks, "dualpipe_v": 2 * num_ranks}.get(schedule, 1)
     given = f"schedule={schedule} on {num_ranks} ranks with microbatches={microbatches}"
     if schedule == "naive" and microbatches != 1:
-        raise UsageError(f"{given}: naive means one microbatch; set microbatches=1, or use schedule=gpipe")
+        raise UsageError(f"{given}: naive has one microbatch; set microbatches=1, or use schedule=gpipe")
     if microbatches < least:
-        raise UsageError(f"{given}: it needs at least {least} microbatches; raise them, or use schedule=gpipe")
+        raise UsageError(
+            f"{given}: it needs at least {least} microbatches; set microbatches={least}, or use schedule=gpipe"
+        )
     rounds = max(1, microbatches // num_ranks)
     if schedule in ("interleaved", "zero_bubble") and microbatches % rounds:
         raise UsageError(
@@ -57,11 +60,11 @@ def check_microbatches(schedule: PipelineName, microbatches: int, num_ranks: int
 
 @dataclass(frozen=True)
 class Cut:
-    """Sections of a cascade on ranks; `counts[s]` is the number of pieces of section s."""
+    """The sections of a cascade, and their ranks. `counts[s]` is the number of pieces of section s."""
 
     counts: tuple[int, ...]
     num_layers: int
-    """Pieces that belong to the extractor: its layers if `extractor` is `cut`, 1 if it is `root`."""
+    """The number of pieces of the extractor: its layers if `extractor` is `cut`, 1 if it is `root`."""
     num_ranks: int
     order: Order = "loop"
     extractor: CutExtractor = "root"
@@ -122,13 +125,22 @@ def make_cut(
     counts: Sequence[int] | None = None,
     by_cost: bool = True,
 ) -> Cut:
-    """Cut a cascade for a schedule.
+    """Cut a cascade into sections for a pipeline of backpropagation.
 
     Args:
-        layers: cost of each of the extractor's layers, in any unit; of the whole extractor, if it is not cut.
+        schedule: the pipeline's schedule, which decides how many sections a rank has.
+        extractor: `root`, to keep the extractor whole on rank 0, or `cut`, to spread its layers over ranks.
+        num_ranks: K.
+        layers: cost of each of the extractor's layers, in any unit; if `extractor` is `root`, their sum counts.
         refiners: cost of each refiner, in the same unit.
-        counts: pieces per section (with a `root` extractor: refiners per section), instead of a choice of ours.
-        by_cost: the most expensive section as cheap as possible; otherwise as many pieces in each as in any other.
+        counts: pieces per section (with a `root` extractor: refiners per section), instead of `by_cost`.
+        by_cost: make the most expensive section as cheap as possible; otherwise give every section equally many pieces.
+
+    Returns:
+        The placement for a `Stage` and a `PipelineEngine`.
+
+    Raises:
+        UsageError: there are fewer pieces than sections, or `counts` does not fit.
     """
     pipeline = PIPELINES[schedule]
     num_sections = num_ranks * pipeline.sections_per_rank

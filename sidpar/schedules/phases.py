@@ -1,4 +1,4 @@
-"""What a step's time goes into: the names under which it is measured, modelled and drawn."""
+"""The phases of a step: the names under which time is measured, modelled and drawn."""
 
 from typing import Literal, get_args
 

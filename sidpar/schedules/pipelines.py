@@ -14,7 +14,8 @@ from sidpar.schedules.cut import Cut
 
 Lists = Sequence[Iterable[Action]]
 Order = Callable[[PipelineName, Cut, int], Lists]
-"""The work of all ranks, for a cut and M microbatches, by a pipeline that is not written out here."""
+"""A function that gives the work of all ranks, for a cut and M microbatches, by a pipeline that is not written out
+here."""
 
 BACKWARDS_TO_INPUT = (Do.SECTION_BACKWARD, Do.SECTION_INPUT_BACKWARD)
 

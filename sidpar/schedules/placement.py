@@ -18,7 +18,7 @@ _PRECISION = 1e-9
 
 
 class Holding(Protocol):
-    """Who holds what: a `Placement`, `Copies`, or the `Cut` of a pipeline."""
+    """Which rank holds which modules: a `Placement`, `Copies`, or the `Cut` of a pipeline."""
 
     @property
     def num_ranks(self) -> int: ...
@@ -41,25 +41,36 @@ class Copies:
     """Every rank holds the whole cascade: data parallelism, or one process."""
 
     num_refiners: int
+    """L."""
     num_ranks: int
+    """K."""
     extractor: str = "whole"
+    """Always `whole`: every rank holds the whole extractor."""
 
     def refiners(self, rank: int) -> range:
+        """The refiners that `rank` holds: all."""
         return range(self.num_refiners)
 
     def extractor_layers(self, rank: int, total: int) -> range:
+        """Which of the extractor's `total` layers `rank` holds: all."""
         return range(total)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Contiguous runs of refiners, one run per rank in cascade order, and the extractor's placement.
+    """Local learning: consecutive refiners on each rank, in cascade order, and the extractor's placement.
 
-    `counts[r]` is the number of refiners on rank r, so every refiner is placed exactly once by construction.
+    `counts[r]` is the number of refiners on rank r.
+
+    Raises:
+        UsageError: a rank has no refiner, or the extractor's placement is unknown.
     """
 
     counts: tuple[int, ...]
+    """Refiners of each rank, at least one."""
     extractor: ExtractorPlacement = "sharded"
+    """`replicated`: every rank computes the features of the whole batch; `root`: rank 0 does; `sharded`: each rank
+    those of its share of the batch."""
 
     def __post_init__(self) -> None:
         if self.extractor not in get_args(ExtractorPlacement):
@@ -71,10 +82,12 @@ class Placement:
 
     @property
     def num_ranks(self) -> int:
+        """K."""
         return len(self.counts)
 
     @property
     def num_refiners(self) -> int:
+        """L."""
         return sum(self.counts)
 
     def refiners(self, rank: int) -> range:
@@ -86,15 +99,16 @@ class Placement:
         return consecutive(self.counts)
 
     def holds_extractor(self, rank: int) -> bool:
+        """Whether `rank` computes features."""
         return self.extractor != "root" or rank == 0
 
     def extractor_layers(self, rank: int, total: int) -> range:
-        """All layers or none: here the extractor is never taken apart."""
+        """All layers or none, since local learning never cuts the extractor."""
         return range(total if self.holds_extractor(rank) else 0)
 
 
 def even_split(total: int, parts: int) -> list[int]:
-    """Sizes of `parts` shares of `total` that differ by at most one, the larger first; shares may be 0."""
+    """Split `total` into `parts` sizes that differ by at most one, the larger ones first; sizes may be 0."""
     share, rest = divmod(total, parts)
     return [share + (part < rest) for part in range(parts)]
 
@@ -106,13 +120,13 @@ def consecutive(sizes: Sequence[int]) -> list[range]:
 
 
 def place_by_count(num_refiners: int, num_ranks: int) -> tuple[int, ...]:
-    """As many refiners on each rank as on any other, give or take one."""
+    """Refiners per rank, as even as possible."""
     _check_enough(num_refiners, num_ranks)
     return tuple(even_split(num_refiners, num_ranks))
 
 
 def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> tuple[int, ...]:
-    """The user's own counts, checked against the cascade and the world."""
+    """The user's own counts, checked against the numbers of refiners and ranks."""
     _check_enough(num_refiners, num_ranks)
     if len(counts) != num_ranks or sum(counts) != num_refiners or min(counts) < 1:
         raise UsageError(
@@ -123,10 +137,21 @@ def place_as_given(counts: Sequence[int], num_refiners: int, num_ranks: int) -> 
 
 
 def place_by_cost(costs: Sequence[float], num_ranks: int, first_load: float = 0.0) -> tuple[int, ...]:
-    """The contiguous placement whose busiest rank has the least possible load; the others are as alike as that allows.
+    """Refiners per rank such that the rank with the highest load has as little as possible, and the others are as even
+    as that allows.
 
-    `costs[i]` is the cost of refiner i; `first_load` is what rank 0 does besides (a `root` extractor, say). Found
-    to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
+    Found to nine digits by bisection over the load that no rank may exceed, in O(K log L) for each digit.
+
+    Args:
+        costs: of each refiner, at least 0, in any unit.
+        num_ranks: K.
+        first_load: cost of other work on rank 0, in the same unit: a `root` extractor, for example.
+
+    Returns:
+        Refiners of each rank: the `counts` of a `Stage` or a `Placement`.
+
+    Raises:
+        UsageError: there are fewer refiners than ranks, or a cost is negative or NaN.
     """
     _check_enough(len(costs), num_ranks)
     if any(not cost >= 0 for cost in costs):

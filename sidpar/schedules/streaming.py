@@ -90,7 +90,7 @@ def streaming(view: RankView, turn: Turn) -> Iterator[Action]:
     if extract_after >= view.microbatches:
         yield from _sharded_update(view, turn)
         yield from _post_ahead(view, turn)
-    if view.placement.extractor != "sharded" and turn.update_is_due:
+    if view.extraction != "sharded" and turn.update_is_due:
         yield from _finish(view, -turn.staleness)
     if turn.before > 0:
         yield from _close(view, -1)
@@ -139,7 +139,7 @@ def all_streams(
 def _open(view: RankView, turn: Turn) -> Iterator[Action]:
     """The features of this batch, and the first receive where no turn before has posted it."""
     first, graph = turn.before == 0, view.runs_extractor_backward
-    match view.placement.extractor:
+    match view.extraction:
         case "sharded":
             if first:
                 yield from extract_shard(view, graph=graph)
@@ -165,7 +165,7 @@ def _post_ahead(view: RankView, turn: Turn) -> Iterator[Action]:
 def extractor_slots(view: RankView) -> tuple[int, int]:
     """After how many microbatches of its turn a rank does a sharded extractor's backward for a batch before, and its
     forward for the next one. In between, the parameter gradients travel behind one microbatch's work."""
-    if view.placement.extractor != "sharded":
+    if view.extraction != "sharded":
         return -1, -1
     backward_after = -(-view.hops_behind // HOPS_PER_MICROBATCH)
     return min(backward_after, view.microbatches), min(backward_after + 1, view.microbatches)
@@ -185,21 +185,20 @@ def _sharded_update(view: RankView, turn: Turn) -> Iterator[Action]:
 
 def _finish(view: RankView, step: int) -> Iterator[Action]:
     """The extractor's gradient of a batch whose local backwards are done on all ranks, or will be, and its update."""
-    if not view.trains_extractor:
+    if not view.trains_extractor or view.extraction == "elsewhere":
         return
-    if view.placement.extractor == "root" and view.rank > 0:
+    if view.extraction == "root" and view.rank > 0:
         yield Action(Do.AWAIT_REDUCES_SENT, step=step)
         return
-    if view.placement.extractor != "replicated":  # which has done it in the batch's own turn
+    if view.extraction != "replicated":  # which has done it in the batch's own turn
         yield from _backward(view, step)
     yield from _update(view, step)
 
 
 def _backward(view: RankView, step: int) -> Iterator[Action]:
-    if view.placement.extractor == "root":
+    if view.extraction == "root":
         for m in range(view.microbatches):
-            if view.shares_features:
-                yield Action(Do.AWAIT_REDUCE, m, step=step)
+            yield Action(Do.AWAIT_REDUCE, m, step=step)
             yield from extractor_backward(view, m, step=step)
         return
     if view.shares_features:
@@ -217,7 +216,7 @@ def _update(view: RankView, step: int) -> Iterator[Action]:
 
 def _close(view: RankView, step: int) -> Iterator[Action]:
     """What this rank sent of a batch has arrived, so that its buffers can go."""
-    if view.placement.extractor == "root" and view.shares_features and view.rank == 0:
+    if view.extraction == "root" and view.rank == 0:
         yield Action(Do.AWAIT_BROADCASTS_SENT, step=step)
     if view.next is not None:
         yield Action(Do.AWAIT_STATES_SENT, step=step)

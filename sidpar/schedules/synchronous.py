@@ -70,7 +70,7 @@ def two_phase(view: RankView) -> Iterator[Action]:
         yield from fused(view)
         return
     yield from _chain(view)
-    whole_batch = view.placement.extractor == "sharded"
+    whole_batch = view.extraction == "sharded"
     if view.runs_extractor_backward and whole_batch:
         yield Action(Do.EXTRACT, graph=True)
     for m in range(view.microbatches):
@@ -119,7 +119,7 @@ def _chain(view: RankView) -> Iterator[Action]:
 
 def open_batch(view: RankView, *, graph: bool, lookahead: int) -> Iterator[Action]:
     """The features that must exist before the chain starts, and the first receive."""
-    match view.placement.extractor:
+    match view.extraction:
         case "sharded":
             yield from extract_shard(view, graph=graph)
             if view.shares_features:
@@ -147,8 +147,7 @@ def broadcast(view: RankView, *, graph: bool, step: int = 0) -> Iterator[Action]
     for m in range(view.microbatches):
         if view.rank == 0:
             yield Action(Do.EXTRACT, m, graph=graph, step=step)
-        if view.shares_features:
-            yield Action(Do.START_BROADCAST, m, step=step)
+        yield Action(Do.START_BROADCAST, m, step=step)
 
 
 def extracts_ahead(actions: Iterable[Action]) -> bool:
@@ -180,13 +179,13 @@ def _lag(view: RankView) -> int:
 def extract_ahead(view: RankView, m: int, *, graph: bool, lookahead: int) -> Iterator[Action]:
     """A replicated extractor is `lookahead` microbatches ahead of the refiners."""
     ahead = m + lookahead
-    if view.placement.extractor == "replicated" and ahead < view.microbatches:
+    if view.extraction == "replicated" and ahead < view.microbatches:
         yield Action(Do.EXTRACT, ahead, graph=graph)
 
 
 def receive(view: RankView, m: int) -> Iterator[Action]:
     """What microbatch m needs of other ranks; the receive of the next one is posted."""
-    if view.placement.extractor == "root" and view.rank > 0:
+    if view.extraction == "root" and view.rank > 0:
         yield Action(Do.AWAIT_BROADCAST, m)
     if view.previous is not None:
         yield Action(Do.AWAIT_STATE, m, peer=view.previous)
@@ -244,10 +243,15 @@ def await_refiners(view: RankView) -> Iterator[Action]:
 
 def return_feature_gradient(view: RankView, m: int, *, lag: int) -> Iterator[Action]:
     """After the last local backward of microbatch m: its feature gradient is complete on this rank."""
-    if view.shares_features and view.trains_extractor:
-        yield Action(Do.START_SCATTER if view.placement.extractor == "sharded" else Do.START_REDUCE, m)
-    elif view.trains_extractor and view.placement.extractor == "replicated" and m >= lag:
-        yield from extractor_backward(view, m - lag)
+    if not view.trains_extractor:
+        return
+    match view.extraction:
+        case "sharded" if view.shares_features:
+            yield Action(Do.START_SCATTER, m)
+        case "root":
+            yield Action(Do.START_REDUCE, m)
+        case "replicated" if m >= lag:
+            yield from extractor_backward(view, m - lag)
 
 
 def extractor_backward(view: RankView, m: int, *, step: int = 0) -> Iterator[Action]:
@@ -262,7 +266,9 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
     """What is left of the extractor's gradient once all local backwards are done."""
     if not view.trains_extractor:
         return
-    match view.placement.extractor:
+    match view.extraction:
+        case "elsewhere":
+            return
         case "sharded":
             if view.shares_features:
                 yield Action(Do.AWAIT_SCATTERS)
@@ -271,8 +277,7 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
             yield Action(Do.EXTRACTOR_BACKWARD)
         case "root" if view.rank == 0:
             for m in range(view.microbatches):
-                if view.shares_features:
-                    yield Action(Do.AWAIT_REDUCE, m)
+                yield Action(Do.AWAIT_REDUCE, m)
                 yield from extractor_backward(view, m)
         case "root":
             yield Action(Do.AWAIT_REDUCES_SENT)
@@ -285,7 +290,7 @@ def _finish_extractor(view: RankView, *, lag: int) -> Iterator[Action]:
 
 def _close(view: RankView) -> Iterator[Action]:
     """Wait for what was sent, so that no message outlives its step."""
-    if view.placement.extractor == "root" and view.shares_features and view.rank == 0:
+    if view.extraction == "root" and view.rank == 0:
         yield Action(Do.AWAIT_BROADCASTS_SENT)
     if view.next is not None:
         yield Action(Do.AWAIT_STATES_SENT)

@@ -1,4 +1,4 @@
-"""What each action of a list takes, in seconds, and brings into memory, in bytes. No torch."""
+"""How long each action takes, in seconds, and how much memory it occupies, in bytes. No torch."""
 
 from functools import cache
 from typing import Protocol
@@ -19,14 +19,14 @@ class Prices(Protocol):
     """Asked about every action of every rank, so answers are computed once for all that are alike."""
 
     def seconds(self, rank: int, action: Action) -> float:
-        """Of work; of the start of a message, how long it is under way."""
+        """How long an action takes; for the start of a message, how long the message takes."""
 
     def held(self, rank: int, action: Action) -> float:
-        """Bytes from this action on, until another one frees them (`activation_memory.py`)."""
+        """Bytes that this action occupies until another one frees them (`activation_memory.py`)."""
 
 
 class LocalPrices:
-    """Of the schedules of local learning."""
+    """The costs of actions in schedules of local learning."""
 
     def __init__(self, placement: Placement, costs: Costs, layout: BatchLayout) -> None:
         self._placement, self._costs = placement, costs
@@ -59,7 +59,7 @@ class LocalPrices:
         return self._bytes_of(action.do, self._shares[rank] if m is None else self._sizes[m], rank, action.refiner)
 
     def message_bytes(self, do: Do, rows: int, rank: int, refiner: int | None = None) -> float:
-        """What a message of `rows` rows from a rank moves: of a collective, the whole buffer."""
+        """The size of a message of `rows` rows from a rank; for a collective, of the whole buffer."""
         match do:
             case Do.SEND_STATE:
                 return rows * self._costs.state_bytes[self._placement.refiners(rank).stop]
@@ -112,7 +112,7 @@ class LocalPrices:
 
 
 class PipelinePrices:
-    """Of a pipeline of backpropagation with microbatches of `rows` rows."""
+    """The costs of actions in a pipeline of backpropagation with microbatches of `rows` rows."""
 
     def __init__(self, cut: Cut, costs: Costs, rows: float) -> None:
         self._cut, self._costs, self._rows = cut, costs, rows
@@ -126,7 +126,7 @@ class PipelinePrices:
         return self._bytes_of(action.do, known(action.section))
 
     def message_bytes(self, section: int) -> float:
-        """What enters a section, and the gradient of it."""
+        """The size of what enters a section; its gradient has the same."""
         layers, refiners = self._cut.layers_of(section - 1), self._cut.refiners_of(section - 1)
         if layers and layers.stop < self._cut.num_layers:
             return self._rows * self._costs.layer_bytes[layers.stop - 1]

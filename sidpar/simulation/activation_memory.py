@@ -1,6 +1,5 @@
-"""What a rank's actions bring into memory until others of its list free it: saved activations, and message buffers.
-
-Found from the list alone, on the way through it, as it is simulated: bytes now, and at most. No torch.
+"""The memory that a rank's actions occupy until others free it: saved activations and message buffers. Counted while
+the list of actions is simulated: the present bytes, and the peak. No torch.
 """
 
 from collections import defaultdict
@@ -17,7 +16,7 @@ KIND: dict[Do, Kind] = {
     **dict.fromkeys((Do.START_SCATTER, Do.START_REDUCE), "communication buffers"),
     **dict.fromkeys((Do.AWAIT_ACTIVATION, Do.AWAIT_ACTIVATION_GRADIENT), "communication buffers"),
 }
-"""The verbs that bring something into memory."""
+"""The verbs that occupy memory."""
 FREES: dict[Do, tuple[Do, ...]] = {
     Do.EXTRACTOR_BACKWARD: (Do.EXTRACT,),
     Do.BACKWARD: (Do.FORWARD,),
@@ -34,13 +33,13 @@ FREES: dict[Do, tuple[Do, ...]] = {
     Do.SECTION_INPUT_BACKWARD: (Do.AWAIT_ACTIVATION_GRADIENT,),
     Do.SECTION_WEIGHT_BACKWARD: (Do.SECTION_FORWARD,),
 }
-"""What a verb frees: that of its own microbatch, or without one, all of its batch."""
+"""What a verb frees: memory of its own microbatch, or without one, of its whole batch."""
 TRANSIENT = (Do.LEARN,)
-"""What these bring, they free themselves: forward and backward in one."""
+"""Verbs that free what they occupy: forward and backward in one action."""
 
 
 class Occupancy:
-    """Of one rank. `size` says how many bytes an action brings."""
+    """The memory of one rank. `size` gives the bytes that an action occupies."""
 
     def __init__(self, size: Callable[[Action], float]) -> None:
         self.peaks: dict[Kind, float] = {"saved activations": 0.0, "communication buffers": 0.0}
@@ -49,7 +48,7 @@ class Occupancy:
         self._alive: dict[tuple[Do, int], dict[tuple[int | None, ...], float]] = defaultdict(dict)
 
     def watch(self, actions: Iterable[Action]) -> Iterator[Action]:
-        """The actions as they come, with their bytes taken down."""
+        """The same actions, counted as they pass."""
         now, peaks, alive = self._now, self.peaks, self._alive
         for action in actions:
             do, microbatch, refiner, _, _, section, step = action

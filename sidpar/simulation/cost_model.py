@@ -1,7 +1,7 @@
-"""What a step should take, and why: schedules timed from the cost of each piece and of each message. No torch.
+"""Predicts how long a step takes, from the cost of each piece of the network and of each message. No torch.
 
 The lists of actions are those that the engines execute; `simulator.py` runs them, here with measured or given costs.
-The paper's own projection (appendix B.3) and the laws stand beside it.
+The paper's own projection (appendix B.3) and the laws of the schedules are here too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -118,8 +118,8 @@ def paper_seconds(costs: Costs, batch_size: int, groups: Sequence[Sequence[int]]
 
 
 def law_speedup(schedule: str, num_ranks: int, microbatches: int, extractor: str = "replicated") -> float | None:
-    """The speed-up of a schedule over naive backpropagation, for equal refiners whose backward takes twice their
-    forward, extractor and messages left out. None where there is no law."""
+    """The speed-up of a schedule over naive backpropagation by its law: for equal refiners whose backward takes twice
+    as long as their forward, without extractor and messages. None where there is no law."""
     k, m = num_ranks, microbatches
     steps = {
         "ddp": 1.0,
@@ -139,7 +139,7 @@ def law_speedup(schedule: str, num_ranks: int, microbatches: int, extractor: str
 def _run(
     lists: Iterable[Iterable[Action]], prices: Prices, keep_spans: bool, extractor_holders: int | None = None
 ) -> tuple[Timeline, list[Occupancy]]:
-    """The lists on the clock, and what each rank holds meanwhile."""
+    """Simulate the lists, and count what each rank holds."""
     ranks = list(lists)
     held = [Occupancy(partial(prices.held, rank)) for rank in range(len(ranks))]
     watched = [occupancy.watch(mine) for occupancy, mine in zip(held, ranks, strict=True)]

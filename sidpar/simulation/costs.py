@@ -1,4 +1,4 @@
-"""What predictions are made from: the cost of each piece of a cascade, and of each kind of message. No torch.
+"""The inputs of predictions: the cost of each piece of a cascade, and of each kind of message. No torch.
 
 Costs go from rank to rank and into files as plain data.
 """
@@ -41,15 +41,16 @@ class Piece:
     saved_bytes: float = 0.0
     """Bytes that autograd saves per row, until the backward."""
     trained_bytes: float = 0.0
-    """Of its parameters that are trained: each has a gradient and the optimizer's state."""
+    """Bytes of its trained parameters, each of which has a gradient and an optimizer state."""
     held_bytes: float = 0.0
-    """Of all its parameters and buffers."""
+    """Bytes of all its parameters and buffers."""
     saved_fixed: float = 0.0
     """Bytes that autograd saves besides, whatever the number of rows: weights cast by autocast."""
     device: Curve | None = None
-    """On a GPU, what it does for a forward and a backward together; the two above are what limits a step."""
+    """On a GPU: seconds of the GPU for forward and backward together. `forward` and `backward` are what limits a
+    step."""
     launch: Curve | None = None
-    """And how long the host takes to queue them."""
+    """On a GPU: seconds of the host to queue them."""
 
     def saved(self, rows: float) -> float:
         """Bytes that autograd saves for so many rows."""
@@ -106,31 +107,33 @@ def ring_links(latency: float, bandwidth: float, num_ranks: int, num_replicas: i
 
 @dataclass(frozen=True)
 class Costs:
-    """Everything that a prediction is made from."""
+    """All costs that a prediction is made from."""
 
     layers: Sequence[Piece]
-    """The extractor's layers; one piece for all of it, if it cannot be taken apart."""
+    """The extractor's layers; one piece for the whole extractor, if it cannot be cut."""
     refiners: Sequence[Piece]
     links: Links = field(default_factory=Links)
     feature_bytes: float = 0.0
-    """Per row, as all of the following."""
+    """Bytes of the features per row."""
     state_bytes: Sequence[float] = ()
-    """`state_bytes[i]`: of what refiner i receives."""
+    """`state_bytes[i]`: bytes per row of the state that refiner i receives."""
     layer_bytes: Sequence[float] = ()
-    """What each layer of the extractor returns."""
+    """Bytes per row of what each layer of the extractor returns."""
     input_bytes: float = 0.0
-    """What enters the first one."""
+    """Bytes per row of the images."""
+    reads: Sequence[Sequence[int]] | None = None
+    """The refiners that read each feature; None: all of them read all features."""
     overhead: float = 0.0
     """Seconds that the engine itself adds to every piece of work: losses, bookkeeping, the start of messages."""
 
     @property
     def extractor_parameter_bytes(self) -> float:
-        """Of what of the extractor is trained, and so of its gradients."""
+        """Bytes of the extractor's trained parameters, and so of its gradients."""
         return sum(piece.trained_bytes for piece in self.layers)
 
     @property
     def parameter_bytes(self) -> float:
-        """The same of the whole cascade."""
+        """Bytes of the whole cascade's trained parameters."""
         return self.extractor_parameter_bytes + sum(piece.trained_bytes for piece in self.refiners)
 
     def extractor(self, rows: float) -> tuple[float, float]:
@@ -155,9 +158,9 @@ def from_plain(plain: Mapping[str, Any]) -> Costs:
         links = Links(**{name: Link(**link) for name, link in plain["links"].items()})
         costs = Costs(**{**plain, **pieces, "links": links})
     except (AttributeError, KeyError, TypeError) as error:
-        raise UsageError(f"these are not costs as a plan writes them ({error!r}): measure them again") from error
+        raise UsageError(f"these are not the costs that a plan writes ({error!r}): measure them again") from error
     if (len(costs.state_bytes), len(costs.layer_bytes)) != (len(costs.refiners) + 1, len(costs.layers)):
-        raise UsageError("costs need bytes of a state for each refiner and one more, and of what each layer returns")
+        raise UsageError("costs need state_bytes for each refiner and one more, and layer_bytes for each layer")
     return costs
 
 

@@ -1,8 +1,8 @@
 """Times that no step can undercut, found without simulating it: the laws, with real costs. No torch.
 
-A rank cannot begin before the first belief has come down the chain, then has all of its own work to do, and what the
-extractor's gradient still needs comes behind that. Where ranks are alike a step takes just that long, so a plan for
-many ranks has to simulate few of the schedules among which it chooses.
+A rank cannot start before the first belief has reached it. Then it does all of its own work, and then what is left of
+the extractor's gradient. If all ranks are alike, a step takes exactly that long, so a plan for many ranks has to
+simulate few schedules.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class _LocalBound:
 
     def __init__(self, schedule: ScheduleName, views: Sequence[RankView], times: Times, layout: BatchLayout) -> None:
         self._schedule, self._views, self._view = schedule, views, views[0]
-        self._extractor, self._times = views[0].placement.extractor, times
+        self._extractor, self._times = views[0].extraction, times
         self._prices = LocalPrices(views[0].placement, times.costs, layout)
         self._sizes = [len(rows) for rows in layout.microbatches]
         self._ranks, self._last = range(len(views)), len(layout.microbatches) - 1
@@ -69,17 +69,19 @@ class _LocalBound:
         if self._extractor == "root":  # which extracts and sends one microbatch after the other, before it refines
             first = self._of(Do.EXTRACT, 0, 0) + self._of(Do.START_BROADCAST, 0, 0)
             return [features, *(first for _ in self._ranks[1:])]
-        return [features for _ in self._ranks]
+        return [0.0 if view.extraction == "elsewhere" else features for view in self._views]
 
     def seconds(self, staleness: int) -> float:
         view, streams = self._view, self._schedule == "streaming"
         busiest = max(self._learning[r] + self._extracting(r) for r in self._ranks)
-        ends = max(begin + learning for begin, learning in zip(self._begins, self._learning, strict=True))
+        ends = [begin + learning for begin, learning in zip(self._begins, self._learning, strict=True)]
+        # The extractor's gradient waits for all ranks, or, where its features stay on the first one, for that alone.
+        complete = (ends[0] if self._views[-1].extraction == "elsewhere" else max(ends)) + self._tail()
         if not streams:
-            return max(busiest, ends + self._tail())
+            return max(busiest, *ends, complete)
         sends = [self._every(partial(self._of, Do.SEND_STATE, r)) for r in self._ranks[:-1] if self._chained]
         # Features know all updates but the last S, and an update waits for the last rank.
-        updates = (ends + self._tail()) / (staleness + 1) if view.trains_extractor else 0.0
+        updates = complete / (staleness + 1) if view.trains_extractor else 0.0
         return max(busiest, updates, *sends, self._slots())
 
     def _of(self, do: Do, r: int, m: int | None = None) -> float:

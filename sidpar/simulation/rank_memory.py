@@ -8,10 +8,10 @@ from sidpar.simulation.costs import Piece
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one rank. Besides there are the dataset, CUDA's context and libraries, and what the allocator rounds."""
+    """Bytes on one rank. Not included: the dataset, CUDA's context and libraries, and what the allocator rounds up."""
 
     parameters: float
-    """Buffers included."""
+    """Parameters and buffers of modules."""
     gradients: float
     optimizer_state: float
     versions: float
@@ -34,7 +34,7 @@ def footprint(
     saved_activations: float,
     communication_buffers: float,
 ) -> Footprint:
-    """Of a rank that holds these pieces.
+    """The memory of a rank that holds these pieces.
 
     Args:
         state_per_byte: the optimizer's state, in bytes per byte of trained parameters.

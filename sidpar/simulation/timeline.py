@@ -1,4 +1,4 @@
-"""When every rank does what, as the simulator found it. No torch."""
+"""The simulated times of all ranks' actions. No torch."""
 
 from dataclasses import dataclass
 

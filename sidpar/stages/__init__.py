@@ -1,4 +1,4 @@
-"""What one rank holds of a cascade, and how its modules are executed.
+"""One rank's share of a cascade, and how its modules are executed.
 
 May import: config, schedules, cascade, rules, distributed, messages.
 Start reading: stage.py.

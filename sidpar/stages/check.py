@@ -1,4 +1,4 @@
-"""What is found out about a cascade before its first batch: whether it takes such inputs, and where it may lie."""
+"""Checks a cascade before its first batch: whether it accepts such inputs, and whether its extractor may be sharded."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -25,15 +25,15 @@ _TOLERANCE = 1e-3
 
 
 def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
-    """What crosses the seams for inputs like x [B, ...]. All ranks call it alike.
+    """The shapes of features and states for inputs like x [B, ...]. All ranks call it alike.
 
-    For training, it is also found out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
-    Remembered per shape. Raises UsageError on every rank if the cascade cannot take such inputs, or if a sharded
-    extractor would compute something else than one that sees the whole batch.
+    For training, also finds out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
+    Results are cached per shape. Raises UsageError on every rank if the cascade does not accept such inputs, or if a
+    sharded extractor would compute other features than one that sees the whole batch.
 
     Args:
-        parts: the numbers of rows in which inputs will be given to modules, for those that do not take any number;
-            the same on all ranks.
+        parts: the numbers of rows that modules will be given, to try modules that do not accept any number; the same on
+            all ranks.
     """
     key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training)
     if key not in stage.checked:
@@ -71,8 +71,8 @@ def _mode(stage: Stage, *, training: bool) -> AbstractContextManager[None]:
 
 
 def _try_a_few(stage: Stage, x: Tensor, *, training: bool) -> tuple[Found, Fits]:
-    """Or all rows, for modules that do not take a few. What is tried next does not depend on how many rows there are:
-    replicas may have fewer, and all ranks try together."""
+    """Try a few rows, or all rows if modules do not accept a few. What is tried next must not depend on the number of
+    rows, since replicas may have fewer, and all ranks try together."""
     try:
         return try_out(stage, x[:ROWS], training=training), Fits(picky=False)
     except UsageError:
@@ -99,16 +99,16 @@ def _check_shards(stage: Stage, x: Tensor) -> None:
     raise UsageError(
         "in training, the extractor's features of a sample depend on the rest of the batch or on random "
         f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
-        f"1/{ranks} of the batch on each rank and would train on other ones: use "
+        f"1/{ranks} of the batch on each rank, so it would compute other features: use "
         "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
     )
 
 
 def depends_on_the_batch(extractor: nn.Module, x: Tensor, parts: int) -> bool:
-    """Whether a training pass over x, in so many parts, treats a sample differently according to its company, to random
-    numbers or to what came before, or takes no such parts.
+    """Whether in training, the features of a sample depend on the other samples, on random numbers or on earlier
+    passes, or whether x cannot be cut into so many parts.
 
-    Found by trying, so it also sees what no list of module types would: functional dropout, a user's own layers.
+    Found by trying, so it works for modules of any type: functional dropout, a user's own layers.
     """
     rows, forward = x[: max(parts, _PROBE_ROWS // parts * parts)], Inputs().of("the extractor", extractor)
     with torch.no_grad(), undisturbed(x.device), undone(extractor, parameters=True) as before:

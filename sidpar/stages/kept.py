@@ -1,4 +1,4 @@
-"""What a part of a cascade keeps from one forward to the next, and what of it stands in the way of another forward."""
+"""What a part of a cascade keeps from one forward to the next, and whether it allows overlapping forwards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,20 +24,20 @@ class Kept:
 
     names: Sequence[str] = ()
     written: Sequence[str] = ()
-    """All that its forward changes of itself, also what does not depend on the forwards before."""
+    """Everything that its forward changes in the module, also what does not depend on earlier forwards."""
     statistics: Sequence[str] = ()
     """The running statistics of torch's batch norm, which are not among `names`."""
     parameters: Sequence[str] = ()
-    """Those that its forward writes into."""
+    """The parameters that its forward writes into."""
     trained: Sequence[str] = ()
-    """Those of them that get gradients."""
+    """Those of these parameters that get gradients."""
     overlaps: bool = True
-    """Whether a forward may come between another one and its backward."""
+    """Whether another forward may come between a forward and its backward."""
     draws: bool = False
     """Whether it draws random numbers from the host's generators, besides those of the device."""
 
     def __or__(self, other: "Kept") -> "Kept":
-        """What one of two trials has seen."""
+        """What either of two trials has seen."""
         names = ("names", "written", "statistics", "parameters", "trained")
         both = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(other, name)))) for name in names}
         return Kept(**both, overlaps=self.overlaps and other.overlaps, draws=self.draws or other.draws)

@@ -1,4 +1,4 @@
-"""Passes that use every kernel once and leave nothing behind."""
+"""Dry runs: passes that use every kernel once, and whose effects are undone."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,8 +11,8 @@ from sidpar.stages.stage import Stage
 
 @contextmanager
 def unnoticed(stage: Stage, transport: Transport, buckets: Iterable[GradientBuckets]) -> Iterator[None]:
-    """Within, a rank goes through its actions alone, and no other notices. Afterwards what modules keep, random numbers
-    and traffic are as before; gradients are not."""
+    """Inside, a rank goes through its actions alone, without sending messages. Afterwards, what modules keep, random
+    numbers and traffic are as before; gradients are not."""
     with ExitStack() as stack:
         stack.enter_context(undisturbed(stage.runtime.device))
         stack.enter_context(stage.undone())

@@ -1,7 +1,7 @@
-"""A section of a cascade as a module of its own: what one entry of a pipeline executes (see `schedules/cut.py`).
+"""A section of a cascade as one module: what one stage of a pipeline executes (see `schedules/cut.py`).
 
-What crosses the seam between two sections: within the extractor, one activation; behind it, the features, which every
-later refiner reads, and the state, both with their graph, since in backpropagation gradients do cross.
+Sections pass on one activation within the extractor. After it, they pass on the features, which every later refiner
+reads, and the state. Gradients flow back through all of them.
 """
 
 from typing import Any
@@ -46,8 +46,8 @@ class Section(nn.Module):
         self._seed = seed
 
     def forward(self, *tensors: Tensor) -> TensorTuple | Tensor:
-        """From what crosses the seam before this section (the first: the images) to what crosses the one after it
-        (the last: the log-belief [b, C])."""
+        """From what the section before passes on (for the first section, the images) to what this section passes on
+        (for the last, the log-belief [b, C])."""
         stage, graph = self._stage[0], torch.is_grad_enabled()
         if not self.is_first:
             tensors = _Seam.apply(*tensors)
@@ -136,5 +136,5 @@ def _refuse_integers(specs: tuple[Spec, ...], what: str) -> None:
         if not is_differentiable(spec.dtype):
             raise UsageError(
                 f"{what} {k} is {spec.dtype}: a pipeline sends a gradient back for every tensor that it sends, and "
-                "integers have none; hand on floating-point tensors, or use method=ddp"
+                "integers have none: pass on floating-point tensors, or use method=ddp"
             )

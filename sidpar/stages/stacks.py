@@ -1,4 +1,4 @@
-"""A stage's refiners in stacks that run at once."""
+"""Runs a stage's refiners in stacks, each as one batched computation."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -18,11 +18,11 @@ from sidpar.stages.stage import Stage
 
 
 class Stacks:
-    """This rank's refiners, each run of them that receives states of one shape as one batched computation. (In a
-    cascade with hidden activations, refiner 0 receives less than the others.)
+    """This rank's refiners as stacks. Consecutive refiners that receive states of the same shapes make one stack. (In a
+    cascade with hidden activations, refiner 0 receives fewer tensors than the others.)
 
-    Raises UsageError on every rank if the refiners of any rank differ in more than their numbers; `losses` raises it if
-    this rank's cannot run at once.
+    Raises UsageError on every rank if the refiners of any rank differ in structure; `losses` raises it if this rank's
+    refiners cannot be stacked.
     """
 
     def __init__(self, stage: Stage, rule: LocalRule) -> None:
@@ -42,7 +42,7 @@ class Stacks:
         Args:
             features: [b, ...].
             states: what each refiner receives, by its number, [b, ...].
-            target: what the rule teaches, [b, C] or [b, T, C].
+            target: the rule's target, [b, C] or [b, T, C].
         """
         if not self._stacks:
             self._stacks = [(run, self._stack(run)) for run in _runs(states)]
@@ -64,8 +64,8 @@ class Stacks:
 
 
 def agree_on_stacks(stage: Stage, x: Tensor) -> None:
-    """Try on every rank whether its refiners can run at once, for inputs like x [B, ...]; no message but through the
-    store. Raises UsageError, the same on every rank, if those of some rank cannot."""
+    """Try on every rank whether its refiners can be stacked, for inputs like x [B, ...]. Ranks only exchange results
+    through the store. Raises UsageError, the same on every rank, if those of some rank cannot."""
     problem = None
     try:
         _try_out(stage, x)

@@ -1,4 +1,4 @@
-"""What one rank holds of a cascade: its refiners, and the extractor where the placement puts it."""
+"""One rank's share of a cascade: its refiners, and the extractor if the placement puts it there."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,23 +24,29 @@ from sidpar.stages.kept import Kept
 
 @dataclass
 class Fits:
-    """The numbers of rows that modules take."""
+    """The numbers of rows that modules accept."""
 
     picky: bool
-    """Whether a few rows do not do: then every number is to be tried, else only the smallest ones."""
+    """Whether modules do not accept a few rows. Then every number is tried, otherwise only the smallest ones."""
     sizes: set[int] = field(default_factory=set)
-    """Those that have been found to fit."""
+    """The numbers that have been found to fit."""
 
 
 class Stage(nn.Module):
     """This rank's share of a cascade, on its device. Parameters keep their global names: `extractor.…`, `refiners.3.…`.
 
     Args:
-        cascade: the whole network, the same on every rank; its modules are taken, not copied.
-        extractor: where features are computed: of the whole batch on every rank (`replicated`) or on the first one
-            (`root`), or on each of its share of the batch (`sharded`). The gradients are the same.
+        cascade: the whole network, the same on every rank; the stage uses its modules, not copies.
+        runtime: this rank's context; the modules move to its device.
+        extractor: where features are computed: for the whole batch on every rank (`replicated`) or on the first one
+            (`root`), or on every rank for its share of the batch (`sharded`). The gradients are the same.
         counts: refiners per rank; by default as even as possible.
-        placement: instead of these two, for engines of backpropagation: `Copies` of the whole cascade, or a `Cut`.
+        placement: for engines of backpropagation, instead of `extractor` and `counts`: `Copies` of the whole cascade,
+            or a `Cut`.
+        compute: how the modules are executed.
+
+    Raises:
+        UsageError: there are fewer refiners than ranks, `counts` does not fit, or two parts share a parameter.
     """
 
     def __init__(
@@ -61,9 +67,9 @@ class Stage(nn.Module):
         self.num_classes = cascade.num_classes
         self.skeleton = Skeleton(cascade)
         self.checked: dict[object, Fits] = {}
-        """For what inputs the cascade has been tried (`stages/check.py`), and what numbers of rows fit."""
+        """The inputs for which the cascade has been tried (`stages/check.py`), and the numbers of rows that fit."""
         self.kept: dict[str, Kept] = {}
-        """What each part keeps, of all ranks, by global name; empty before it has been tried."""
+        """What each part of the cascade keeps, on all ranks, by global name; empty before it has been tried."""
         self._infers = self._extractor_is_frozen = False
         self._inputs = Inputs()
         self.extractor = self._own_extractor(cascade.extractor)
@@ -78,7 +84,7 @@ class Stage(nn.Module):
 
     @property
     def own_refiners(self) -> Sequence[int]:
-        """The refiners this rank holds, by their global numbers."""
+        """The numbers of this rank's refiners, counted from 0 in the whole cascade."""
         return self.placement.refiners(self.runtime.cascade_rank)
 
     def holders(self, name: str) -> list[int]:
@@ -97,11 +103,12 @@ class Stage(nn.Module):
 
     @property
     def layer_names(self) -> list[str]:
-        """The pieces of the extractor that the placement may put on different ranks."""
+        """The names of the extractor's layers, if the placement may put them on different ranks; otherwise one empty
+        name."""
         return self.skeleton.layer_names if self.placement.extractor == "cut" else [""]
 
     def _own_extractor(self, extractor: nn.Module) -> nn.Module | None:
-        """All of it, none of it, or those of its layers that lie here, under their global names."""
+        """The whole extractor, nothing, or those of its layers that this rank holds, under their global names."""
         names = self.layer_names
         own = self.placement.extractor_layers(self.runtime.cascade_rank, len(names))
         if len(own) == len(names):
@@ -114,7 +121,7 @@ class Stage(nn.Module):
         return extractor | {f"refiners.{i}": module for i, module in self.refiners.items()}
 
     def freeze_extractor(self) -> None:
-        """Put an extractor that is not trained in evaluation mode: no random masks, its own statistics."""
+        """Put an extractor that is not trained into evaluation mode: no dropout, and its running statistics."""
         self._extractor_is_frozen = True
         if self.extractor is not None:
             self.extractor.eval()
@@ -124,24 +131,25 @@ class Stage(nn.Module):
         return [parameter.requires_grad for parameter in self.parameters()]
 
     def extract(self, x: Tensor, *, graph: bool) -> TensorTuple:
-        """Features of x [b, ...], recorded by autograd if `graph`."""
+        """Compute the features of x [b, ...], a tuple of tensors [b, ...], recorded by autograd if `graph`."""
         assert self.extractor is not None, "only a rank that holds the extractor extracts"
         with self._execution("extractor", self.extractor, graph):
             return extract(self._inputs.of("the extractor", self.extractor), self._in_memory_format(x))
 
     def run_layers(self, layers: nn.Module, x: Tensor, *, graph: bool) -> TensorTuple:
-        """The whole extractor, or some of its layers, which lie here, on an activation x [b, ...]."""
+        """Run the whole extractor, or some of its layers on this rank, on an activation x [b, ...]."""
         with self._execution("extractor", layers, graph):
             return as_tuple(self._inputs.of("the extractor", layers)(self._in_memory_format(x)))
 
     def refine(self, i: int, features: TensorTuple, state: TensorTuple, *, graph: bool) -> TensorTuple:
-        """Refiner i of this rank: the next state, recorded by autograd if `graph`."""
+        """Run refiner i of this rank: from features [b, ...] and a state to the next state, whose first tensor is the
+        log-belief [b, C] or [b, T, C]. Recorded by autograd if `graph`."""
         refiner = self.refiners[str(i)]
         with self._execution(f"refiners.{i}", refiner, graph):
             return refine(self._inputs.of(f"refiner {i}", refiner), features, state)
 
     def seed(self, name: str, seed: int) -> None:
-        """Before a forward of the part with this global name in training: the random numbers that it will draw."""
+        """Seed the random numbers of the next forward in training, of the part with this global name."""
         if self._infers:
             return
         seed_generator(self.runtime.device, seed)
@@ -149,7 +157,7 @@ class Stage(nn.Module):
             seed_host(seed)
 
     def preserved_generators(self) -> AbstractContextManager[None]:
-        """The generators that `seed` seeds are put back afterwards: a user's own random numbers are not disturbed."""
+        """Restore the generators that `seed` seeds at the end, so that a user's own random numbers are not changed."""
         device = self.runtime.device
         draws = any(kept.draws for kept in self.kept.values())
         return undisturbed(device) if draws else preserved_generator(device)
@@ -160,7 +168,7 @@ class Stage(nn.Module):
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
-        """Evaluation mode within; afterwards every module is in the mode in which it was, one by one."""
+        """Evaluation mode inside; at the end, every module is put back into its own mode."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         self._infers = True
@@ -172,7 +180,7 @@ class Stage(nn.Module):
                 module.training = training
 
     def autocast(self) -> torch.autocast:
-        """The context in which modules run."""
+        """The autocast context in which modules run."""
         return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.compute.autocast == "bf16")
 
     @contextmanager
@@ -184,7 +192,7 @@ class Stage(nn.Module):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """What forwards within do to what the parts here keep is undone at the end."""
+        """Undo at the end what forwards inside have done to the state that modules keep."""
         with ExitStack() as stack:
             stack.enter_context(self._inputs.unlearned())
             for name, module in self.parts().items():
@@ -205,8 +213,8 @@ def _place(num_refiners: int, num_ranks: int, extractor: ExtractorPlacement, cou
 
 
 def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
-    """A parameter of two parts would be two parameters once these are on different ranks, and on one rank it would be
-    clipped and updated once for each. With `layers`, each layer of the extractor is a part of its own."""
+    """Raises UsageError if two parts share a parameter: on different ranks it would become two, and on one rank it
+    would be clipped and updated twice. With `layers`, each layer of the extractor is a part."""
     names = layer_names(cascade.extractor) if layers else [""]
     parts = {f"extractor.{name}" if name else "extractor": cascade.extractor.get_submodule(name) for name in names} | {
         f"refiners.{i}": part for i, part in enumerate(cascade.refiners)
@@ -219,5 +227,5 @@ def _refuse_shared_parameters(cascade: Cascade, *, layers: bool) -> None:
                 whole = ", or use extractor=root" if name.startswith("extractor") else ""
                 raise UsageError(
                     f"{name}.{parameter_name} is also a parameter of {owner}, but the parts of a cascade are placed, "
-                    f"clipped and updated each on its own: give each parameters of its own{whole}"
+                    f"clipped and updated separately: give each part its own parameters{whole}"
                 )

@@ -1,7 +1,7 @@
-"""A first pass of a few real rows, which tells what torch's meta device cannot: the shapes of modules whose forward
+"""A first pass over a few real rows. It shows what torch's meta device cannot: the shapes of modules whose forward
 looks at data, and what a module keeps from one forward to the next.
 
-No message is sent: what a rank needs of another goes through the store. Nothing that the pass does stays.
+No message is sent: ranks exchange what they need through the store. All effects of the pass are undone.
 """
 
 import io
@@ -28,7 +28,7 @@ from sidpar.cascade.specs import (
     specs_of,
 )
 from sidpar.distributed.device import seed_generator
-from sidpar.distributed.notes import Notes
+from sidpar.distributed.exchange import Notes
 from sidpar.errors import UsageError, reason
 from sidpar.seeding import seed_host, undisturbed
 from sidpar.stages.kept import Kept, what_is_kept
@@ -40,18 +40,18 @@ ROWS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """What all ranks together have found."""
+    """The results of the pass on all ranks."""
 
     specs: CascadeSpecs
     layers: list[Spec]
-    """What each layer of an extractor that is taken apart returns."""
+    """What each layer of a cut extractor returns."""
     kept: dict[str, Kept]
 
 
 def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
     """One pass over x [b, ...]; for training, also what each part keeps. All ranks call it.
 
-    Raises UsageError, the same on every rank, if a part of the cascade does not take what it is given.
+    Raises UsageError, the same on every rank, if a part of the cascade does not accept its inputs.
     """
     notes = stage.runtime.notes("trial")
     trial = _Trial(stage, x.to(stage.runtime.device), notes, training=training)
@@ -74,11 +74,11 @@ def try_out(stage: Stage, x: Tensor, *, training: bool) -> Found:
 
 
 class _OtherRankError(Exception):
-    """The rank that computes what is needed here could not."""
+    """Another rank failed to compute the inputs that this rank needs."""
 
 
 class _Trial:
-    """One rank's share of the pass: those of the pieces in cascade order that lie here. Letters: j piece, i refiner."""
+    """One rank's share of the pass: its pieces, in cascade order. Letters: j piece, i refiner."""
 
     def __init__(self, stage: Stage, x: Tensor, notes: Notes | None, *, training: bool) -> None:
         self._stage, self._x, self._notes, self._training = stage, x, notes, training
@@ -90,7 +90,7 @@ class _Trial:
         self._problem: str | None = None
 
     def run(self) -> None:
-        """All own pieces. If one of them has a problem, the ranks that wait for it are told."""
+        """Run all pieces of this rank. If one of them fails, the ranks that wait for it are told."""
         failed = False
         for j in self._own_pieces:
             if not failed:
@@ -104,7 +104,7 @@ class _Trial:
             self._leave(j)
 
     def plain(self) -> dict[str, Any]:
-        """What this rank tells the others."""
+        """What this rank reports to the others."""
         return {
             "problem": self._problem,
             "specs": {j: [(list(spec.shape), str(spec.dtype)) for spec in found] for j, found in self._specs.items()},
@@ -139,8 +139,8 @@ class _Trial:
                 raise UsageError(_unseen(self.spoken(j)))
             if tried.made:
                 raise UsageError(
-                    f"{self.spoken(j)} makes parameters in its first forward ({', '.join(tried.made)}), which other "
-                    "ranks and an optimizer made before do not know: make them in its __init__"
+                    f"{self.spoken(j)} creates parameters in its first forward ({', '.join(tried.made)}), which "
+                    "other ranks and the optimizer do not know: create them in its __init__"
                 )
             outputs = detach(tried.result)
             self._kept[self._name(j)] = what_is_kept(module, tried, forward, given, draws=any(draws))
@@ -275,7 +275,7 @@ def _host_generators(device: torch.device) -> list[GeneratorSnapshot]:
 
 def _unseen(what: str) -> str:
     return (
-        f"{what} returns something else for the same input the next time, although its buffers and attributes are the "
+        f"{what} returns another result for the same input the next time, although its buffers and attributes are the "
         "same: it reads a global variable, an iterator, an unseeded generator, or an object more than four levels "
         "deep. These can neither be restored after the trial nor saved: keep the value in a buffer or an attribute of "
         "the module"

@@ -1,5 +1,5 @@
-"""The extractor's weights as of a step: where an update may come between a batch's forward and its backward, each batch
-in flight needs those that it began with."""
+"""Versions of the extractor's weights: where an update may come between a batch's forward and its backward, each batch
+in flight needs the weights that it began with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from sidpar.messages.gradients import GradientBuckets
-from sidpar.messages.transport import Pending
+from sidpar.messages.wire import Pending
 
 Send = Callable[[Tensor], Pending]
 
 
 class Version:
-    """Weights that features come from, and the gradients of the batches that they belong to.
+    """One version of the extractor's weights, and the gradients of the batch that uses it.
 
-    The module is the one that the user gave, with its hooks and buffers. While a version is in use, its weights and
-    gradients stand in the module's parameters.
+    The module itself, its hooks and its buffers are the user's. While a version is in use, its weights and gradients
+    are put into the module's parameters.
 
     Args:
         parameters: those of the extractor that are trained.
@@ -40,7 +40,7 @@ class Version:
         return cls([], None, None)
 
     def open(self) -> None:
-        """A batch begins: no gradients."""
+        """Remove all gradients at the start of a batch."""
         if self.buckets is not None:
             self.buckets.reset()
         if self.weights is not None:
@@ -54,7 +54,7 @@ class Version:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within, the extractor has these weights, and collects its gradients here."""
+        """Inside, the extractor has these weights, and its gradients are collected here."""
         if self.weights is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""Turns what each rank's refiners showed into one table for the whole cascade."""
+"""Averages the measures of all refiners over batches and ranks."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,11 @@ DIVERGED = "diverged"
 
 
 class Meter:
-    """Sums the rule's measures over batches on each rank; `read` adds them over ranks, the only message it sends."""
+    """Sums the rule's measures over batches on each rank. `read` averages them over all ranks, with one message.
+
+    Args:
+        engine: the engine whose results are added.
+    """
 
     def __init__(self, engine: Engine) -> None:
         stage = engine.stage
@@ -37,11 +41,11 @@ class Meter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was added since the last reading."""
+        """Whether nothing was added since the last `read`."""
         return self._samples == 0
 
     def add(self, result: StepResult, step: int = 0) -> None:
-        """One batch, the one of this step. Does not wait for the device."""
+        """Add the result of one batch. Does not wait for the device."""
         self._samples += result.samples
         self._sum(result.measures(), step)
 
@@ -58,8 +62,11 @@ class Meter:
         self._reset()
 
     def read(self) -> dict[str, Any]:
-        """Means over the samples added since the last reading, per refiner; the same on every rank. `diverged` tells
-        the step, refiner and rank of the first loss that was no number, or is None.
+        """Means over the samples that were added since the last `read`, the same on every rank. All ranks call it.
+
+        Returns:
+            By name, such as `loss` and `accuracy`, a list of L numbers, one for each refiner of the cascade. `diverged`
+                tells the step, refiner and rank of the first loss that was not finite, or is None.
         """
         return self.start_reading()()
 
@@ -76,7 +83,7 @@ class Meter:
         return (self._first_bad * self._num_refiners + refiners).min()
 
     def _earliest(self, first: list[int]) -> dict[str, int] | None:
-        """Where and when a loss first was no number; None if all are."""
+        """Where and when a loss was first not finite; None if all are."""
         rank = first.index(min(first))
         step, refiner = divmod(first[rank], self._num_refiners)
         return None if step == _NEVER else {"step": step, "refiner": refiner, "rank": rank}

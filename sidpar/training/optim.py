@@ -63,7 +63,7 @@ class Optimizers:
                 other.step()
 
     def state(self) -> dict[str, Tensor]:
-        """What the optimizers remember of each parameter, by its global name: `extractor.0.weight/exp_avg`.
+        """The optimizers' state of each parameter, by its global name: `extractor.0.weight/exp_avg`.
 
         By ourselves, since torch's `get_optimizer_state_dict` makes up a state for parameters that have none yet.
         """

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sidpar.config.schema import Config
-from sidpar.config.units import human_seconds
+from sidpar.config.units import human_duration
 from sidpar.distributed.device import describe
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
@@ -30,6 +30,7 @@ from sidpar.runs.run_folder import (
 )
 from sidpar.runs.weights import save_weights
 from sidpar.stages.check import check
+from sidpar.training.introduction import accuracies, how_to_resume, introduction, next_commands
 from sidpar.training.same_dataset import build_loader, load_dataset
 from sidpar.training.same_network import build_alike
 from sidpar.training.trainer import Outcome, Trainer
@@ -76,8 +77,9 @@ class Run:
         dataset = load_dataset(config, runtime)
         build = partial(build_network, config, dataset.image_shape, dataset.num_classes)
         cascade = build_alike(build, runtime)
+        self._num_parameters = sum(parameter.numel() for parameter in cascade.parameters())
         loader = build_loader(config, dataset, runtime.device)
-        self.preprocessing, self._num_images = loader.preprocessing, loader.num_images
+        self.preprocessing, self._loader = loader.preprocessing, loader
         self._heads = shares_of_heads(cascade, loader.sample[:1].cpu()) if runtime.rank == 0 else None
         method = method_of(config)
         config, self.choice = method.choose(config, build, loader.sample, runtime)
@@ -103,15 +105,19 @@ class Run:
         outcome = self.trainer.fit()
         if outcome is None:
             ask_for_requeue(self.folder.path, self.runtime)
-            _log.info(f"stopped on request; the same command goes on. Run folder: {self.folder.path}")
+            resume = how_to_resume(self.config, self.folder.path)
+            _log.info(f"stopped on request; {resume}. Run folder: {self.folder.path}")
             return False
         save_weights(self.stage, self.folder.path / WEIGHTS, {"preprocessing": self.preprocessing.to_json()})
         if self.runtime.rank == 0:
             write_summary(self.folder.path, self._summary(outcome))
+        accuracy = outcome.test["accuracy"]
+        speed = f"{outcome.images_per_second:.0f} images/s"
         _log.info(
-            f"test accuracy {100 * outcome.test['accuracy'][-1]:.2f} % after {outcome.seconds:.1f} s of training "
-            f"({outcome.images_per_second:.0f} images/s); run folder: {self.folder.path}"
+            f"test accuracy {100 * accuracy[-1]:.2f} % after {human_duration(outcome.seconds)} of training ({speed})"
         )
+        for line in [*accuracies(accuracy), *next_commands(self.folder.path)]:
+            _log.info(line)
         return True
 
     def _introduce(self) -> None:
@@ -120,12 +126,17 @@ class Run:
             f"rank {runtime.rank} of {runtime.world_size} is process {os.getpid()} on {platform.node()}, "
             f"{runtime.device}, with refiners {list(self.stage.own_refiners)}"
         )
-        if self.choice:
-            parallel, seconds = self.config.parallel, self.choice["predicted_step_seconds"]
-            _log.info(
-                f"chosen: schedule {parallel.schedule}, extractor {parallel.extractor}, "
-                f"microbatches {parallel.microbatches}; {human_seconds(seconds)} a step predicted"
-            )
+        lines = introduction(
+            self.config,
+            self.stage,
+            self._loader,
+            parameters=self._num_parameters,
+            heads=self._heads,
+            choice=self.choice,
+            folder=self.folder.path,
+        )
+        for line in lines:
+            _log.info(line)
         saved = self.stage.skeleton.state_dict()
         kept = [f"{part}.{name}" for part, kept in self.stage.kept.items() for name in kept.names]
         if unsaved := [name for name in kept if name not in saved]:
@@ -133,19 +144,11 @@ class Run:
                 f"checkpoints hold parameters and buffers, but not {', '.join(unsaved)}, so a run that goes on begins "
                 "with what the builder gives: keep it in a buffer"
             )
-        images, batch_size = self._num_images, self.config.data.batch_size
+        images, batch_size = self._loader.num_images, self.config.data.batch_size
         if batch_size > images:
             _log.warning(
                 f"data.batch_size={batch_size} is more than the {images} training images: an epoch is one batch of them"
             )
-        replicas = f"{self.runtime.num_replicas} replicas of " if self.runtime.num_replicas > 1 else ""
-        _log.info(
-            f"{self.config.learning}: {replicas}{self.stage.placement.num_refiners} refiners on "
-            f"{self.runtime.world_size} ranks {self._refiners_per_rank()}, {self.runtime.backend}, "
-            f"{describe(self.runtime.device)}"
-        )
-        if self._heads is not None:
-            _log.info(self._heads)
 
     def _refiners_per_rank(self) -> list[int]:
         one_replica = [len(self.stage.placement.refiners(rank)) for rank in range(self.runtime.cascade_size)]

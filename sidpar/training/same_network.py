@@ -33,7 +33,7 @@ def build_alike(build: Callable[[], Cascade], runtime: Runtime) -> Cascade:
         raise UsageError(
             "the ranks have built different networks: "
             + ", ".join(f"rank {rank} has initial weights {digest}" for rank, digest in enumerate(weights))
-            + ". A builder's random numbers must come from torch, which is seeded for it, or from its seed, and "
-            "nothing in it may depend on the rank"
+            + ". A builder must draw its random numbers from torch, which is seeded for it, or from its argument "
+            "seed, and must not depend on the rank"
         )
     return cascade

@@ -1,4 +1,4 @@
-"""Between which two steps all ranks stop, when one of them has been asked to."""
+"""Decides after which step all ranks stop, when one of them has been asked to."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sidpar.distributed.runtime import Runtime
 
 REQUEUE_STATUS = 75
-"""Exit status of a run that stopped on request: EX_TEMPFAIL, run me again."""
+"""Exit status of a run that stopped on request: EX_TEMPFAIL, which asks to run it again."""
 
 
 class Stopping:

@@ -1,14 +1,11 @@
 """The loop over epochs and steps. It never asks which method runs: an engine fills gradients, the rest is here."""
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from sidpar.config.schema import Config
 from sidpar.data.loader import Loader
@@ -19,6 +16,7 @@ from sidpar.runs.checkpoint import Checkpoints, Stored
 from sidpar.runs.record import Record
 from sidpar.training.meter import DIVERGED, Meter, Stopwatch, per_rank, start_per_rank
 from sidpar.training.optim import Optimizers, learning_rate_factor
+from sidpar.training.progress import Progress
 from sidpar.training.stopping import Stopping
 from sidpar.training.training_state import TrainingState
 
@@ -60,7 +58,6 @@ class Trainer:
             self._optimizers.rehearse()
             self._train_meter.rehearse()
         self._row: Callable[[], dict[str, Any]] = dict  # begun, and not yet written
-        self._progress_bar = self._runtime.rank == 0 and sys.stderr.isatty()
         self._state = TrainingState(engine, self._optimizers)
         self._resumed_at: list[int] = []
         keep, asynchronous = config.checkpoint.keep, config.checkpoint.asynchronous
@@ -76,10 +73,24 @@ class Trainer:
         )
         self._stopping = Stopping(self._runtime, apart=max(1, config.parallel.staleness or 0))
         self._stops = False
+        self._progress = Progress(
+            epochs=config.optim.epochs,
+            images=loader.num_images,
+            steps=loader.steps_per_epoch,
+            done=self._train_watch.images,
+            eval_every=config.run.eval_every,
+            enabled=self._runtime.rank == 0,
+        )
 
     def fit(self) -> Outcome | None:
         """All epochs that are left, with evaluations in between; None if all ranks stopped on request, after a
         checkpoint. Raises RunError, on every rank, where a loss or a weight is no number any more."""
+        try:
+            return self._fit()
+        finally:
+            self._progress.close()
+
+    def _fit(self) -> Outcome | None:
         epochs, per_epoch = self._config.optim.epochs, self._loader.steps_per_epoch
         first, test = self._engine.steps // per_epoch, dict[str, Any]()
         if epochs == 0 or (first > 0 and self._engine.steps % per_epoch == 0):
@@ -111,12 +122,8 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         """The rest of an epoch, unless the ranks stop before its end."""
         per_epoch, first = self._loader.steps_per_epoch, epoch * self._loader.steps_per_epoch
-        batches: Iterable[Any] = self._loader.train_batches(epoch, self._engine.steps - first)
-        if self._progress_bar:
-            done = self._engine.steps - first
-            batches = tqdm(batches, desc=f"epoch {epoch + 1}", total=per_epoch, initial=done, leave=False)
+        incoming = self._until_stopped(self._loader.train_batches(epoch, self._engine.steps - first))
         self._train_watch.start()
-        incoming = self._until_stopped(batches)
         while self._engine.steps < first + per_epoch and not self._stops:
             # A stream is drained at the end of each stretch, so that there is a state to save.
             for result in self._engine.train(islice(incoming, self._stretch(first + per_epoch)), self._update):
@@ -126,6 +133,8 @@ class Trainer:
                         {"kind": "diagnosis", "step": self._engine.steps, "epoch": epoch + 1, **result.diagnosis}
                     )
                 self._train_watch.images += result.batch_size
+                self._progress.pace.trained(self._train_watch.now(), self._train_watch.images)
+                self._progress.trained(result.batch_size)
                 self._log_training(epoch)
             if self._checkpoint_is_due() and self._engine.steps < first + per_epoch and not self._stops:
                 self._save()
@@ -170,6 +179,8 @@ class Trainer:
         """After `epoch` epochs, if that is due then; nothing if the ranks stop before its end."""
         if epoch % self._config.run.eval_every and epoch != self._config.optim.epochs:
             return {}
+        self._progress.evaluates()
+        before = self._test_watch.seconds
         self._test_watch.start()
         for x, y in self._until_stopped(self._loader.test_batches()):
             self._test_meter.add(self._engine.evaluate(x, y), self._engine.steps)
@@ -178,11 +189,12 @@ class Trainer:
             return {}
         self._row = self._start_row("test", epoch, {}, self._test_meter)
         self._test_watch.stop()
+        self._progress.pace.evaluated(self._test_watch.seconds - before)
         test = self._finish_row()
-        accuracies = " ".join(f"{100 * accuracy:.1f}" for accuracy in test["accuracy"])
+        first, last = (100 * test["accuracy"][place] for place in (0, -1))
         _log.info(
-            f"epoch {epoch:3d}  step {self._engine.steps:6d}  test accuracy {100 * test['accuracy'][-1]:.2f} %"
-            f"  (by refiner: {accuracies})"
+            f"{self._progress.epoch(epoch)}  step {self._engine.steps:6d}  test accuracy {last:.2f} %"
+            + (f"  (after refiner 1: {first:.2f} %)" if len(test["accuracy"]) > 1 else "")
         )
         return test
 
@@ -236,6 +248,8 @@ class Trainer:
             if diverged is not None:
                 step, refiner, rank = diverged["step"], diverged["refiner"], diverged["rank"]
                 raise self._diverged(f"the loss of refiner {refiner} (rank {rank}) is not finite at step {step}")
+            if row["kind"] == "train":
+                self._progress.show(row)
         return row
 
     def _diverged(self, what: str) -> RunError:

@@ -1,4 +1,4 @@
-"""Everything that decides how a run goes on, under names that do not depend on K: what a checkpoint holds."""
+"""The content of a checkpoint: everything that decides how a run goes on, under names that do not depend on K."""
 
 import math
 from collections.abc import Mapping
@@ -43,12 +43,12 @@ class TrainingState:
         return found | {f"{RANDOM}rank {rank}/{kind}": state for kind, state in generator_states(device).items()}
 
     def all_finite(self) -> bool:
-        """Whether this rank's weights are numbers. Waits for the device."""
+        """Whether this rank's weights are all finite. Waits for the device."""
         parameters = [p for p in self._stage.parameters() if p.numel() > 0]  # the largest of none is undefined
         return not parameters or bool(nn.utils.get_total_norm(parameters, math.inf).isfinite())
 
     def not_finite(self) -> list[str]:
-        """The parts whose weights are not, by global name."""
+        """The parts whose weights are not all finite, by global name."""
         parts = self._stage.parts().items()
         return [name for name, part in parts if not all(bool(p.isfinite().all()) for p in part.parameters())]
 
@@ -92,7 +92,7 @@ def check_fits(stored: Stored, stage: Stage, data: Mapping[str, Any]) -> None:
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise UsageError(
-                f"the checkpoint {stored.path} is that of another network: {name.removeprefix(MODEL)} is "
+                f"the checkpoint {stored.path} is of another network: {name.removeprefix(MODEL)} is "
                 f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here. Train the same network, or "
                 "choose another run.dir"
             )
@@ -102,7 +102,7 @@ def check_fits(stored: Stored, stage: Stage, data: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise UsageError(
-            f"the checkpoint {stored.path} is that of other data ({'; '.join(changed)}): train with the same data, or "
+            f"the checkpoint {stored.path} is of other data ({'; '.join(changed)}): train with the same data, or "
             "choose another run.dir"
         )
 

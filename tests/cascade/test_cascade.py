@@ -80,9 +80,9 @@ def test_messages() -> None:
     x = torch.zeros(2, 5)
     with pytest.raises(ValueError, match=r"the extractor does not take inputs of shape \[B, \*\[5\]\]"):
         Skeleton(Cascade(nn.Linear(4, 4), [Constant(3, 3)], 3)).specs(x)
-    with pytest.raises(ValueError, match="the extractor turns a batch of 3 into a tensor of shape .*: the first dim"):
+    with pytest.raises(ValueError, match="the extractor returns a tensor of shape .* for a batch of 3: the first dim"):
         Skeleton(Cascade(nn.Flatten(0), [Constant(3, 3)], 3)).specs(x)
-    with pytest.raises(ValueError, match="refiner 0 turns a batch of 3 into a tensor of shape .2, 3.: the first dim"):
+    with pytest.raises(ValueError, match="refiner 0 returns a tensor of shape .2, 3. for a batch of 3: the first dim"):
         Skeleton(Cascade(nn.Identity(), [Constant(2, 3)], 3)).specs(x)
     with pytest.raises(ValueError, match=r"refiner 0 returns a belief of shape \[B, \*\[4\]\].*num_classes=3"):
         Skeleton(Cascade(nn.Identity(), [Constant(3, 4)], 3)).specs(x)

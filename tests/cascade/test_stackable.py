@@ -71,7 +71,7 @@ def test_a_dropout_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     build_cascade = partial_cascade(dropping)
     monkeypatch.setitem(NETWORKS, "dropout", build_cascade)
-    refused(Problem("dropout"), r"refiner 0 draws random numbers in its forward, layers.3 \(Dropout\), and refiners")
+    refused(Problem("dropout"), r"refiner 0 draws random numbers in its forward, layers.3 \(Dropout\), and stacked")
 
 
 def partial_cascade(refiner: Callable[[], nn.Module]) -> Callable[[int], Cascade]:
@@ -113,7 +113,7 @@ def test_code_that_cannot_be_batched_is_refused(monkeypatch: pytest.MonkeyPatch)
             return logits if logits.sum().item() > 0 else -logits
 
     monkeypatch.setitem(NETWORKS, "branching", partial_cascade(lambda: Branching(4, [7], networks.CLASSES)))
-    refused(Problem("branching"), r"refiner 0 and those like it cannot run at once \(vmap: .*refiner_execution=loop")
+    refused(Problem("branching"), r"refiner 0 and those like it cannot be stacked \(vmap: .*refiner_execution=loop")
 
 
 def test_code_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,9 @@ def test_code_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().forward(features, log_belief) * self.scale[0]
 
     monkeypatch.setitem(NETWORKS, "holding", partial_cascade(Holding))
-    refused(Problem("holding"), "refiner 2 gives another result one by one than at once, where the code of refiner 0")
+    refused(
+        Problem("holding"), "refiner 2 gives another result when it is stacked, because stacked refiners run the code"
+    )
 
 
 def test_states_of_other_shapes_are_refused() -> None:

@@ -113,7 +113,7 @@ def test_a_printing_command_may_have_no_output(streams: str, command: list[str])
 @pytest.mark.parametrize("command", PRINTING)
 def test_output_that_is_lost_on_a_full_disk_is_an_error(command: list[str]) -> None:
     done = redirected(">/dev/full", *command)
-    reason = "the standard output cannot be written (No space left on device): send it elsewhere"
+    reason = "the standard output cannot be written (No space left on device): redirect it elsewhere"
     assert (done.returncode, done.stderr) == (1, f"{command[1]}: error: {reason}\n")
 
 

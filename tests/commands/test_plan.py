@@ -60,7 +60,9 @@ def test_what_is_printed(folder: Path, capsys: pytest.CaptureFixture[str], tmp_p
     assert "  message             state: 2 of 640 B a step" in lines
     assert "  message             features: 1 of 16.00 KiB a step" in lines
     assert "  message             feature gradient: 2 of 8.00 KiB a step" in lines
+    assert "  memory, KiB" in lines or "  memory, MiB" in lines
     assert len([line for line in lines if line.startswith("sid ")]) == 9
+    assert max(len(line) for line in lines if not line.startswith("costs ")) <= 80
     # The verdict is that of the costs measured here, which need not be for SID.
     record = json.loads((tmp_path / "plan.json").read_text())
     others = [o["predicted_step_seconds"] for o in record["options"] if o["method"] != "sid"]
@@ -124,7 +126,7 @@ def test_measured_messages() -> None:
         (["--device-memory", "80"], "--device-memory must be a number and one of the units B, kB"),
         (["--device-memory", "0GB"], "--device-memory must be positive, got 0GB"),
         (["--measured"], "--measured sends messages between ranks, but there is one process"),
-        (["--measured", "--latency", "1us"], "remove --latency and --bandwidth, or it"),
+        (["--measured", "--latency", "1us"], "remove --latency and --bandwidth, or --measured"),
         (["--costs", "nowhere.json"], "--costs nowhere.json cannot be read"),
         (["--costs", str(ROOT / "pyproject.toml")], "give a costs.json that a plan has written"),
         (["--parallel.replicas", "3"], "parallel.replicas=3 does not divide 4 ranks"),
@@ -156,7 +158,8 @@ def test_costs_of_a_smaller_batch(folder: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         plan(folder, capsys, "--ranks", "2", "--data.batch_size", "64")
     assert (
-        "knows batches of 2 to 32 rows, but a replica's share of data.batch_size=64 has 64" in capsys.readouterr().err
+        "holds costs of batches of 2 to 32 rows, but a replica's share of data.batch_size=64 has 64"
+        in capsys.readouterr().err
     )
 
 

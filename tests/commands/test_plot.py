@@ -76,14 +76,18 @@ def test_a_run_that_goes_on(copy: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.processes
-def test_runs_are_compared(run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    main([str(run), str(copy), "--out", str(out), "--samples", "3", "14"])
-    names = ["curves.png", "depth.png", "beliefs-digits.png", "beliefs-copy.png"]
-    assert capsys.readouterr().out == f"drawn: {', '.join(names)} in {out}\n"
-    assert all(drawn(out / name) for name in names)
-    beliefs = [image.imread(out / name) for name in names[2:]]
-    assert (beliefs[0] == beliefs[1])[:-40].all(), "the same network: only the caption names another run"
+def test_a_format_for_all_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(run), "--out", str(tmp_path), "--format", "svg"])
+    assert capsys.readouterr().out == f"drawn: curves.svg, depth.svg, beliefs.svg in {tmp_path}\n"
+    assert all(path.read_text().startswith("<?xml") for path in tmp_path.iterdir())
+
+
+@pytest.mark.processes
+def test_the_same_samples_of_the_same_network(run: Path, copy: Path, tmp_path: Path) -> None:
+    for folder in (run, copy):
+        main([str(folder), "--out", str(tmp_path / folder.name), "--samples", "3", "14"])
+    first, second = (image.imread(tmp_path / folder.name / "beliefs.png") for folder in (run, copy))
+    assert (first == second)[:-60].all(), "only the caption names another run"
 
 
 @pytest.mark.processes
@@ -92,14 +96,14 @@ def test_a_run_that_was_resumed_on_another_number_of_ranks(copy: Path) -> None:
     rows = [{**row("train", step), "memory_bytes": [2**20] * ranks} for step, ranks in ((2, 4), (4, 2), (6, 2))]
     run = record(copy, rows)
     assert run.rows["train"].steps.tolist() == [2, 4, 6]
-    assert draw_curves([run]).axes[0].lines
+    assert draw_curves(run).axes[0].lines
 
 
 @pytest.mark.processes
 def test_curves_show_the_rows(copy: Path) -> None:
     """Each measure of each refiner in its panel."""
     run = record(copy, [row(kind, step) for step in (2, 4, 6) for kind in ("train", "test")])
-    axes = draw_curves([run]).axes
+    axes = draw_curves(run).axes
     for place in (0, 1):
         for k, scale in enumerate((1, 1, 100)):
             lines = axes[2 * k + place].lines
@@ -110,36 +114,28 @@ def test_curves_show_the_rows(copy: Path) -> None:
 
 
 @pytest.mark.processes
-def test_compared_curves_show_the_last_refiners(copy: Path, run: Path) -> None:
-    runs = [record(copy, [row("train", step, size=5) for step in (2, 4)]), Recorded.read(run)]
-    figure = draw_curves(runs)
-    assert list(figure.axes[0].lines[0].get_ydata()) == [2.04, 4.04]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [label.split(":")[0] for label in labels] == ["copy", "digits"]
-    assert labels[0].endswith("sid, simple_cnn, digits, batch 200, sgd with learning rate 0.2, seed 0")
-
-
-@pytest.mark.processes
 def test_depth_begins_at_chance(copy: Path) -> None:
     """The first and the last evaluation are among the epochs."""
     run = record(copy, [row("test", step) for step in range(2, 42, 2)])
-    accuracy, kl = draw_depth([run], [5]).axes
+    figure = draw_depth(run, 5)
+    accuracy, kl = figure.axes
     curves = [line for line in accuracy.lines if len(line.get_xdata()) == 4]
     assert list(curves[0].get_xdata()) == [0, 1, 2, 3]
     for curve, step in ((curves[0], 2), (curves[-1], 40)):
         assert np.allclose(curve.get_ydata(), [20, *(100 * (1002 + step + i / 100) for i in range(3))])
     assert np.allclose(kl.lines[-1].get_ydata(), [1041 + i / 100 for i in range(3)])
-    assert [text.get_text() for text in kl.get_legend().get_texts()][:: len(curves) - 1] == ["epoch 1", "epoch 20"]
-    accuracy, _ = draw_depth([run], [None]).axes
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:: len(curves) - 1] == ["epoch 1", "epoch 20"]
+    accuracy, _ = draw_depth(run, None).axes
     assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3]
 
 
 @pytest.mark.processes
 def test_a_rule_need_not_measure_kl(copy: Path) -> None:
     rows = [{name: value for name, value in row("test", step).items() if name != "kl"} for step in (2, 4)]
-    accuracy, kl = draw_depth([record(copy, rows)], [5]).axes
-    assert not kl.lines
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["epoch 1", "epoch 2"]
+    figure = draw_depth(record(copy, rows), 5)
+    assert not figure.axes[1].lines
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["epoch 1", "epoch 2"]
 
 
 @pytest.mark.processes
@@ -150,7 +146,7 @@ def test_long_runs_are_thinned_out(copy: Path) -> None:
     assert MAX_ROWS // 2 < len(steps) <= MAX_ROWS + 1
     assert steps[-1] == 2 * MAX_ROWS
     assert set(np.diff(steps)) == {3}
-    figure = draw_curves([run])
+    figure = draw_curves(run)
     assert not figure.legends
     assert figure.axes[-1].get_ylabel() == "after refiner"
 
@@ -160,7 +156,7 @@ def test_null_is_a_gap(copy: Path) -> None:
     run = record(copy, [row("train", 2), {**row("train", 4), "loss": [1.0, None, 3.0], "learning_rate": None}])
     assert [math.isnan(x) for x in run.rows["train"].columns["loss"][1]] == [False, True, False]
     assert math.isnan(run.rows["train"].columns["learning_rate"][1])
-    draw_curves([run])
+    draw_curves(run)
 
 
 def test_few_indices() -> None:
@@ -227,19 +223,16 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--samples", "3", "360"], "--samples 360 is not in the test set, which has 360 images: give 0..359"),
         (["--samples", "-1"], "--samples -1 is negative: the test set is numbered from 0"),
-        (["nowhere"], "there is no run folder nowhere"),
+        (
+            ["--out", "a.pdf"],
+            "--out a.pdf is one picture, but a run has several: give a folder, and the format by --format pdf",
+        ),
         (["--out", "{run}/config.yaml"], "--out {run}/config.yaml cannot be made: File exists"),
     ],
-    ids=["range", "negative", "nowhere", "out"],
+    ids=["range", "negative", "picture", "out"],
 )
 def test_mistakes(flags: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake([str(run), *(flag.format(run=run) for flag in flags)], capsys) == message.format(run=run)
-
-
-@pytest.mark.processes
-def test_several_runs_need_a_folder(run: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "2 runs are compared in pictures that belong to none of them: give --out"
-    assert mistake([str(run), str(copy)], capsys) == message
 
 
 LINE = json.dumps(row("train", 1)) + "\n"
@@ -249,15 +242,15 @@ LINE = json.dumps(row("train", 1)) + "\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no row yet: the first one comes after run.log_every steps"),
-        (LINE[:30], "holds no row yet"),
+        ("", "has no rows yet: the first one is written after run.log_every steps"),
+        (LINE[:30], "has no rows yet"),
         (LINE + LINE[:40] + "\n" + LINE, "line 2, is not JSON"),
         (LINE + "\0\0\n", "line 2, is not JSON"),
         (LINE + "7\n", "line 2, is not JSON"),
-        (LINE + '{"kind": "test", "step": 3}\n', "line 2, has no kind, step and epoch: mend or remove this line"),
+        (LINE + '{"kind": "test", "step": 3}\n', "line 2, has no kind, step and epoch: repair or remove this line"),
         (
             LINE + json.dumps(row("train", 2, size=4)) + "\n",
-            "line 2, has other measures, or another number of refiners, than those before it: mend or remove this line",
+            "line 2, has other measures or another number of refiners than the lines before it: repair or",
         ),
     ],
     ids=["empty", "begun", "cut", "zeros", "number", "keys", "refiners"],

@@ -77,6 +77,8 @@ def test_where_it_draws(run: Path, digits: list[Path], tmp_path: Path, capsys: p
     main([str(run), *map(str, digits), "--out", str(tmp_path / "new" / "all.png")])
     assert colours(tmp_path / "new" / "all.png") > 10
     assert f"drawn: {tmp_path}/new/all.png" in capsys.readouterr().out
+    main([str(run), *map(str, digits), "--out", str(tmp_path / "all.pdf")])
+    assert (tmp_path / "all.pdf").read_bytes().startswith(b"%PDF")
     main([str(run), *map(str, digits[:1] * 3), "--out", str(tmp_path / "folder")])
     names = sorted(path.name for path in (tmp_path / "folder").iterdir())
     assert names == ["digit_0-2.png", "digit_0-3.png", "digit_0.png"]
@@ -128,7 +130,7 @@ def test_a_full_disk_leaves_no_part_of_a_picture(
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         f"sidpar.predict: error: {tmp_path}/out/digit_0.png cannot be written (File too large): free space there, or "
-        "mend the folder, and start the same command again; what the run folder holds is kept\n"
+        "make the folder writable, and start the same command again; what the run folder holds is kept\n"
     )
     assert not list((tmp_path / "out").iterdir())
 
@@ -210,7 +212,7 @@ def test_files_that_are_no_images(name: str, message: str, tmp_path: Path) -> No
 
 
 def test_a_network_for_no_image_file() -> None:
-    with pytest.raises(UsageError, match="takes images of 2 channels, which no image file has: load them yourself"):
+    with pytest.raises(UsageError, match="takes images of 2 channels, but image files have 1 or 3: load them yourself"):
         read_image("any.png", Preprocessing((2, 4, 4), ("a", "b"), 255, (0.0,) * 2, (1.0,) * 2))
 
 
@@ -225,6 +227,10 @@ def test_a_network_for_no_image_file() -> None:
         (["{run}", "{digit}", "--top", "0"], "--top must be at least 1, got 0"),
         (["{run}", "{digit}", "--out", "/dev/null/x"], "--out /dev/null/x cannot be written: "),
         (["{run}", *["{digit}"] * 61, "--out", "all.png"], "holds at most 60 images, got 61: give a folder"),
+        (
+            ["{run}", "{digit}", "--out", "all.jpg"],
+            "all.jpg cannot be drawn as .jpg: give a path that ends in .png, .pdf",
+        ),
         (["{run}", "{digit}", "--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )

@@ -54,12 +54,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     parse(["--config", str(path)])
 
 
-def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse(["--help"])
-    assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Largest gradient norm: of each part on its own" in text, "fields are explained by their docstrings"
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--optim.name", "sgd", "--optim.lr", "0.25", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["optim"]
@@ -81,7 +76,10 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--parallel.schedule streaming --parallel.staleness -1", "parallel.staleness must be at least 0, got -1"),
         ("--parallel.diagnose_every 5", "because without staleness nothing differs"),
         ("--method bp --parallel.refiner_execution stacked", "because method=bp has one loss for all refiners"),
-        ("--method bp --parallel.schedule streaming", "method=bp has no parallel.schedule=streaming; choose one of"),
+        (
+            "--method bp --parallel.schedule streaming",
+            "method=bp does not offer parallel.schedule=streaming; choose one of",
+        ),
         ("--optim.epochs -1", "optim.epochs must be at least 0, got -1"),
         ("--optim.epochs 1.5", "optim.epochs: expected"),
         ("--optim.weight_decay -0.1", "optim.weight_decay must be at least 0, got -0.1"),
@@ -97,7 +95,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.name mnist", "data.name=mnist is unknown; choose one of ['digits', 'fashion_mnist'"),
         ("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
         ("--data.eval_batch_size 0", "data.eval_batch_size must be at least 1, got 0"),
-        ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is embedded: remove it"),
+        ("--data.root /d", "data.root=/d would have no effect, because data.name=digits is not read from a folder"),
         ("--data.download true", "data.download=True would have no effect"),
         (
             "--data.name tiny_imagenet --data.download true",
@@ -124,9 +122,9 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         ("--parallel.replicas 0", "parallel.replicas must be at least 1, got 0"),
         ("--method local --parallel.replicas 2", "parallel.replicas=2 would have no effect, because method=local"),
         ("--method ddp --parallel.replicas 2", "parallel.replicas=2 would have no effect, because method=ddp has"),
-        ("--method bp --parallel.replicas 2", "parallel.replicas=2 would have no effect, because method=bp has no"),
+        ("--method bp --parallel.replicas 2", "parallel.replicas=2 would have no effect, because method=bp cannot"),
         ("--parallel.step_timeout 0", "parallel.step_timeout must be a positive number, got 0.0"),
-        ("--parallel.extractor_cost 2", "parallel.extractor_cost=2.0 would have no effect, because only given"),
+        ("--parallel.extractor_cost 2", "parallel.extractor_cost=2.0 would have no effect, because only"),
         ("--model.name wide_mlp --compute.channels_last true", "compute.channels_last=True would have no effect"),
         ("--model.name wide_mlp --model.depth 0", "model.depth must be at least 1, got 0"),
         ("--parallel.init_timeout -3", "parallel.init_timeout must be a positive number, got -3.0"),
@@ -155,14 +153,26 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
             "--method local --parallel.microbatches 2",
             "parallel.microbatches=2 would have no effect, because method",
         ),
-        ("--method bp --parallel.schedule fused", "method=bp has no parallel.schedule=fused; choose one of ['naive',"),
-        ("--method sid --parallel.schedule gpipe", "method=sid has no parallel.schedule=gpipe; choose one of"),
-        ("--parallel.extractor cut", "method=sid has no parallel.extractor=cut; choose one of ['replicated', 'root',"),
-        ("--method bp --parallel.extractor sharded", "method=bp has no parallel.extractor=sharded; choose one of"),
+        (
+            "--method bp --parallel.schedule fused",
+            "method=bp does not offer parallel.schedule=fused; choose one of ['naive',",
+        ),
+        ("--method sid --parallel.schedule gpipe", "method=sid does not offer parallel.schedule=gpipe; choose one of"),
+        (
+            "--parallel.extractor cut",
+            "method=sid does not offer parallel.extractor=cut; choose one of ['replicated', 'root',",
+        ),
+        (
+            "--method bp --parallel.extractor sharded",
+            "method=bp does not offer parallel.extractor=sharded; choose one of",
+        ),
         ("--method ddp --parallel.schedule gpipe", "parallel.schedule=gpipe would have no effect, because method=ddp"),
         ("--method bp --objective.alpha 0.3", "objective.alpha=0.3 would have no effect, because method=bp has no"),
         ("--method ddp --objective.extractor_update final", "objective.extractor_update=final would have no effect"),
-        ("--bp.checkpointing true", "bp.checkpointing=True would have no effect, because method=sid is not bp or ddp"),
+        (
+            "--bp.checkpointing true",
+            "bp.checkpointing=True would have no effect, because only method=bp and method=ddp read it",
+        ),
         ("--model.name plain_cnn", "model.name=plain_cnn has a belief at its end only"),
         ("--method bp --model.name plain_mlp --compute.channels_last true", "compute.channels_last=True would have"),
         ("--method magic", "method=magic is unknown; choose one of ['sid', 'local', 'bp', 'ddp']"),

@@ -77,7 +77,7 @@ def test_messages(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="data.name=digits does not read data.download: remove it"):
         load("digits", download=True)
     images = Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="the training labels span 0..3, but the dataset has 3 classes"):
+    with pytest.raises(ValueError, match="the training labels lie in 0..3, but with 3 classes they must lie in 0..2"):
         Dataset(images, images, ("a", "b", "c"), flips=True)
 
 

@@ -58,7 +58,7 @@ def test_training_labels_alone_are_noisy() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_message(share: float) -> None:
-    with pytest.raises(ValueError, match=r"the share of labels to move must lie in \[0, 1\), got"):
+    with pytest.raises(ValueError, match=r"the share of labels to change must lie in \[0, 1\), got"):
         move_labels(LABELS, 10, share, seed=0)
 
 

@@ -69,7 +69,7 @@ def test_batches_do_not_depend_on_workers(workers: int, folder: Path, in_memory:
     assert same(loader.test_batches(), in_memory.test_batches())
     assert torch.equal(torch.get_rng_state(), state), "torch's own generator plays no part"
     if workers:
-        with pytest.raises(RuntimeError, match="another iteration over the same files has begun before this one was"):
+        with pytest.raises(RuntimeError, match="another iteration over the same files has begun before this one ended"):
             next(left)
 
 

@@ -233,7 +233,7 @@ def different_batches(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (local_on_ranks, "the local engine is one process, but the world has 2 ranks"),
+        (local_on_ranks, "the local engine runs in one process, but there are 2 ranks"),
         (different_batches, "the ranks disagree on the shapes; start them all alike. labels: rank 0 has"),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_loss_that_is_no_sum_refuses_parts_of_a_batch(replicas: int, microbatc
         run_ranks(spread_in_parts, 2, microbatches, replicas=replicas)
     for rank in (0, 1):
         assert (
-            f"{name} cuts a batch into parts, but the loss of objective.rule=spread is no" in caught.value.errors[rank]
+            f"{name} cuts a batch into parts, but the loss of objective.rule=spread is not" in caught.value.errors[rank]
         )
 
 

@@ -37,9 +37,9 @@ def too_few_refiners(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     ("function", "replicas", "message"),
     [
-        (nothing, 3, "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but the world has 4: start a"),
+        (nothing, 3, "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but there are 4: start a"),
         (nothing, 0, "replicas must be at least 1, got 0"),
-        (pipeline, 2, "replicas=2: copies of a pipeline of backpropagation are not offered; use 1, or BPEngine"),
+        (pipeline, 2, "replicas=2: a pipeline of backpropagation cannot be replicated; use 1, or BPEngine"),
         (too_few_refiners, 2, "1 refiners cannot be placed on 2 ranks"),
     ],
 )
@@ -51,7 +51,7 @@ def test_messages_on_every_rank(function: Any, replicas: int, message: str) -> N
 
 
 def test_one_process_is_one_replica() -> None:
-    with pytest.raises(ValueError, match="replicas=2 needs 2 x K ranks, K for each copy of the cascade, but the world"):
+    with pytest.raises(ValueError, match="replicas=2 needs 2 x K ranks, K for each copy of the cascade, but there are"):
         Runtime.start(device="cpu", replicas=2)
 
 

@@ -225,10 +225,10 @@ def test_refusals() -> None:
     next(results)
     for call in (lambda: engine.evaluate(*batches[0]), lambda: engine.step(*batches[0])):
         with pytest.raises(
-            UsageError, match="a stream is under way, with updates of the extractor in flight after step 1"
+            UsageError, match="train.. has not ended: updates of the extractor are in flight after step 1"
         ):
             call()
-    with pytest.raises(UsageError, match="a stream is under way"):
+    with pytest.raises(UsageError, match="train.. has not ended"):
         next(engine.train(batches, lambda parts: None))
     list(results)
     engine.evaluate(*batches[0])

@@ -206,10 +206,10 @@ def test_local_counts_the_gpus_that_cuda_sees(visible: str | None, ranks: int, t
     assert f"--nproc-per-node={ranks} " in done.stdout
 
 
-def test_the_readme_and_the_dockerfile_run_the_same_command() -> None:
+def test_the_page_and_the_dockerfile_run_the_same_command() -> None:
     words = ["docker build -t sidpar .\n", "mkdir -p runs\n", 'docker run --rm --gpus all --ipc=host --user "$(id -u)']
     found = []
-    for name in ("README.md", "Dockerfile"):
+    for name in ("docs/guides/gpus.md", "Dockerfile"):
         lines = [line.lstrip("# ") for line in (ROOT / name).read_text().splitlines(keepends=True)]
         start = lines.index(words[0])
         found.append(lines[start : start + 3])

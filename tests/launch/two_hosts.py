@@ -27,7 +27,7 @@ class Host:
     namespace: str
 
     def torchrun(self, ranks: int, *arguments: str) -> subprocess.Popen[str]:
-        """What the README says to start on each of two nodes; `left` is the one that they meet on."""
+        """What docs/guides/gpus.md says to start on each of two nodes; `left` is the one that they meet on."""
         rename = 'echo "$1" >/proc/sys/kernel/hostname; shift; exec "$@"'
         command = [
             *["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", rename, "sh", self.name],

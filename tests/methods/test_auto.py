@@ -107,7 +107,9 @@ def test_what_would_be_refused_is_not_chosen() -> None:
 
 def test_nothing_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "usable_memory", lambda device, sharers: 900.0)
-    with pytest.raises(ValueError, match="parallel.auto=true knows no way of SID that fits 900 B on each of 1 ranks"):
+    with pytest.raises(
+        ValueError, match="parallel.auto=true finds no schedule and placement for SID that fit 900 B on each of 1 ranks"
+    ):
         run(Runtime.single("cpu"), [*FLAGS, "--run.dir", str(tmp_path / "run")])
 
 

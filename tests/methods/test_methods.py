@@ -88,7 +88,7 @@ def test_a_rule_whose_loss_is_no_sum_takes_no_parts(setting: str, value: int, mo
     with pytest.raises(UsageError) as caught:
         complete(Config(objective=Objective(rule="spread"), parallel=parallel))
     assert str(caught.value) == (
-        f"{setting}=2 cuts a batch into parts, but the loss of objective.rule=spread is no sum over rows, so the "
+        f"{setting}=2 cuts a batch into parts, but the loss of objective.rule=spread is not a sum over rows, so the "
         f"parts' losses do not add up to the batch's: set parallel.{setting}=1, or use another rule"
     )
 
@@ -97,4 +97,4 @@ def test_a_size_of_a_network_is_no_option() -> None:
     config = Config(model=ModelConfig(name="wide_mlp", options={"width": 512}))
     with pytest.raises(UsageError) as caught:
         complete(config)
-    assert str(caught.value) == "model.options.width is a setting of its own: set model.width=512"
+    assert str(caught.value) == "model.options.width has a key of its own: set model.width=512"

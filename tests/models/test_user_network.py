@@ -114,7 +114,7 @@ MISTAKES = {
     "tests.own_networks:lazy": "images [1, 8, 8]: extractor.1.weight has no shape before the first batch (it belongs "
     "to a lazy layer, such as nn.LazyLinear): give the layer its sizes",
     "tests.own_networks:with_extra_state": "refiners.1._extra_state is in the cascade's state_dict, but neither a "
-    "parameter nor a buffer, and checkpoints hold only these: keep it in a buffer, without get_extra_state",
+    "parameter nor a buffer, and checkpoints hold only these: keep it in a buffer, and use no get_extra_state",
     "tests.own_networks:unseeded": "UsageError: the ranks have built different networks: rank 0 has initial weights",
 }
 
@@ -187,10 +187,13 @@ def test_a_builder_that_fails_on_one_rank_ends_all() -> None:
             "model.name=wide_mlp would have no effect, because model.builder=a:b makes the network: remove it",
         ),
         ("--model.builder a:b --model.width 3", "model.width=3 would have no effect, because model.builder=a:b"),
-        ("--model.builder a:b --model.options.seed 3", "model.options.seed=3: the builder is given seed anyway"),
-        ("--model.builder a:b --model.options {1:2}", "model.options are keywords of the builder, and 1 is none"),
-        ("--model.builder a:b --model.options {w-d:2}", "and 'w-d' is none: rename it"),
-        ("--model.builder a:b --model.options {w:{class_path:c}}", "model.options.w must be a number, a text, true"),
+        ("--model.builder a:b --model.options.seed 3", "model.options.seed=3: the builder is given seed in any case"),
+        (
+            "--model.builder a:b --model.options {1:2}",
+            "keys of model.options become keywords, so they must be Python names, got 1",
+        ),
+        ("--model.builder a:b --model.options {w-d:2}", "so they must be Python names, got 'w-d': rename it"),
+        ("--model.builder a:b --model.options {w:{class_path:c}}", "model.options.w must be a number, a string, true"),
         ("--model.builder a:b --model.options 3", "model.options: expected"),
     ],
 )

@@ -8,11 +8,11 @@ import torch
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from sidpar.errors import StorageError
+from sidpar.errors import StorageError, UsageError
 from sidpar.plot import main
 from sidpar.plots.beliefs import Prediction, draw_beliefs, draw_predictions
-from sidpar.plots.curves import draw_curves
-from sidpar.plots.pictures import free_name, save_picture
+from sidpar.plots.comparison import draw_comparison
+from sidpar.plots.pictures import free_name, is_picture, save_picture
 from sidpar.runs.record_reader import Recorded
 from tests.data.image_files import no_room
 from tests.training.test_train import SMALL, train
@@ -47,6 +47,41 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of an earlier time"]
 
 
+@pytest.mark.parametrize(("suffix", "beginning"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
+def test_the_suffix_is_the_format(suffix: str, beginning: bytes, tmp_path: Path) -> None:
+    """And the same picture is the same file, whenever it is drawn."""
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for path in paths:
+        save_picture(figure(), path)
+    first, second = (path.read_bytes() for path in paths)
+    assert first.startswith(beginning)
+    assert first == second
+
+
+def test_fonts_are_embedded(tmp_path: Path) -> None:
+    """As outlines that journals accept: Type 42, not Type 3."""
+    save_picture(figure(), tmp_path / "a.pdf")
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "eps", "gif", "tiff"])
+def test_other_formats_are_refused(suffix: str, tmp_path: Path) -> None:
+    for check in (is_picture, lambda path: save_picture(figure(), path)):
+        with pytest.raises(
+            UsageError, match=rf"a\.{suffix} cannot be drawn as \.{suffix.lower()}: give a path that ends"
+        ):
+            check(tmp_path / f"a.{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_picture_is_a_folder(tmp_path: Path) -> None:
+    assert [is_picture(Path(name)) for name in ("a", "a.v2", "a.b/c", "a.png", "a.SVG")] == [False] * 3 + [True] * 2
+    with pytest.raises(UsageError, match=r"a does not say how to draw: give a path that ends in .png, .pdf or .svg"):
+        save_picture(figure(), tmp_path / "a")
+
+
 def test_a_picture_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its permissions do not bind root, for whom they are played."""
 
@@ -79,7 +114,7 @@ def test_a_picture_that_cannot_be_written(
         main([str(folder)])
     assert end.value.code == 1
     error = (
-        f"sidpar.plot: error: {folder / 'plots' / name} cannot be written (Is a directory): free space there, or mend"
+        f"sidpar.plot: error: {folder / 'plots' / name} cannot be written (Is a directory): free space there, or make"
     )
     assert capsys.readouterr().err.startswith(error)
 
@@ -105,10 +140,12 @@ def test_names_of_runs_are_drawn_as_they_are(run: Path, tmp_path: Path) -> None:
     folders = [copy(run, tmp_path / name) for name in names]
     main([str(folders[1])])
     assert drawn(folders[1] / "plots" / "curves.png")
-    main([*map(str, folders), "--out", str(tmp_path / "out")])
-    assert drawn(tmp_path / "out" / "beliefs-a_$5_$10.png")
-    (legend,) = draw_curves([Recorded.read(folder) for folder in folders]).legends
-    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == names
+    runs = [Recorded.read(folder) for folder in folders]
+    comparison = draw_comparison(runs, [10, 10])
+    save_picture(comparison, tmp_path / "comparison.png")
+    assert drawn(tmp_path / "comparison.png")
+    (legend,) = comparison.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
 
 
 @pytest.mark.processes
@@ -117,16 +154,6 @@ def test_a_run_is_drawn_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "link").symlink_to(run)
     main([str(run), str(tmp_path / "link"), str(run)])
     assert capsys.readouterr().out == f"drawn: curves.png, depth.png, beliefs.png in {run / 'plots'}\n"
-
-
-@pytest.mark.processes
-def test_runs_have_pictures_of_their_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where their paths differ in a `/` alone."""
-    folders = [copy(run, tmp_path / path) for path in ("a-b/r", "a/b/r")]
-    main([*map(str, folders), "--out", str(tmp_path / "out")])
-    names = capsys.readouterr().out.split(" in ")[0].removeprefix("drawn: ").split(", ")
-    assert len(names) == 4
-    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_free_names() -> None:

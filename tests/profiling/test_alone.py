@@ -1,10 +1,12 @@
 """The memory pass: what cannot run or does not fit is left out by all ranks together, and nobody waits for it."""
 
-import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
+from harness.alone import memory_pass, room_for_contenders
+from harness.contenders import SINGLE, Local, Pipeline, Whole
+from harness.workloads import Workload
 from torch import Tensor
 
 from sidpar import Cascade, Compute, Runtime, Stage, UsageError
@@ -12,13 +14,7 @@ from sidpar.calibration.all_ranks import calibrate
 from sidpar.engines.base import Engine
 from sidpar.models.wide_mlp import wide_mlp
 from sidpar.simulation.costs import Costs, Links
-from tests.harness import ROOT, run_ranks
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
-from harness.alone import memory_pass, room_for_contenders
-from harness.contenders import SINGLE, Local, Pipeline, Whole
-from harness.workloads import Workload
+from tests.harness import run_ranks
 
 pytestmark = pytest.mark.processes
 

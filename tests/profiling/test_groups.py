@@ -1,16 +1,10 @@
 """Contenders share memory group by group: a pure rule, tried on random needs."""
 
-import sys
 from collections import Counter
 
+from harness.groups import Groups, Need, groups_that_fit, memory_together
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
-from harness.groups import Groups, Need, groups_that_fit, memory_together
 
 NEED = st.builds(lambda held, working: Need(held, held + working), st.integers(0, 40), st.integers(0, 60))
 NEEDS = st.lists(NEED, max_size=12).map(lambda needs: {f"contender {k}": need for k, need in enumerate(needs)})

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib import image
-
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from report import BadFileError, remake
 from reporting.draw import fullest
-from reporting.gantt import select
 from reporting.tables import figure, per_rank
+
+from tests.harness import ROOT
 
 KIB = 1024
 ROW: dict[str, Any] = {
@@ -192,24 +187,6 @@ def test_conditions_link_costs_and_what_was_left_out(folder: Path) -> None:
     assert "None" not in text
 
 
-@pytest.mark.parametrize("name", ["speedup", "memory", "timeline"])
-def test_pictures_show_something(folder: Path, name: str) -> None:
-    """Cut into bands: the drawing has colours, and the caption's band at the bottom has text."""
-    picture = (255 * image.imread(folder / f"{name}.png")[..., :3]).astype(int)
-    height, width, _ = picture.shape
-    assert height > 300
-    assert width > 1000
-    colours = [
-        {tuple(colour) for colour in picture[height * band // 4 : height * (band + 1) // 4 : 2, ::2].reshape(-1, 3)}
-        for band in range(4)
-    ]
-    assert all(len(found) > 8 for found in colours), [len(found) for found in colours]
-    vivid = {colour for found in colours for colour in found if max(colour) - min(colour) > 60}
-    assert len(vivid) >= 4
-    border = [picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]]
-    assert all((edge == 255).all() for edge in border), "something is clipped at the picture's edge"
-
-
 def test_trace_has_a_process_per_key_and_microseconds(folder: Path) -> None:
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
@@ -220,35 +197,6 @@ def test_trace_has_a_process_per_key_and_microseconds(folder: Path) -> None:
     assert len(spans) == 9
     assert {"name": "send", "pid": 0, "tid": 0, "ts": 3000.0, "dur": 100.0}.items() <= spans[1].items()
     assert spans[0]["args"] == {"label": "F0"}
-
-
-def test_select_takes_the_fastest_of_each_kind_at_the_middle_m() -> None:
-    rows = [
-        row("sid", "fused", "sharded", 1, 30.0),
-        row("sid", "fused", "sharded", 8, 20.0),
-        row("sid", "fused", "sharded", 32, 10.0),
-        row("sid", "fused", "root", 8, 5.0),
-        row("sid", "fused", "replicated", 32, 9.0),
-        row("sid", "two_phase", "sharded", 8, 21.0),
-        row("sid", "streaming", "root", 8, 4.0),
-        row("sid", "streaming", "replicated", 8, None),
-        row("sid", "streaming", "replicated", 32, 11.0),
-        row("sid", "streaming", "sharded", 8, 22.0),
-        row("bp", "naive", "cut", 1, 50.0),
-        row("bp", "gpipe", "cut", 8, 26.0),
-        row("bp", "1f1b", "cut", 8, 25.0),
-        row("bp", "dualpipe_v", "cut", 8, 24.0),
-        row("bp", "zbv", "cut", 8, 23.0),
-    ]
-    assert select(rows) == [
-        "bp naive cut M=1",
-        "bp 1f1b cut M=8",
-        "bp zbv cut M=8",
-        "sid fused sharded M=8",
-        "sid streaming sharded M=8",
-        "sid streaming replicated M=8",
-    ]
-    assert select([]) == []
 
 
 def test_the_bar_is_one_rank_not_a_mixture() -> None:

@@ -1,17 +1,11 @@
 """Figures of a report that are made from others."""
 
-import sys
-
 import pytest
-
-from sidpar.simulation.costs import Costs, Curve, Piece
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from harness.contenders import Contender, Local, Pipeline
 from harness.measuring import Measured, Window
 from harness.rows import describe_costs, groups_of
+
+from sidpar.simulation.costs import Costs, Curve, Piece
 
 NAIVE = Pipeline("bp", "naive", "root")
 FUSED, TWO_PHASE = (Local("sid", schedule, "root") for schedule in ("fused", "two_phase"))

@@ -131,6 +131,26 @@ def test_pictures_and_trace(folder: Path, rows: dict[str, dict[str, Any]]) -> No
     assert "| sid | fused | cascade | sharded | 2 | 4 |" in (folder / "report.md").read_text()
 
 
+def test_memory_is_measured_anew_and_times_are_kept(
+    folder: Path, rows: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    changed = [row | {"memory": [], "bytes_sent": [], "saved_activation_bytes": []} for row in rows.values()]
+    report = json.loads((folder / "report.json").read_text()) | {"rows": changed}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "timelines.json").write_text((folder / "timelines.json").read_text())
+    flags = [*FLAGS, "--only", "fused", "naive", "--keep-times", "--out", str(tmp_path)]
+    done = run_command(2, "profiling/speedup.py", "--workload", "emulated", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = json.loads((tmp_path / "report.json").read_text())
+    assert "--keep-times" in after["environment"]["memory and traffic"]
+    for before, row in zip(changed, after["rows"], strict=True):
+        again = "fused" in row["key"] or "naive" in row["key"]
+        expected = rows[row["key"]] if again else before
+        counts = ("saved_activation_bytes", "bytes_sent", "traffic")
+        assert {name: row[name] for name in counts} == {name: expected[name] for name in counts}
+        assert row["step_ms"] == before["step_ms"]
+
+
 def test_what_does_not_fit_together_is_timed_in_groups(tmp_path: Path) -> None:
     """In 153.6 KiB: weights and momentum of the cascade, which has 1,056 parameters in each layer and 430 in each
     refiner, are 46 KiB of a method in one process. Naive BP, the reference, has room beside one of them, and streaming,

@@ -1,16 +1,10 @@
 """What profiling/stacked.py times must compute the same, and it notices if it does not."""
 
-import sys
-
 import pytest
+import stacked
 import torch
 
 from sidpar.cascade.cascade import TensorTuple
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
-import stacked
 
 CPU = torch.device("cpu")
 

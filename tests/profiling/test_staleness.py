@@ -1,17 +1,13 @@
 """The staleness experiment from its command to its table and picture, on two real ranks, short."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from matplotlib import image
-
-from tests.harness import ROOT, run_command
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from staleness_report import remake
+
+from tests.harness import run_command
 
 pytestmark = [pytest.mark.processes, pytest.mark.long]
 

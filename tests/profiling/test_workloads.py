@@ -1,15 +1,9 @@
 """What the harness trains is made once, and handed out as copies."""
 
 import argparse
-import sys
 
 import pytest
 import torch
-
-from tests.harness import ROOT
-
-sys.path.insert(0, str(ROOT / "profiling"))
-
 from harness import workloads
 
 WORKLOADS = ["emulated", "digits", "wide_mlp"]

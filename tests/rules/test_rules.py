@@ -140,7 +140,7 @@ def test_messages(objective: dict[str, Any], message: str) -> None:
 def test_a_rule_that_makes_beliefs_refuses_hidden_activations() -> None:
     x, y = networks.batch(4)
     engine = LocalEngine(Stage(networks.with_hidden_state(L), Runtime.single("cpu")), Objective(rule="label_denoising"))
-    with pytest.raises(UsageError, match="cannot make the 1 hidden activations that refiner 1 receives besides"):
+    with pytest.raises(UsageError, match="cannot make the 1 hidden activations that refiner 1 receives too"):
         engine.step(x, y)
 
 
@@ -183,8 +183,8 @@ def test_a_rule_must_make_as_many_rows_as_it_says() -> None:
     with pytest.raises(UsageError) as caught:
         engine.step(x, y)
     assert str(caught.value) == (
-        "objective.rule=contrast makes 14 inputs and 14 labels of 7 rows, but says that it makes 1 of each: let its "
-        "`copies` say how many"
+        "objective.rule=contrast makes 14 inputs and 14 labels of 7 rows, but its `copies` is 1: set `copies` to "
+        "the number that `enter` makes"
     )
 
 

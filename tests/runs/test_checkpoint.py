@@ -167,7 +167,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
     assert "the checkpoint of step 3 cannot be written to" in first[0]
     assert ", with 0.0 MiB free on the disk" in first[0]
     assert shutil.disk_usage(small_disk).free > 900_000, "what could not be written is no longer in the way"
-    assert "The checkpoint step_0000000002 is kept: make room, or mend the disk, and start the same" in first[1]
+    assert "The checkpoint step_0000000002 is kept: free space or repair the disk, and start the same" in first[1]
     stored, skipped = find_newest(small_disk, ALONE)
     assert stored is not None
     assert (stored.progress, skipped) == (progress(2), [])
@@ -190,7 +190,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None
     for text in failure.value.errors.values():
         assert "sidpar.errors.RunError: the checkpoint of step 8 cannot be written to" in text
         assert "File too large" in text
-        assert "There is no checkpoint yet: make room, or mend the disk, and start the same" in text
+        assert "There is no checkpoint yet: free space or repair the disk, and start the same" in text
     assert run(2, tmp_path / "run", *flags)
     assert run(2, tmp_path / "whole", *flags)
     assert difference(tmp_path / "run", tmp_path / "whole") == 0

@@ -103,7 +103,9 @@ def test_a_configuration_makes_no_objects(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_a_run_that_is_not_complete(copied: Path) -> None:
     (copied / "weights.safetensors").unlink()
-    assert "is not complete, it has no weights.safetensors: resume it by the command that began it" in refusal(copied)
+    assert "is not complete, it has no weights.safetensors: resume it with the command that started it" in refusal(
+        copied
+    )
 
 
 @pytest.mark.processes
@@ -112,13 +114,13 @@ def test_a_truncated_file(copied: Path, size: int) -> None:
     path = copied / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     assert f"{path} cannot be read (" in refusal(copied)
-    assert "it is truncated, or no safetensors file" in refusal(copied)
+    assert "it is truncated, or not a safetensors file" in refusal(copied)
 
 
 @pytest.mark.processes
 def test_a_pickle_is_not_loaded(copied: Path) -> None:
     torch.save({"extractor.0.weight": torch.ones(3)}, copied / "weights.safetensors")
-    assert "it is truncated, or no safetensors file" in refusal(copied)
+    assert "it is truncated, or not a safetensors file" in refusal(copied)
 
 
 def rewrite(run: Path, header: dict[str, str] | None) -> None:

@@ -127,7 +127,7 @@ def test_a_resumed_run_has_one_record(tmp_path: Path, caplog: pytest.LogCaptureF
     ]
     assert rows(tmp_path)[2] == row("test", 20), "the first evaluation is kept"
     assert [r.getMessage() for r in caplog.records] == [
-        f"{tmp_path / METRICS}: dropped 1 lines that a killed run had left unfinished"
+        f"{tmp_path / METRICS}: removed 1 incomplete lines of a run that was killed"
     ]
     assert series(tmp_path) == {
         f"{kind}/loss/refiner_{i}": [(step, step + x) for step in steps]
@@ -144,7 +144,9 @@ def test_a_run_that_starts_again_from_the_beginning_keeps_nothing(tmp_path: Path
     assert series(tmp_path)["train/loss/refiner_0"] == [(5, 5.25)]
 
 
-ADVICE = "free space there, or mend the folder, and start the same command again; what the run folder holds is kept"
+ADVICE = (
+    "free space there, or make the folder writable, and start the same command again; what the run folder holds is kept"
+)
 
 
 def fill(limit: int, folder: Path, tensorboard: bool) -> int:

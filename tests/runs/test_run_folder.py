@@ -38,7 +38,7 @@ def test_two_runs_that_begin_in_the_same_second() -> None:
 def test_two_jobs_in_one_folder() -> None:
     config = Config(run=RunConfig(dir="run"))
     first = opened(config)
-    with pytest.raises(UsageError, match="run.dir=run is in use: another job trains there. Wait for its end, or"):
+    with pytest.raises(UsageError, match="run.dir=run is in use: another job trains there. Wait until it ends, or"):
         opened(config)
     first.close()
     opened(config).close()

@@ -31,6 +31,7 @@ class Setup:
     execution: Any
     staleness: int
     steps: int
+    reads: Any = None
 
     @property
     def placement(self) -> Placement:
@@ -58,6 +59,7 @@ class Setup:
             replicas,
             self.execution,
             self.passes_states,
+            self.reads,
         )
 
     def lists(self, replicas: int = 1) -> Lists:
@@ -85,6 +87,7 @@ def setups(schedules: list[str], executions: list[str]) -> st.SearchStrategy[Set
         st.sampled_from(executions),
         st.integers(1, 4),
         st.integers(1, 6),
+        st.sampled_from([None, (frozenset({0}),), (frozenset({0}), frozenset({1}))]),
     )
 
 

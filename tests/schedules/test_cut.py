@@ -56,7 +56,7 @@ def test_counts_as_given() -> None:
 @pytest.mark.parametrize(
     ("schedule", "microbatches", "message"),
     [
-        ("naive", 2, "naive means one microbatch"),
+        ("naive", 2, "naive has one microbatch"),
         ("1f1b", 3, "needs at least 4 microbatches"),
         ("dualpipe_v", 7, "needs at least 8 microbatches"),
         ("interleaved", 9, "must be a multiple of 2; use 8"),

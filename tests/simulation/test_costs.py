@@ -57,10 +57,10 @@ def test_the_median_over_ranks() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": None}, "these are not costs as a plan writes them"),
-        ({"surprise": 1}, "these are not costs as a plan writes them"),
-        ({"links": {"message": {}, "pigeon": {}}}, "these are not costs as a plan writes them"),
-        ({"state_bytes": []}, "costs need bytes of a state for each refiner and one more"),
+        ({"layers": None}, "these are not the costs that a plan writes"),
+        ({"surprise": 1}, "these are not the costs that a plan writes"),
+        ({"links": {"message": {}, "pigeon": {}}}, "these are not the costs that a plan writes"),
+        ({"state_bytes": []}, "costs need state_bytes for each refiner and one more"),
         ({"refiners": [{"forward": {"rows": [], "seconds": []}}]}, "costs need rows > 0"),
         ({"refiners": [{"forward": {"rows": [1], "seconds": [-1.0]}}]}, "seconds >= 0"),
     ],

@@ -47,6 +47,7 @@ def test_no_step_of_sid_is_faster_than_its_bound(data: st.DataObject) -> None:
         replicas=data.draw(st.integers(1, 2)),
         refiner_execution=data.draw(st.sampled_from(["loop", "stacked"])),
         passes_states=data.draw(st.booleans()),
+        reads=data.draw(st.sampled_from([None, (frozenset({0}),), (frozenset({0}), frozenset({sum(counts) - 1}))])),
     )
     schedule: Any = data.draw(st.sampled_from([*SCHEDULES, "streaming"]))
     if schedule == "streaming":

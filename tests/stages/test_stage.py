@@ -201,7 +201,8 @@ def test_a_state_of_another_shape_is_refused_before_it_is_sent() -> None:
         run_ranks(changing_outputs, 2, step_timeout=5)
     expected = (
         "refiner 0 returned tensors of shapes [B, 3] torch.float64 and [B, 3] torch.float64, but [B, 3] torch.float64 "
-        "when its shapes were inferred: what is handed on must not depend on data or on the training mode"
+        "when its shapes were inferred: the shapes that a module returns must not depend on data or on the "
+        "training mode"
     )
     assert all(expected in error.value.errors[rank] for rank in (0, 1))
 

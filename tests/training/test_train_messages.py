@@ -32,7 +32,7 @@ from tests.training.test_train import CONFIG, train
             ["--data.name", "cifar10", "--data.root", "/nowhere"],
             "cifar10 is not in torchvision's layout under",
         ),
-        (["--method", "local"], "the local engine is one process, but the world has 2 ranks"),
+        (["--method", "local"], "the local engine runs in one process, but there are 2 ranks"),
     ],
 )
 def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_messages_on_every_rank(flags: list[str], message: str, tmp_path: Path) 
         (["--parallel.backend", "nccl", "--parallel.device", "cpu"], "these ranks compute on the CPU: use gloo"),
         (
             ["--parallel.replicas", "3"],
-            "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but the world has",
+            "replicas=3 needs 3 x K ranks, K for each copy of the cascade, but there are",
         ),
     ],
     ids=["config", "run", "runtime", "replicas"],
@@ -93,7 +93,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     """On one rank, as all are told."""
     log = tmp_path / "logs" / "rank_1.log"
     log.mkdir(parents=True)
-    assert f"UsageError: {log} cannot be written (Is a directory): mend the folder, or choose" in refusal(tmp_path)
+    assert f"UsageError: {log} cannot be written (Is a directory): make the folder writable" in refusal(tmp_path)
 
 
 @pytest.mark.processes

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BPConfig:
-    """Backpropagation through the whole cascade (method=bp in one process, method=ddp)."""
+    """Backpropagation through the whole cascade, for method=ddp, and for method=bp in one process."""
 
     checkpointing: bool = False
-    """Keep only what enters each refiner, and compute the rest again in the backward."""
+    """Activation checkpointing: keep only the inputs of each refiner, and compute the rest again in the backward
+    pass."""
     deep_supervision: bool = False
-    """Train by the sum of the losses of all refiners."""
+    """Train on the sum of all refiners' losses instead of the last refiner's loss."""

@@ -19,17 +19,17 @@ def positive(name: str, value: float) -> None:
     if not value > 0:
         raise UsageError(f"{name} must be a positive number, got {value}")
     if value == float("inf"):
-        raise UsageError(f"{name} must be a finite number, got {value}: give the largest that you mean")
+        raise UsageError(f"{name} must be a finite number, got {value}: give a large number instead")
 
 
 def fill_in(settings: Any, **values: Any) -> None:
-    """Fill in what was left open of settings that are being made: only by their own `__post_init__`."""
+    """Fill in the settings that are None. Only for their own `__post_init__`, since settings are frozen."""
     for name, value in filled(settings, **values).items():
         object.__setattr__(settings, name, value)
 
 
 def filled(settings: Any, **values: Any) -> dict[str, Any]:
-    """Of these values, those that `settings` leave open: for `dataclasses.replace`."""
+    """Of these values, those whose setting is None, for `dataclasses.replace`."""
     return {name: value for name, value in values.items() if getattr(settings, name) is None}
 
 
@@ -46,7 +46,7 @@ def without_effect(group: str, settings: Any, names: Sequence[str], reason: str)
 
 
 def known(name: str, value: str, offers: Mapping[str, Offered]) -> Offered:
-    """What a registry offers under the name that a setting has."""
+    """The entry of a registry that a setting names. Raises UsageError if there is none."""
     if value not in offers:
         raise UsageError(f"{name}={value} is unknown; choose one of {list(offers)}")
     return offers[value]
@@ -55,7 +55,7 @@ def known(name: str, value: str, offers: Mapping[str, Offered]) -> Offered:
 def check_options(
     group: str, options: Mapping[str, Any], what: str, function: Callable[..., Any], given: Collection[str]
 ) -> None:
-    """Refuse options, keywords of a function, that it does not take; `given` are those that it is given anyway."""
+    """Refuse options that a function does not take as keywords; `given` are keywords that it always gets."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
         return
@@ -66,7 +66,7 @@ def check_options(
 
 
 def check_types(group: str, options: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuse options of another type than a function says, where it says one."""
+    """Refuse options whose type is not that of the function's annotation, where there is one."""
     parameters = inspect.signature(function, eval_str=True).parameters
     for name, value in options.items():
         annotation = parameters[name].annotation if name in parameters else Any
@@ -76,7 +76,7 @@ def check_types(group: str, options: Mapping[str, Any], function: Callable[..., 
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a type; a whole number is a float too, true and false are not numbers."""
+    """Whether a plain value is of a type; an int counts as a float, a bool does not count as a number."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_is_a(value, one) for one in inner)

@@ -1,4 +1,4 @@
-"""Every choice that a setting offers by name, once."""
+"""The choices of all settings that are chosen by name."""
 
 from typing import Literal
 
@@ -25,4 +25,4 @@ HiddenLayout = Literal["channels_first", "channels_last"]
 RateSchedule = Literal["cosine", "constant"]
 
 Option = bool | int | float | str | list[bool | int | float | str] | None
-"""A plain value, which needs nothing but YAML to be read back."""
+"""A plain value, as YAML can hold it."""

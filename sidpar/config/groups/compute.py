@@ -7,17 +7,17 @@ from sidpar.config.groups.choices import Autocast
 
 @dataclass(frozen=True)
 class Compute:
-    """How modules are executed. Results agree up to rounding."""
+    """How modules are executed. These settings change results by rounding only."""
 
     autocast: Autocast = "none"
-    """bf16: matrix products in bfloat16; losses, beliefs and messages stay in fp32."""
+    """bf16: compute matrix products in bfloat16; losses, beliefs and messages stay in fp32."""
     channels_last: bool = False
-    """The extractor's weights and images in NHWC order, faster for convolutions."""
+    """Store images and the extractor's weights in NHWC order, which is faster for convolutions."""
     compile: bool = False
-    """torch.compile each module on its own."""
+    """Compile the extractor and each refiner with torch.compile."""
     tf32: bool = False
-    """GPUs from Ampere on: products of fp32 numbers, convolutions included, with mantissas of 10 bits. Faster, and
-    another number of ranks gives another rounding of about 1e-3."""
+    """NVIDIA GPUs from Ampere on: compute matrix products and convolutions of fp32 numbers in TF32, with a mantissa of
+    10 bits. Faster; results with different numbers of ranks then differ by about 1e-3."""
     cudnn_benchmark: bool = False
-    """GPUs: cuDNN times its algorithms for each new shape in place of choosing by heuristics. Which one wins, and so
-    the rounding, may differ from run to run."""
+    """GPUs: let cuDNN time its algorithms for each new shape and use the fastest one. Which one that is may differ from
+    run to run, and with it the rounding."""

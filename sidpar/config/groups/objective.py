@@ -2,50 +2,64 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from types import MappingProxyType
+from typing import Any, get_args
 
 from sidpar.config.groups.choices import KL, ExtractorUpdate, Option
+from sidpar.config.groups.refusals import Refusal, not_among, outside, refuse
 from sidpar.errors import UsageError
+
+
+def _check_support(objective: Any) -> None:
+    if objective.kl == "reverse" and objective.label_smoothing == 0:
+        raise UsageError(
+            "objective.kl=reverse takes the logarithm of the target, which is -inf for a one-hot label: "
+            "set objective.label_smoothing > 0 (say 0.1), or use objective.kl=forward"
+        )
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What refiners learn from. A setting that the rule does not read is refused."""
+    """What refiners learn from: a rule and its settings. A setting that the rule does not read is refused.
+
+    Raises:
+        UsageError: a setting has a value that is not offered.
+    """
 
     alpha: float | Sequence[float] = 0.5
-    """Weight of the target against the teacher, for all refiners or one per refiner, each in (0, 1]."""
+    """Weight of the label against the belief of the refiner before, in (0, 1]: one number, or a list with one per
+    refiner."""
     kl: KL = "forward"
-    """Direction of both KL terms: the authors' code (forward) or the paper (reverse)."""
+    """Direction of both KL terms: forward, as in the authors' code, or reverse, as in the paper."""
     label_smoothing: float = 0.0
-    """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; reverse needs s > 0."""
+    """s in [0, 1): the target is (1 - s) one_hot(y) + s / C; kl=reverse needs s > 0."""
     extractor_update: ExtractorUpdate = "all"
-    """Whose feature gradients train the extractor: all refiners', the final one's, or nobody's (frozen)."""
+    """Which refiners' losses train the extractor: all, the final one's only, or none (frozen)."""
     rule: str = "sid"
-    """sid: the label and the belief before (alpha, kl); deep_supervision: the label alone; label_denoising: the label
-    alone, from a noisy label in place of the belief before, so that refiners do not wait for each other."""
+    """sid: learn from the label and the belief of the refiner before (alpha, kl); deep_supervision: from the label
+    only; label_denoising: from the label only, given a noisy label in place of that belief, so that refiners do not
+    wait for each other."""
     options: dict[str, Option] | None = None
-    """Further settings of the rule, where it has some: label_denoising has signal and noise."""
+    """More settings of the rule: label_denoising has signal and noise, the others have none."""
+
+    UNITS = MappingProxyType(dict.fromkeys(("alpha", "label_smoothing"), "none"))
+    REFUSALS = (
+        *outside("(0, 1]", "objective.alpha"),
+        not_among(get_args(KL), "objective.kl"),
+        not_among(get_args(ExtractorUpdate), "objective.extractor_update"),
+        *outside("[0, 1)", "objective.label_smoothing"),
+        Refusal(("objective.kl",), "reverse, with objective.label_smoothing=0", _check_support),
+    )
 
     def __post_init__(self) -> None:
-        for alpha in [self.alpha] if isinstance(self.alpha, int | float) else self.alpha:
-            if not 0 < alpha <= 1:
-                raise UsageError(f"objective.alpha must lie in (0, 1], got {self.alpha}")
-        if self.kl not in get_args(KL):
-            raise UsageError(f"objective.kl must be one of {get_args(KL)}, got {self.kl!r}")
-        if self.extractor_update not in get_args(ExtractorUpdate):
-            raise UsageError(
-                f"objective.extractor_update must be one of {get_args(ExtractorUpdate)}, got {self.extractor_update!r}"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"objective.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.kl == "reverse" and self.label_smoothing == 0:
-            raise UsageError(
-                "objective.kl=reverse takes the logarithm of the target, which is -inf for a one-hot label: "
-                "set objective.label_smoothing > 0 (say 0.1), or use objective.kl=forward"
-            )
+        refuse(self, self.REFUSALS)
 
     def alphas(self, num_refiners: int) -> list[float]:
-        """alpha of every refiner, in cascade order."""
+        """alpha of every refiner, in cascade order.
+
+        Raises:
+            UsageError: alpha is a list of another length.
+        """
         if isinstance(self.alpha, int | float):
             return [float(self.alpha)] * num_refiners
         if len(self.alpha) != num_refiners:

@@ -24,10 +24,11 @@ DATASETS: dict[str, Source] = {
 
 
 def complete(config: DataConfig) -> DataConfig:
-    """With the settings decided that the named dataset reads. Raises UsageError for those that it does not."""
+    """The settings of `data` with their defaults filled in. Raises UsageError for settings that the named dataset does
+    not read."""
     reads = known("data.name", config.name, DATASETS).reads
     if "root" not in reads:
-        without_effect("data", config, ["root", "download"], f"data.name={config.name} is embedded")
+        without_effect("data", config, ["root", "download"], f"data.name={config.name} is not read from a folder")
     if "download" not in reads:
         without_effect("data", config, ["download"], f"torchvision does not download data.name={config.name}")
     unread = [name for name in ("image_size", "workers") if name not in reads]

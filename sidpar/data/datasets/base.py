@@ -1,4 +1,4 @@
-"""What a dataset says of itself, before it is read."""
+"""The description of a dataset, before it is read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from sidpar.data.dataset import Dataset
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset by name: a file of this package and a line in its registry."""
+    """A dataset that `data.name` offers: a file of this package and a line in its registry."""
 
     name: str
     load: Callable[..., Dataset]

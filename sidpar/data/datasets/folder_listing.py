@@ -1,4 +1,4 @@
-"""What lies in folders of images: files and labels. Nothing is decoded here."""
+"""The files in folders of images, and their labels. Nothing is decoded here."""
 
 import logging
 import os
@@ -10,9 +10,10 @@ from sidpar.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef")
-"""Images of kinds that are not read."""
+"""Formats of images that are not supported."""
 LEFTOVERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
-"""Folders that archives, file managers and storage systems leave behind; as those whose names begin with a point."""
+"""Folders that archives, file managers and storage systems leave behind. Names that begin with a dot are ignored
+too."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +27,13 @@ class Listing:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a folder or a file is none of the dataset's: `__MACOSX`, `._image.jpg`."""
+    """Whether a folder or a file does not belong to the dataset: `__MACOSX`, `._image.jpg`."""
     return name in LEFTOVERS or name.startswith(".")
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Their names, in order, without leftovers. Raises UsageError if the folder cannot be read."""
+    """The names of the folders in a folder, sorted, without leftovers. Raises UsageError if the folder cannot be
+    read."""
     try:
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_leftover(entry.name))
     except OSError as error:
@@ -39,9 +41,9 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def images_below(folder: Path, skipped: list[str]) -> list[str]:
-    """None where there is no such folder. A folder that links lead to again is listed once, under the first of its
-    names. Files that look like images but are not listed are added to `skipped`. Raises UsageError if a folder cannot
-    be read."""
+    """The image files in a folder and below, sorted; none where there is no such folder. A folder that links lead to
+    again is listed once, under the first of its names. Files that look like images but are not listed are added to
+    `skipped`. Raises UsageError if a folder cannot be read."""
     found: list[str] = []
     for path in _files_below(folder):
         name = os.path.basename(path).lower()
@@ -56,8 +58,8 @@ def warn_of_skipped(root: Path, skipped: list[str]) -> None:
     """Say once how many files of a dataset are not read."""
     if skipped:
         _log.warning(
-            f"{len(skipped)} files in {root} are skipped, which are leftovers or images of a kind that is not read, "
-            f"such as {min(skipped)}"
+            f"{len(skipped)} files in {root} are skipped, because they are hidden files or images in a format that is "
+            f"not supported, such as {min(skipped)}"
         )
 
 

@@ -41,7 +41,7 @@ def list_image_folder(root: Path) -> tuple[Listing, Listing, tuple[str, ...]]:
     strangers = [name for name in folders_in(test) if name not in names]
     if strangers:
         raise UsageError(
-            f"{test} has {len(strangers)} classes that {train} has not ({', '.join(strangers[:5])}): add their "
+            f"{test} has {len(strangers)} classes that are not in {train} ({', '.join(strangers[:5])}): add their "
             "training images, or remove them"
         )
     skipped: list[str] = []

@@ -14,7 +14,7 @@ from sidpar.errors import UsageError
 
 
 def _load(root: Path) -> Dataset:
-    """All 110,000 images are 1.3 GB, and take about 20 s to decode."""
+    """All 110,000 images take 1.3 GB, and about 20 s to decode."""
     *listings, class_names = list_tiny_imagenet(root)
     train, test = (Images(read_images(found.paths, 64, exact=True), torch.tensor(found.labels)) for found in listings)
     return Dataset(train, test, class_names, flips=True)
@@ -56,9 +56,7 @@ def _validation(folder: Path, label: dict[str, int]) -> Listing:
             paths.append(str(folder / "images" / columns[0]))
             labels.append(label[columns[1]])
     if not paths:
-        raise UsageError(
-            f"{notes} names no image of the {len(label)} classes of wnids.txt: restore one of the two files"
-        )
+        raise UsageError(f"{notes} lists no image of the {len(label)} classes in wnids.txt: restore the original files")
     return Listing(paths, labels)
 
 
@@ -70,7 +68,7 @@ def _words(path: Path, wnids: list[str]) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> list[str]:
-    """What stands in each line that is not empty."""
+    """The lines that are not empty, without the spaces around them."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""In which order torch's pipelines do their work, asked of torch without a process group."""
+"""The order of work in torch's pipelines, read off torch's own schedules without a process group."""
 
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace

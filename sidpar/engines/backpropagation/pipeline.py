@@ -20,7 +20,8 @@ from sidpar.engines.backpropagation.whole import backpropagated
 from sidpar.engines.base import Synchronous, check_kept
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
-from sidpar.messages.transport import Pending, Transport
+from sidpar.messages.transport import Transport
+from sidpar.messages.wire import Pending
 from sidpar.profiler.clock import Clock
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules.base import LocalRule
@@ -38,11 +39,14 @@ class PipelineEngine(Synchronous):
     Args:
         stage: placed by a `Cut` made for the same schedule.
         objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
-        schedule: one of `cut.PIPELINES`.
-        microbatches: M. A batch that M does not divide is filled up with rows of weight 0.
-        seed: of the random masks; the same on all ranks.
+        schedule: naive, gpipe, 1f1b, interleaved, zero_bubble, zbv or dualpipe_v.
+        microbatches: M. A batch that M does not divide is padded with rows of weight 0.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
 
-    Batch norm sees one microbatch at a time, fill rows included.
+    Batch norm sees one microbatch at a time, padding included.
+
+    Raises:
+        UsageError: the schedule does not support so many ranks or microbatches, or the stage is not placed for it.
     """
 
     def __init__(
@@ -67,7 +71,15 @@ class PipelineEngine(Synchronous):
         self._places = self._targets = self._weights = torch.empty(0)
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         device = self.stage.runtime.device
         specs = self._admit(x, y, self._microbatches)
         size = math.ceil(len(x) / self._microbatches)
@@ -88,7 +100,15 @@ class PipelineEngine(Synchronous):
         return self._result(y, self._microbatches)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode."""
+        """The beliefs about one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         specs = self._admit(x, y, 1)
         with self.stage.inference_mode(), torch.no_grad():
             for section in self._sections.values():
@@ -221,7 +241,7 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
     cut = stage.placement
     if runtime.num_replicas > 1:
         raise UsageError(
-            f"replicas={runtime.num_replicas}: copies of a pipeline of backpropagation are not offered; use 1, or "
+            f"replicas={runtime.num_replicas}: a pipeline of backpropagation cannot be replicated; use 1, or "
             "BPEngine, which has a copy of the cascade on every rank"
         )
     if runtime.world_size == 1:
@@ -239,12 +259,12 @@ def _check_cut(stage: Stage, schedule: PipelineName) -> Cut:
     if stage.compute.compile and pipeline.splits_backward:
         raise UsageError(
             f"schedule={schedule} splits the backward in two, and torch does not support that with compute.compile: "
-            "switch compile off, or use schedule=1f1b, gpipe or interleaved"
+            "set compute.compile=false, or use schedule=1f1b, gpipe or interleaved"
         )
     if pipeline.order == "v" and runtime.backend == "gloo" and torch.__version__ < "2.15":
         raise UsageError(
-            f"schedule={schedule} on gloo needs torch 2.15, got {torch.__version__}: earlier ones (seen in 2.11) send "
-            "a first message from a rank to itself, which gloo does not do; use schedule=zero_bubble, or a newer torch"
+            f"schedule={schedule} on gloo needs torch 2.15, got {torch.__version__}: earlier versions (seen in 2.11) "
+            "send a message from a rank to itself, which gloo does not do; use schedule=zero_bubble, or a newer torch"
         )
     if runtime.backend == "gloo" and runtime.device.type == "cuda":
         raise UsageError(

@@ -44,9 +44,13 @@ class BPEngine(Synchronous):
         stage: placed as `Copies`.
         objective: its direction of KL and its label smoothing; alpha is 1, and `extractor_update` must be `all`.
         microbatches: M; the gradients of a batch are accumulated over M parts of it.
-        checkpointing: keep only what enters each refiner, and compute the rest again in the backward.
-        deep_supervision: train by the sum of the losses of all beliefs.
-        seed: of the random masks; the same on all ranks.
+        checkpointing: keep only the inputs of each refiner, and compute the rest again in the backward.
+        deep_supervision: train on the sum of all refiners' losses instead of the last one's.
+        seed: of dropout masks and other random numbers in modules; the same on all ranks.
+
+    Raises:
+        UsageError: the stage is not placed as `Copies`, the objective is a local rule's, or ranks have different
+            settings.
     """
 
     def __init__(
@@ -88,7 +92,15 @@ class BPEngine(Synchronous):
         self._buckets = 0
 
     def step(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: gradients into `stage.parameters()`."""
+        """Compute the gradients of one batch into `stage.parameters()`, in place of those that were there.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y)
         self.stage.zero_grad()
         seen: list[list[Tensor]] = []
@@ -107,7 +119,15 @@ class BPEngine(Synchronous):
         return self._result(seen, torch.cat(labels), y)
 
     def evaluate(self, x: Tensor, y: Tensor) -> StepResult:
-        """x [B, ...], labels [B] or [B, T], the same on every rank: beliefs in inference mode, of this rank's share."""
+        """The beliefs about this rank's share of one batch, in inference mode and without gradients.
+
+        Args:
+            x: inputs [B, ...], the same on every rank.
+            y: labels [B] or [B, T], int64 in 0..C-1, the same on every rank.
+
+        Raises:
+            UsageError: the batch does not fit the cascade, or ranks have different batches.
+        """
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
         with self.stage.inference_mode(), torch.no_grad():
@@ -161,13 +181,13 @@ class BPEngine(Synchronous):
         unused = self.stage.skeleton.without_gradient(x, self._heads)
         if unused is None and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
             raise UsageError(
-                "which parameters get a gradient cannot be inferred, since a forward looks at data, and DDP does not "
+                "which parameters get a gradient cannot be inferred, because a forward looks at data, and DDP cannot "
                 "find out with bp.checkpointing=true: set bp.checkpointing=false"
             )
         if unused and self._checkpointing:
             raise UsageError(
-                f"{unused[0]} gets no gradient from the loss, which DDP with bp.checkpointing=true takes for one that "
-                "is late: set bp.checkpointing=false, use the parameter, or freeze it by requires_grad_(False)"
+                f"{unused[0]} gets no gradient from the loss, but DDP with bp.checkpointing=true would wait for "
+                "one: set bp.checkpointing=false, use the parameter, or freeze it by requires_grad_(False)"
             )
         return DistributedDataParallel(
             self._chain,
@@ -256,13 +276,13 @@ class _Chain(nn.Module):
 
 
 def backpropagated(objective: Objective) -> SID:
-    """What backpropagation is measured by: the divergence from the target by which it trains, and nothing of the
-    teachers. Raises UsageError for a local rule."""
+    """The rule that backpropagation is measured by: the divergence from the target, as in training, without teachers.
+    Raises UsageError for a local rule."""
     if isinstance(objective, LocalRule) or objective.rule != Objective.rule or objective.options:
         raise UsageError("backpropagation has one loss and no local rule: give it an Objective without rule or options")
     if objective.extractor_update != "all":
         raise UsageError(
-            f"objective.extractor_update={objective.extractor_update} chooses among local losses, and backpropagation "
+            f"objective.extractor_update={objective.extractor_update} chooses among local losses, but backpropagation "
             "has none: remove it"
         )
     return SID(replace(objective, alpha=1.0))

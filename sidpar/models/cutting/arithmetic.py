@@ -42,6 +42,6 @@ def shares_of_heads(cascade: Cascade, x: Tensor) -> str | None:
         of_heads = sum(counted(partial(module, *given))[1] for module, given in calls)
     parameters, own = (sum(p.numel() for part in parts for p in part.parameters()) for parts in ([cascade], added))
     return (
-        f"heads have {100 * own / parameters:.1f} % of {parameters:,} parameters and "
+        f"{100 * own / parameters:.1f} % of {parameters:,} parameters, "
         f"{100 * of_heads / max(total, 1):.1f} % of {total:,} multiply-adds an image"
     )

@@ -93,13 +93,13 @@ def write(path: str, text: str) -> Callable[[Path], None]:
         (write("wnids.txt", "n01\n"), r"the dataset has 1 classes \(lemon, fruit\): give it at least 2"),
         (remove("train/n01"), "wnids.txt lists the class n01, but no images were found in .*n01/images: restore them"),
         (remove("val/val_annotations.txt"), "val_annotations.txt cannot be read .*; set data.root to the folder that"),
-        (write("val/val_annotations.txt", "x\tn09\t0\n"), "names no image of the 2 classes of wnids.txt"),
+        (write("val/val_annotations.txt", "x\tn09\t0\n"), "lists no image of the 2 classes in wnids.txt"),
         (write("val/val_annotations.txt", "\nval_0.JPEG n01\n"), "txt, line 1: expected a file, a tab and its class"),
         (remove("val/images/val_1.JPEG"), "val_1.JPEG cannot be read as an image .*No such file"),
         (write("train/n01/images/n01_2.JPEG", "?"), "n01_2.JPEG cannot be read as an image .*repair or remove it"),
         (
             lambda root: Image.new("RGB", (64, 32)).save(root / "train/n02/images/n02_0.JPEG"),
-            "n02_0.JPEG has 64 x 32 pixels, but these images must have 64 x 64: replace it",
+            "n02_0.JPEG has 64 x 32 pixels, but these images must have 64 x 64: resize or replace it",
         ),
     ],
 )
@@ -173,7 +173,10 @@ def test_a_folder_that_cannot_be_read_is_named(
         (remove("val"), r"data.root=.* has no folder val \(or valid, validation, test\): image_folder"),
         (lambda root: [shutil.rmtree(f) for f in (root / "train").iterdir()], "train has no folders: .* one for each"),
         (lambda root: [shutil.rmtree(f) for f in (root / "val").iterdir()], "no images found in .*val: it needs a"),
-        (remove("train/digit 2"), r"val has 1 classes that .*train has not \(digit 2\): add their training images, or"),
+        (
+            remove("train/digit 2"),
+            r"val has 1 classes that are not in .*train \(digit 2\): add their training images",
+        ),
         (lambda root: (root / "train" / "empty").mkdir(), r"no images found in .*train/empty \(files that end in .jpg"),
         (
             remove("val/digit 0/002.png"),
@@ -209,8 +212,8 @@ def test_leftovers_are_no_part_of_a_dataset(tmp_path: Path, caplog: pytest.LogCa
             (folder / name).write_bytes(b"")
     assert load("image_folder", str(root), image_size=16).traits() == expected
     assert [record.getMessage() for record in caplog.records] == [
-        f"4 files in {root} are skipped, which are leftovers or images of a kind that is not read, such as "
-        f"{root / 'train' / 'digit 1' / '._000.jpg'}"
+        f"4 files in {root} are skipped, because they are hidden files or images in a format that "
+        f"is not supported, such as {root / 'train' / 'digit 1' / '._000.jpg'}"
     ]
 
 
@@ -232,7 +235,7 @@ def test_a_dataset_of_ones_own_is_checked() -> None:
     def images(count: int, size: int = 4) -> Images:
         return Images(torch.zeros(count, 1, size, size, dtype=torch.uint8), torch.arange(count) % 2)
 
-    with pytest.raises(ValueError, match="the dataset has no test images: give it some"):
+    with pytest.raises(ValueError, match="the dataset has no test images: add some"):
         Dataset(images(2), images(0), ("a", "b"), flips=True)
     with pytest.raises(ValueError, match="the training images are 1 x 4 x 4, but the test images 1 x 5 x 5"):
         Dataset(images(2), images(2, 5), ("a", "b"), flips=True)

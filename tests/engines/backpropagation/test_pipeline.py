@@ -214,7 +214,7 @@ def refused(runtime: Runtime, case: str) -> None:
         ("integers", "feature 2 is torch.int64"),
         ("extractor", "extractor=cut needs an extractor that is an nn.Sequential"),
         ("subclass", "extractor=cut needs an extractor that is an nn.Sequential"),
-        ("no tensor", "layer 0 of the extractor returns a tuple, and only tensors travel between layers"),
+        ("no tensor", "layer 0 of the extractor returns a tuple, but layers of a cut extractor must return one tensor"),
         ("shared layer", "extractor.1.weight is also a parameter of extractor.0"),
         ("ranks differ", "microbatches: rank 0 has 2, rank 1 has 3"),
     ],

@@ -141,19 +141,19 @@ def test_each_kind(ranks: int, schedule: str) -> None:
         names = {*case.extractor, *case.refiner}
         expected = None
         if "iterator" in names:
-            expected = "returns something else for the same input the next time"
+            expected = "returns another result for the same input the next time"
         elif case.placement == "sharded" and not names.isdisjoint({*KEPT, "batch norm", "even rows", "scratch"}):
             expected = "a sharded extractor sees only 1/"
         elif case.microbatches > 1 and "even rows" in names:
             expected = "tried with B=3: quirks.py, line"
         elif "scratch" in names and overlaps(ranks, case):
-            expected = "that the backward of an earlier batch or microbatch still needs"
+            expected = "which the backward of an earlier batch or microbatch still needs"
         elif case.microbatches > 1 and not names.isdisjoint(KEPT):
             expected = "from one forward to the next, but microbatches=3 gives it parts of a batch"
         elif schedule == "streaming" and "max norm" in names:
             expected = "the forward of the extractor writes into parameters that are trained (table.weight)"
         elif schedule == "streaming" and "unseen write" in names:
-            expected = "writes into something (hidden_scale) that the backward of an earlier batch or microbatch still"
+            expected = "writes into hidden_scale, which the backward of an earlier batch or microbatch still"
         if case.placement == "sharded" and "looks" in names:  # whether it does depends on the rows
             continue
         assert (refusal is None) == (expected is None), f"{case}: {refusal}"
@@ -177,11 +177,11 @@ def test_backpropagation(ranks: int) -> None:
         names = {*case.extractor, *case.refiner}
         expected = None
         if "iterator" in names:
-            expected = "returns something else for the same input the next time"
+            expected = "returns another result for the same input the next time"
         elif ranks * case.microbatches > 1 and not names.isdisjoint(KEPT):
             expected = "gives it parts of a batch"
         elif case.schedule != "whole" and "scratch" in names:
-            expected = "that the backward of an earlier batch or microbatch still needs"
+            expected = "which the backward of an earlier batch or microbatch still needs"
         elif ranks > 1 and case.schedule == "whole" and "reentrant" in names:
             expected = "DDP takes a gradient that comes in several parts for complete after the first one"
         elif case.schedule != "whole" and "integers" in names:
@@ -195,15 +195,15 @@ def test_sparse_states_are_refused(ranks: int) -> None:
     cases = [Case((), ("sparse hidden",), *setup) for setup in setups(ranks, SCHEDULES)]
     for case, refusal in answers(ranks, cases):
         assert refusal == (
-            "refiner 0 returns a sparse (torch.sparse_coo) tensor, but only dense ones are handed on in a cascade: let "
-            "it return to_dense(), and make what is needed of it where it is read"
+            "refiner 0 returns a sparse (torch.sparse_coo) tensor, but modules of a cascade can pass on dense ones "
+            "only: return to_dense(), and convert it where it is used"
         ), case
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ragged_features_are_refused(ranks: int) -> None:
     for case, refusal in answers(ranks, [Case(("ragged",), (), *setup) for setup in setups(ranks, SCHEDULES)]):
-        assert "what is handed on must not depend on data" in str(refusal), case
+        assert "the shapes that a module returns must not depend on data" in str(refusal), case
 
 
 def draw(ranks: int, number: int, seed: int) -> list[Case]:
@@ -224,7 +224,7 @@ def count(ranks: int, number: int, seed: int, timeout: float = 120.0) -> Counter
         "a backward needs what the next forward writes": "the backward of an earlier batch or microbatch still needs",
         "a stream has weights of its own": "writes into parameters that are trained",
         "a sparse state": "returns a sparse",
-        "something that is not seen": "returns something else for the same input the next time",
+        "something that is not seen": "returns another result for the same input the next time",
         "an odd number of rows": "is invalid for input of size",
     }
     found: Counter[str] = Counter()

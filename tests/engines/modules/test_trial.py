@@ -132,7 +132,9 @@ def late(layer: Layer, made: Tensor) -> Tensor:
 @pytest.mark.parametrize("engine", [LocalEngine, ParallelEngine])
 def test_parameters_that_a_forward_makes(engine: Any) -> None:
     stage = Stage(cascade(refiner=late), Runtime.single("cpu"), extractor="replicated")
-    with pytest.raises(UsageError, match=r"refiner 0 makes parameters in its first forward \(made_late.weight, made_l"):
+    with pytest.raises(
+        UsageError, match=r"refiner 0 creates parameters in its first forward \(made_late.weight, made_l"
+    ):
         engine(stage, Objective()).step(*batches(1)[0])
 
 

@@ -235,7 +235,7 @@ def test_the_share_of_heads() -> None:
     share = 100 * (8 + 16) * CLASSES / (whole + (8 + 16) * CLASSES)
     text = shares_of_heads(cascade, torch.randn(1, 3, 16, 16))
     assert text == (
-        f"heads have {100 * added / own:.1f} % of {own:,} parameters and {share:.1f} % of "
+        f"{100 * added / own:.1f} % of {own:,} parameters, {share:.1f} % of "
         f"{whole + (8 + 16) * CLASSES:,} multiply-adds an image"
     )
     assert shares_of_heads(Cascade(nn.Linear(3, 3), [nn.Bilinear(3, 2, 2)], 2), torch.zeros(1, 3)) is None
