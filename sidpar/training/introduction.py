@@ -24,7 +24,7 @@ def introduction(
     loader: Loader,
     *,
     parameters: int,
-    heads: str | None,
+    heads: str | None = None,
     choice: dict[str, Any],
     folder: Path,
 ) -> Iterator[str]:
