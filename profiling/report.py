@@ -3,7 +3,8 @@
     python profiling/report.py DIR
 
 reads DIR/report.json and DIR/timelines.json, as profiling/speedup.py writes them, and writes DIR/report.md,
-DIR/speedup.png, DIR/memory.png, DIR/timeline.png and DIR/trace.json, which https://ui.perfetto.dev opens. With
+DIR/speedup.png, DIR/memory.png, DIR/timeline.png (measured and modelled), DIR/overview.png (measured alone) and
+DIR/trace.json, which https://ui.perfetto.dev opens. With
 `--format pdf` or `--format svg`, the pictures are vector graphics. Of a card's folder, as profiling/gpu/run.py writes
 it, DIR/report.md has all tables in one.
 """
@@ -74,6 +75,7 @@ def remake(folder: Path, kind: PictureFormat = "png") -> None:
     draw.speedup(drawn, folder / f"speedup.{kind}")
     draw.memory(drawn, folder / f"memory.{kind}")
     timeline(drawn, timelines, folder / f"timeline.{kind}")
+    timeline(drawn, timelines, folder / f"overview.{kind}", modelled=False)
 
 
 def remake_card(folder: Path) -> bool:

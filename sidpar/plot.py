@@ -20,7 +20,7 @@ from sidpar.training.same_dataset import build_loader, load_dataset
 
 FOLDER = "plots"
 _CANDIDATES = 2000
-"""Test samples among which the telling ones are looked for."""
+"""Test samples among which those to show are chosen."""
 _EACH = 2
 
 
@@ -33,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "sidpar.plot",
+        usage="python -m sidpar.plot RUN [RUN ...] [--out PATH] [--format FORMAT] [--samples INDEX ...]",
         description="Draw what a run has recorded; of several runs, one picture that compares their test accuracy.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Run folders.")
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"Folder for the pictures; by default RUN/{FOLDER}. Of several runs also the picture itself, a path that "
-        "ends in .png, .pdf or .svg; by default comparison.png here.",
+        help=f"Of one run: folder for the pictures; by default RUN/{FOLDER}. Of several runs: a folder, or the file of "
+        "the picture (.png, .pdf or .svg); by default comparison.png here.",
     )
     parser.add_argument("--format", choices=FORMATS, help="Of the pictures in a folder; by default png.")
     parser.add_argument(
@@ -48,8 +49,8 @@ def _parser() -> ArgumentParser:
         type=int,
         nargs="+",
         metavar="INDEX",
-        help="Of one run: test samples whose beliefs are drawn, by their place in the test set; by default a few "
-        "telling ones.",
+        help="Of one run: test samples whose beliefs are drawn, by their place in the test set; by default two "
+        "that are right early, two that are right late, and two that are wrong.",
     )
     return parser
 

@@ -142,6 +142,37 @@ def noisy(num_refiners: int) -> Cascade:
     ).double()
 
 
+class NormalisedRefiner(nn.Module):
+    """Batch norm, and no random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norms = nn.BatchNorm1d(8, momentum=None), nn.BatchNorm1d(5, track_running_stats=False)
+        self.layers = nn.Sequential(
+            nn.Linear(4 + CLASSES, 8), norms[0], nn.ReLU(), nn.Linear(8, 5), norms[1], nn.Linear(5, CLASSES)
+        )
+
+    def forward(self, features: Tensor, log_belief: Tensor) -> Tensor:
+        logits: Tensor = self.layers(torch.cat([log_belief.exp(), features], 1))
+        return logits
+
+
+def normalised_features() -> nn.Module:
+    """An extractor with two kinds of batch norm."""
+    norms = nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False, momentum=None)
+    return nn.Sequential(nn.Linear(INPUTS, 6), norms[0], nn.Tanh(), nn.Linear(6, 6), norms[1], nn.Linear(6, 4))
+
+
+def normalised_extractor(num_refiners: int) -> Cascade:
+    """Batch norm in the extractor alone."""
+    return on_features(normalised_features, num_refiners, seed=10)
+
+
+def normalised(num_refiners: int) -> Cascade:
+    """Batch norm in the extractor and in the refiners."""
+    return assemble(normalised_features, NormalisedRefiner, CLASSES, num_refiners, seed=11).double()
+
+
 def batch(size: int, tokens_per_sample: int | None = None) -> tuple[Tensor, Tensor]:
     """x [B, 5] and labels [B] or [B, T]; the same on every rank that calls it."""
     generator = torch.Generator().manual_seed(size)

@@ -165,6 +165,13 @@ def partly_normalised(**settings: Any) -> Cascade:
     return cascade
 
 
+def normalised(**settings: Any) -> Cascade:
+    """Batch norm everywhere."""
+    cascade, num_classes = sequential(**settings), settings["num_classes"]
+    cascade.extractor.append(nn.BatchNorm1d(16))
+    return Cascade(cascade.extractor, [Normalised(num_classes) for _ in cascade.refiners], num_classes)
+
+
 class WithEmpty(Reader):
     """Has a parameter without elements."""
 

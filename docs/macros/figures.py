@@ -59,7 +59,7 @@ def sixteen_ranks(way: str) -> str:
 
 
 def over_sid(name: str, kind: str) -> str:
-    """A step over that of the best SID tried."""
+    """A step over that of the best SID of the grid."""
     return f"{over_best_sid(rows_of(name))[kind]:.2f}"
 
 

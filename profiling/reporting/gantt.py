@@ -42,11 +42,15 @@ def phase_order(phases: Iterable[str]) -> list[str]:
 
 
 @styled
-def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
-    """Gantt charts, measured above modelled, on one time axis so that lengths can be compared."""
+def timeline(report: dict[str, Any], timelines: Timelines, path: Path, *, modelled: bool = True) -> None:
+    """Gantt charts, measured above `modelled`, on one time axis so that lengths can be compared. Without the modelled
+    ones there are half as many, which fits a page."""
     rows = {row["key"]: row for row in report["rows"] if row["key"] in timelines}
     charts = [
-        (key, kind, spans) for key in select(list(rows.values())) for kind, spans in timelines[key].items() if spans
+        (key, kind, spans)
+        for key in select(list(rows.values()))
+        for kind, spans in timelines[key].items()
+        if spans and (modelled or kind == "measured")
     ]
     lanes = [len(spans) for _, _, spans in charts] or [4]
     height = sum(0.27 + LANE * lane for lane in lanes) + 1.9
@@ -60,8 +64,8 @@ def timeline(report: dict[str, Any], timelines: Timelines, path: Path) -> None:
     for axes, (key, kind, spans), end in zip(grid[:, 0], charts, ends, strict=False):
         gantt(axes, spans, fills, 1000 * end, horizon)
         median = at(rows[key], "step_ms", "median")
-        known = f", median {median:.4g} ms" if kind == "measured" and median is not None else ""
-        which = "first steps" if rows[key]["schedule"] == "streaming" else f"{1000 * end:.4g} ms"
+        known = f", median {median:,.0f} ms" if kind == "measured" and median is not None else ""
+        which = "first steps" if rows[key]["schedule"] == "streaming" else f"{1000 * end:,.0f} ms"
         name = f"{name_of(rows[key])}, M = {rows[key]['microbatches'] or 1}"
         weight = "bold" if kind == "measured" else "normal"
         axes.set_title(f"{name}, {kind}: {which}{known}", pad=2, fontweight=weight)

@@ -135,4 +135,4 @@ def ratio_table(name: str) -> str:
         setting = f"{row['schedule']}, {row['extractor']}, M = {row['microbatches']}"
         spread = f"{step['median']:.0f} ({step['p10']:.0f} to {step['p90']:.0f})"
         lines.append((kind, setting, spread, f"{ratios[kind]:.2f}"))
-    return table(["", "setting", "step, ms (p10 to p90)", "step : that of the best SID tried"], lines, texts=2)
+    return table(["", "setting", "step, ms (p10 to p90)", "step : that of the best SID of the grid"], lines, texts=2)

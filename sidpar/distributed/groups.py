@@ -40,6 +40,8 @@ class ReplicaGroups:
     refiner_gradients: dist.ProcessGroup
     root_gradients: dist.ProcessGroup
     """Parameter gradients of an extractor that only the first rank of each cascade holds."""
+    statistics: dist.ProcessGroup
+    """Of batch norms that see each replica's part of the same rows."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Groups:
     """None for K = 1."""
     replicas: ReplicaGroups | None
     """None for R = 1."""
+    statistics: dist.ProcessGroup
+    """All ranks: statistics of batch norms whose rows lie on all of them. Apart from the gradients, which leave during
+    a backward that waits for these messages."""
     requests: dist.ProcessGroup
     """All ranks, in host memory on any backend: whether a rank has been asked to stop."""
     checkpoints: dist.ProcessGroup
@@ -98,12 +103,13 @@ class Groups:
             chain = group(ranks, urgent=True), group(ranks, urgent=True)
             cascade = CascadeGroups(group(ranks, urgent=True), group(ranks), chain)
         if num_replicas > 1:
-            replicas = ReplicaGroups(group(ranks.T), group(ranks.T))
+            replicas = ReplicaGroups(group(ranks.T), group(ranks.T), group(ranks.T, urgent=True))
         return cls(
             default,
             group(ranks.view(1, -1), SUMMING_CTAS),
             cascade,
             replicas,
+            statistics=group(ranks.view(1, -1), urgent=True),
             requests=host_group(timeout),
             checkpoints=host_group(max(timeout, patience)),
         )
@@ -146,7 +152,8 @@ class Groups:
 
 
 def nccl_bytes(num_replicas: int, cascade_size: int) -> int:
-    """What a rank's groups occupy on its GPU once all of them are used, about: those of `Groups.make`."""
+    """What a rank's groups occupy on its GPU once they are used, about: those of `Groups.make`, but for the statistics
+    of batch norms, which few jobs send."""
     in_cascade = 4 * FEW_CTAS if cascade_size > 1 else 0
     over_replicas = 2 * FEW_CTAS if num_replicas > 1 else 0
     return BYTES_PER_CTA * (SUMMING_CTAS + in_cascade + over_replicas)

@@ -159,11 +159,19 @@ def _advice(cause: str) -> str:
 
 
 def check_seams(
-    stage: Stage, rule: LocalRule, x: Tensor, y: Tensor, *, training: bool, parts: Collection[int] = ()
+    stage: Stage,
+    rule: LocalRule,
+    x: Tensor,
+    y: Tensor,
+    *,
+    training: bool,
+    parts: Collection[int] = (),
+    accompanied: bool = True,
 ) -> CascadeSpecs:
     """The shapes of features and states when x [b, ...] with labels y [b] or [b, T] enters the cascade, in parts of
-    these numbers of rows. Raises UsageError if x or y do not fit, or if the rule cannot train with such states."""
-    specs = check(stage, x, training=training, parts=parts)
+    these numbers of rows, to which other ranks have more if `accompanied`. Raises UsageError if x or y do not fit, or
+    if the rule cannot train with such states."""
+    specs = check(stage, x, training=training, parts=parts, accompanied=accompanied)
     rule.check_states(specs)
     per_sample = specs.states[0][0].shape[:-1]
     if tuple(y.shape[1:]) != per_sample:

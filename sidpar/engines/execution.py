@@ -69,9 +69,17 @@ class Execution:
         self._targets: dict[int, Tensor] = {}
         self._losses: dict[tuple[int, int], Tensor] = {}
         self._pending = PendingMessages()
+        # Without a shard, the extractor goes through a row that does not count, where others wait for its statistics.
+        self._no_shard = self.view.placement.extractor == "sharded" and not layout.shard_sizes[self._rank]
+        counted = batch.counted > 0
+        self._statistics = resources.statistics(extractor=counted and not self._no_shard, refiners=counted)
 
     def do(self, action: Action) -> None:
         """Execute one action of the schedule."""
+        with self._stage.sharing(self._statistics):
+            self._carry_out(action)
+
+    def _carry_out(self, action: Action) -> None:
         m, i = action.microbatch, action.refiner
         match action.do:
             case Do.EXTRACT:
@@ -170,16 +178,19 @@ class Execution:
 
     def _extract_shard(self, *, graph: bool) -> None:
         """This rank's share of every microbatch in one forward; it may be empty."""
-        if not self._layout.shards[self._rank]:
+        if self._no_shard:
             self._shard = tuple(spec.zeros(0, self._device) for spec in self._specs.features)
+        if self._no_shard and "extractor" not in self._statistics:
             return
         self._seed("extractor", 0)
-        x = self._batch.shard(self._layout, self._rank)
+        x = self._batch.x[:1] if self._no_shard else self._batch.shard(self._layout, self._rank)
         with self._version.in_use():
             features = self._stage.extract(x, graph=graph)
         self._check_features(features)
         if graph:
             self._extracted[None] = features
+        if self._no_shard:
+            return
         self._shard = detach(features)
         if not self.view.shares_features:
             self._cut_features(self._shard)
@@ -293,6 +304,8 @@ class Execution:
         else:
             gradient = self._own_feature_gradient(m)
         outputs = [feature for feature in self._extracted.pop(m) if is_differentiable(feature.dtype)]
+        if self._no_shard:
+            gradient = tuple(torch.zeros_like(output) for output in outputs)
         attached = [(o, g) for o, g in zip(outputs, gradient, strict=True) if o.requires_grad]
         with self._version.in_use():
             torch.autograd.backward([o for o, _ in attached], [g for _, g in attached])

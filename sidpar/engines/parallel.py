@@ -16,7 +16,7 @@ from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
-from sidpar.engines.resources import Resources
+from sidpar.engines.resources import Resources, send_statistics_first
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError, reason
 from sidpar.messages.gradients import GradientBuckets
@@ -58,7 +58,8 @@ class ParallelEngine(Synchronous):
 
     Batch norm in refiners, or in a replicated or root extractor, sees one microbatch of one replica at a time, so with
     M > 1 or R > 1 its statistics differ from the local engine's; so do dropout masks. The statistics that are
-    saved and evaluated are those of the first replica.
+    saved and evaluated are those of the first replica. With `Stage(..., sync_batchnorm=True)` it sees that microbatch
+    of all replicas, and in a sharded extractor the whole batch.
 
     Raises:
         UsageError: the settings do not fit each other or the stage, or ranks have different ones.
@@ -217,11 +218,11 @@ class ParallelEngine(Synchronous):
         if self._runtime.num_replicas > 1:
             assert self._transport is not None
             with self._runtime.during("share the first replica's running statistics", self.steps):
-                self._transport.share_buffers(tuple(self.stage.buffers()))
+                self._transport.share_buffers(tuple(self.stage.unshared_buffers()))
 
     def lists(self) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a step with M microbatches."""
-        return [self._in_order(SCHEDULES[self._schedule](view)) for view in self._views]
+        return [self._in_order(SCHEDULES[self._schedule], view) for view in self._views]
 
     @property
     def _views(self) -> list[RankView]:
@@ -231,7 +232,7 @@ class ParallelEngine(Synchronous):
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], view: RankView) -> list[Action]:
         key = (schedule.__name__, view)
         if key not in self._actions:
-            self._actions[key] = self._in_order(schedule(view))
+            self._actions[key] = self._in_order(schedule, view)
         return self._actions[key]
 
     def _view_of(self, x: Tensor, layout: BatchLayout) -> RankView:
@@ -244,9 +245,13 @@ class ParallelEngine(Synchronous):
         whole = self.rule.loss_reads_features or self._view.refiner_execution == "stacked"
         return None if whole else self.stage.skeleton.reads(x)
 
-    def _in_order(self, actions: Iterable[Action]) -> list[Action]:
+    def _in_order(self, schedule: Callable[[RankView], Iterable[Action]], view: RankView) -> list[Action]:
         """A schedule's actions, in the order for this backend."""
-        return list(actions if self._runtime.posts_receives_ahead else when_needed(actions))
+        if self._runtime.posts_receives_ahead:
+            return list(schedule(view))
+        waits = "extractor" in self.stage.shared_norms and view.placement.extractor == "sharded"
+        sender = schedule(replace(view, rank=view.previous)) if waits and view.previous is not None else ()
+        return list(when_needed(schedule(view), sender))
 
     def _admit(self, x: Tensor, y: Tensor, microbatches: int, *, training: bool) -> BatchLayout:
         """Check a batch of a new shape, here and against the other ranks, before anything of it is sent."""
@@ -264,6 +269,7 @@ class ParallelEngine(Synchronous):
                 lambda: (share().x, share().y),
                 training=training,
                 parts=lambda: cut.sizes_anywhere(microbatches, share().copies),
+                accompanied=lambda: len(x) * share().copies > 1,
             )
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
@@ -306,6 +312,7 @@ class ParallelEngine(Synchronous):
             buckets = self._buckets() if training else []
             specs = self.stage.skeleton.specs(x)
             send_first(self._transport, self._view_of(x, layout), layout, specs, buckets, training=training)
+            send_statistics_first(self.stage, self._transport)
             for dtype in (torch.float64, torch.int64):
                 self._runtime.sum("nothing", torch.zeros(1, dtype=dtype, device=self._runtime.device))
             synchronize(self._runtime.device)

@@ -163,7 +163,8 @@ class StreamingEngine(ParallelEngine):
 
     def lists(self, steps: int = 1) -> list[list[Action]]:
         """The actions of all ranks of a cascade, for a stream of `steps` batches with M microbatches, drained."""
-        return [self._in_order(stream(view, self._staleness, steps)) for view in self._views]
+        whole = partial(stream, staleness=self._staleness, steps=steps)
+        return [self._in_order(whole, view) for view in self._views]
 
     def _take(self, turn: Turn, batch: Batch, following: Batch | None, update: Update) -> StepResult:
         """One turn; after the last one, the drain."""
@@ -237,7 +238,7 @@ class StreamingEngine(ParallelEngine):
         alike = replace(turn, before=min(turn.before, turn.staleness + 1))
         key = (schedule.__name__, alike, view)
         if key not in self._turns:
-            self._turns[key] = self._in_order(schedule(view, alike))
+            self._turns[key] = self._in_order(lambda view: schedule(view, alike), view)
         return self._turns[key]
 
     def _diagnosis_is_due(self, step: int) -> bool:

@@ -51,6 +51,18 @@ class Transport(FeatureMessages):
         """The same for an extractor that only the first rank of each replica holds."""
         return self._sum(bucket, self._replicas.root_gradients, "parameter gradients")
 
+    def gather_statistics(self, row: Tensor, group: dist.ProcessGroup) -> Pending:
+        """Each rank's [k] numbers about its rows to all ranks of the group: [n, k]."""
+        wire, size = self._to_wire(row), group.size()
+        rows = wire.new_empty(size * len(wire))
+        work = self._begin(dist.all_gather_into_tensor, rows, wire, group=group, async_op=True)
+        self.traffic.count("batch norm statistics", (size - 1) / size * bytes_of((rows,)))
+        return Pending([work], (rows, wire), self.traffic, lambda _: (rows.view(size, -1).to(self.device),))
+
+    def sum_statistics(self, sums: Tensor, group: dist.ProcessGroup) -> Pending:
+        """[k] numbers for the gradients of statistics, summed over the ranks of the group in place."""
+        return self._sum(sums, group, "batch norm gradients")
+
     def share_buffers(self, buffers: TensorTuple) -> None:
         """Copy the first replica's running statistics to all other replicas, in place; blocks."""
         for buffer in buffers:

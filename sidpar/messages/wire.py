@@ -73,6 +73,10 @@ class Wire:
             self._silent = False
 
     @property
+    def is_silent(self) -> bool:
+        return self._silent
+
+    @property
     def _cascade(self) -> CascadeGroups:
         assert self._groups.cascade is not None, "a cascade on one rank sends no messages within it"
         return self._groups.cascade

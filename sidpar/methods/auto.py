@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sidpar.calibration.links import measure_links
+from sidpar.cascade.batch_norm.module import Company, synchronise
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.schema import Config
 from sidpar.config.units import human
@@ -33,7 +34,11 @@ def resolve(
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
     usable = min(runtime.exchange("memory", runtime.usable_memory), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)
-    chosen = choose_local(job, feasible(freedom, build().extractor, sample, runtime))
+    company = Company()
+    extractor = build().extractor
+    if config.parallel.sync_batchnorm:
+        synchronise(extractor, company)
+    chosen = choose_local(job, feasible(freedom, extractor, sample, runtime, company))
     # All ranks have the same costs and find the same; rank 0's choice counts all the same.
     choice: dict[str, Any] | None = runtime.from_root("plan", None if chosen is None else record_of(chosen))
     if choice is None:
@@ -46,9 +51,12 @@ def resolve(
     return with_parallel(config, auto=False, schedule=schedule, **settings), choice
 
 
-def feasible(freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime) -> Freedom:
-    """Without the sharded placement, if an extractor that sees a part of the batch would compute something else."""
-    extractors = list(freedom.extractors)
-    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample, max(2, runtime.cascade_size)):
+def feasible(
+    freedom: Freedom, extractor: nn.Module, sample: Tensor, runtime: Runtime, company: Company | None = None
+) -> Freedom:
+    """Without the sharded placement, if an extractor that sees a part of the batch would compute something else.
+    `company` is that of batch norms which share their statistics."""
+    extractors, parts = list(freedom.extractors), max(2, runtime.cascade_size)
+    if len(extractors) > 1 and depends_on_the_batch(extractor.to(runtime.device), sample, parts, company):
         extractors.remove("sharded")
     return replace(freedom, extractors=extractors)

@@ -40,6 +40,11 @@ class BPMethod(Method):
             "parallel.replicas",
         ),
         unread("with method=bp", "only method=sid can choose its settings", "parallel.auto"),
+        unread(
+            "with method=bp",
+            "method=bp divides no microbatch among ranks; method=ddp does",
+            "parallel.sync_batchnorm",
+        ),
         no_local_losses("bp"),
     )
 

@@ -40,7 +40,8 @@ class DDPMethod(Method):
 
     def place(self, config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Stage:
         copies = Copies(len(cascade.refiners), runtime.world_size)
-        return Stage(cascade, runtime, placement=copies, compute=config.compute)
+        synchronised = config.parallel.sync_batchnorm
+        return Stage(cascade, runtime, placement=copies, compute=config.compute, sync_batchnorm=synchronised)
 
     def engine(self, config: Config, stage: Stage, sample: Tensor) -> Engine:
         return BPEngine(

@@ -120,7 +120,14 @@ class SIDMethod(Method):
     def place(self, config: Config, cascade: Cascade, sample: Tensor, runtime: Runtime) -> Stage:
         extractor: ExtractorPlacement = config.parallel.extractor  # type: ignore[assignment]  # checked by `complete`
         counts = _counts(config, cascade, sample, runtime)
-        stage = Stage(cascade, runtime, extractor=extractor, counts=counts, compute=config.compute)
+        stage = Stage(
+            cascade,
+            runtime,
+            extractor=extractor,
+            counts=counts,
+            compute=config.compute,
+            sync_batchnorm=config.parallel.sync_batchnorm,
+        )
         if config.parallel.refiner_execution == "stacked":
             agree_on_stacks(stage, sample)
         return stage

@@ -30,6 +30,9 @@ Rules that hold for every schedule, because a message that waits for the wrong t
    is posted one microbatch ahead of its use, but not before the collectives that its sender needs are started here;
    on NCCL it is moved to its use (`receives.py`).
 3. A belief is sent before the backward of its microbatch starts.
+4. Where batch norms share their statistics, a forward or a backward is itself a collective, of all ranks (`EXTRACT`
+   and `EXTRACTOR_BACKWARD` of a sharded extractor) or of a rank's copies in all replicas. Both come in the same order
+   on all of these, and before no message that another of them needs first. A rank without rows takes part.
 
 The third schedule, `streaming`, runs over many batches and has a file of its own.
 """

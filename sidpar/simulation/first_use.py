@@ -16,25 +16,30 @@ from itertools import chain
 
 from sidpar.schedules.actions import Action, Do
 from sidpar.simulation.ranks_and_messages import Message, Rank
-from sidpar.simulation.simulator import GROUPS, Simulation
+from sidpar.simulation.simulator import GROUPS, Simulation, Verb
 
 Loads = Callable[[int, Action], bool]
 """Whether the host of a rank may have to load something at an action."""
-Verb = Callable[[Rank, Action], Message | None]
 
 
-def check_loads(lists: Iterable[Iterable[Action]], loads: Loads) -> None:
+def check_loads(lists: Iterable[Iterable[Action]], loads: Loads, *, shares_statistics: bool = False) -> None:
     """Raises DeadlockError with what each rank is waiting for if these loads can stop ranks for ever. The lists are of
-    local learning."""
-    _Loading(lists, loads).run()
+    local learning; `shares_statistics` as for `simulate`."""
+    _Loading(lists, loads, shares_statistics=shares_statistics).run()
 
 
 class _Loading(Simulation):
     """Ranks whose hosts wait at loads. No action occurs twice in a list."""
 
-    def __init__(self, lists: Iterable[Iterable[Action]], loads: Loads) -> None:
+    def __init__(self, lists: Iterable[Iterable[Action]], loads: Loads, *, shares_statistics: bool) -> None:
         super().__init__(
-            lists, lambda *_: 0.0, chain_groups=2, rendezvous=False, keep_spans=False, extractor_holders=None
+            lists,
+            lambda *_: 0.0,
+            chain_groups=2,
+            rendezvous=False,
+            keep_spans=False,
+            extractor_holders=None,
+            shares_statistics=shares_statistics,
         )
         self.loads = loads
         self.started: list[list[Message]] = [[] for _ in self.ranks]
@@ -50,7 +55,7 @@ class _Loading(Simulation):
                 rank.rest = chain([action], rank.rest)  # once more, when the device is idle
                 return idle
         awaited = verb(rank, action)
-        if action.do is Do.EXTRACTOR_BACKWARD and self.loads(rank.number, action):
+        if awaited is None and action.do is Do.EXTRACTOR_BACKWARD and self.loads(rank.number, action):
             return self.idle(rank)  # its last kernel comes after the first bucket of gradients has left
         return awaited
 

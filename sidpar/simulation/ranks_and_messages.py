@@ -48,6 +48,7 @@ class Rank:
         self.posted_ahead: dict[Action, Message] = {}  # receives that went with the send before them
         self.last: dict[int, Message] = {}  # of each group of the chain
         self.counts: dict[str, int] = defaultdict(int)
+        self.together: Action | None = None  # the last work that it came to when all others did
         self.released: Action | None = None
         self.releases_refiners = False
         self.refiners_summed = 0.0  # when the last sum over replicas is over

@@ -12,6 +12,9 @@ group, and so do we. A host that waited there would close a circle: rank r posts
 sender comes to it after the scatter of the present one; and that scatter needs rank r. The receives of a pipeline are
 posted in one batch with the send just before them, as torch does, or neighbours that both send would wait for ever.
 
+With `shares_statistics`, the batch norms of a sharded extractor wait for each other, in its forwards and its backwards:
+none of these goes on before all ranks have come to it.
+
 The ranks are those of one cascade. Its replicas do the same at the same time, so the sums of refiners' gradients over
 them run one after the other on a group of each rank's own, from the backward that completes them on.
 A rank that waits is woken by what it waits for, and lists may be generators: for thousands of ranks, time is in
@@ -20,7 +23,8 @@ proportion to the number of actions, and memory to what is under way.
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 
 from sidpar.schedules.actions import Action, Do
 from sidpar.schedules.phases import WORK
@@ -44,6 +48,7 @@ AWAITED_GROUPS = {
     Do.AWAIT_REDUCES_SENT: "feature gradients",
 }
 _ARRIVALS = {Do.AWAIT_ACTIVATION: Do.SEND_ACTIVATION, Do.AWAIT_ACTIVATION_GRADIENT: Do.SEND_ACTIVATION_GRADIENT}
+Verb = Callable[[Rank, Action], Message | None]
 Seconds = Callable[[int, Action], float]
 """How long an action takes; of the start of a message, how long the message is under way."""
 
@@ -64,6 +69,7 @@ class Simulation:
         rendezvous: bool,
         keep_spans: bool,
         extractor_holders: int | None,
+        shares_statistics: bool = False,
     ) -> None:
         self.following: dict[Action, Action] = {}  # a pipeline's sends, and what comes right after them
         if rendezvous:
@@ -100,6 +106,9 @@ class Simulation:
             Do.RELEASE_PARAMETER_GRADIENTS: self.release,
             Do.AWAIT_PARAMETER_GRADIENTS: self.await_parameter_gradients,
         }
+        if shares_statistics:
+            for do in (Do.EXTRACT, Do.EXTRACTOR_BACKWARD):
+                self.verbs[do] = partial(self.together, self.verbs[do])
 
     def run(self) -> Timeline:
         while self.runnable:
@@ -257,6 +266,23 @@ class Simulation:
     def await_collective(self, rank: Rank, action: Action) -> Message | None:
         return self.by_batch.get((AWAITED_GROUPS[action.do], action.step, action.microbatch))
 
+    def together(self, verb: Verb, rank: Rank, action: Action) -> Message | None:
+        """Work that no rank can begin before all have come to it. Which is strict: only the first batch norm waits."""
+        if rank.together != action:
+            messages, k = self.collectives["statistics"], rank.counts["statistics"]
+            if k == len(messages):
+                messages.append(Message(action, causes=len(self.ranks)))
+            assert messages[k].label == action, f"statistics {k} are of other work on other ranks"
+            rank.counts["statistics"] += 1
+            rank.together = action
+            self.happens(messages[k], rank.clock)
+            over = messages[k].over
+            if over is None:
+                rank.rest = chain([action], rank.rest)  # once more, when all are there
+                return messages[k]
+            rank.go_on_to(over)
+        return verb(rank, action)
+
     def release(self, rank: Rank, action: Action) -> None:
         rank.released = action
 
@@ -283,11 +309,13 @@ def simulate(
     rendezvous: bool = False,
     keep_spans: bool = True,
     extractor_holders: int | None = None,
+    shares_statistics: bool = False,
 ) -> Timeline:
     """Run all ranks until they end. Raises DeadlockError with what each one is waiting for.
 
     Args:
         extractor_holders: how many ranks sum the extractor's gradients, by default all.
+        shares_statistics: whether the batch norms of a sharded extractor wait for each other.
     """
     simulation = Simulation(
         lists,
@@ -296,5 +324,6 @@ def simulate(
         rendezvous=rendezvous,
         keep_spans=keep_spans,
         extractor_holders=extractor_holders,
+        shares_statistics=shares_statistics,
     )
     return simulation.run()

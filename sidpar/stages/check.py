@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from sidpar.cascade.batch_norm.module import Company, SynchronisedBatchNorm
+from sidpar.cascade.batch_norm.stand_ins import Recorded
 from sidpar.cascade.cascade import extract
 from sidpar.cascade.inputs import Inputs
 from sidpar.cascade.module_state import undone
@@ -24,7 +26,9 @@ _PROBE_ROWS = 32
 _TOLERANCE = 1e-3
 
 
-def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = ()) -> CascadeSpecs:
+def check(
+    stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[int] = (), accompanied: bool = True
+) -> CascadeSpecs:
     """The shapes of features and states for inputs like x [B, ...]. All ranks call it alike.
 
     For training, also finds out what each part of the cascade keeps from one forward to the next (`Stage.kept`).
@@ -34,14 +38,16 @@ def check(stage: Stage, x: Tensor, *, training: bool = True, parts: Collection[i
     Args:
         parts: the numbers of rows that modules will be given, to try modules that do not accept any number; the same on
             all ranks.
+        accompanied: whether other ranks have more rows for the batch norms that share their statistics.
     """
-    key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training)
+    key = (Spec(tuple(x.shape[1:]), x.dtype), training, stage.training, accompanied)
     if key not in stage.checked:
-        stage.checked[key] = _check_once(stage, x, training=training)
+        with stage.accompanied() if accompanied else nullcontext():
+            stage.checked[key] = _check_once(stage, x, training=training)
     fits = stage.checked[key]
     few = set(parts) if fits.picky else {rows for rows in parts if rows < ROWS and training}
     for rows in sorted(few - fits.sizes):
-        with _mode(stage, training=training):
+        with _mode(stage, training=training), stage.accompanied() if accompanied else nullcontext():
             try_out(stage, x[:rows], training=training)
         fits.sizes.add(rows)
     return stage.skeleton.specs(x)
@@ -88,40 +94,63 @@ def _check_specs(found: CascadeSpecs, inferred: CascadeSpecs) -> None:
 def _check_shards(stage: Stage, x: Tensor) -> None:
     assert stage.extractor is not None, "every rank holds a sharded extractor"
     ranks = stage.runtime.cascade_size
-    depends = depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks)
+    shared = stage.shared_norms.get("extractor")
+    company = None if shared is None else shared.company
+    depends = depends_on_the_batch(stage.extractor, x.to(stage.runtime.device), ranks, company)
     if not any(stage.runtime.exchange("shards", depends)):  # replicas have other rows
         return
     suspects = [
         f"extractor.{name} ({type(module).__name__})"
         for name, module in stage.extractor.named_modules()
-        if isinstance(module, _NormBase | _DropoutNd)
+        if isinstance(module, _NormBase | _DropoutNd) and not (shared and isinstance(module, SynchronisedBatchNorm))
     ]
+    synchronise = shared is None and any(isinstance(module, _BatchNorm) for module in stage.extractor.modules())
     raise UsageError(
         "in training, the extractor's features of a sample depend on the rest of the batch or on random "
         f"numbers{': ' + ', '.join(suspects) if suspects else ''}; a sharded extractor sees only "
         f"1/{ranks} of the batch on each rank, so it would compute other features: use "
         "extractor=replicated or root, or layers that treat each sample alone, such as GroupNorm"
+        f"{'; or set parallel.sync_batchnorm=true, for the statistics of all ranks' if synchronise else ''}"
     )
 
 
-def depends_on_the_batch(extractor: nn.Module, x: Tensor, parts: int) -> bool:
+def depends_on_the_batch(extractor: nn.Module, x: Tensor, parts: int, company: Company | None = None) -> bool:
     """Whether in training, the features of a sample depend on the other samples, on random numbers or on earlier
     passes, or whether x cannot be cut into so many parts.
 
     Found by trying, so it works for modules of any type: functional dropout, a user's own layers.
+
+    Args:
+        company: of the batch norms that share their statistics: in each part, they get those of all of x.
     """
+    shared = Recorded()
     rows, forward = x[: max(parts, _PROBE_ROWS // parts * parts)], Inputs().of("the extractor", extractor)
-    with torch.no_grad(), undisturbed(x.device), undone(extractor, parameters=True) as before:
+    with (
+        torch.no_grad(),
+        undisturbed(x.device),
+        undone(extractor, parameters=True) as before,
+        nullcontext() if company is None else company.joined(shared),
+    ):
         try:
             seed_generator(x.device, 0)
             together = extract(forward, rows)
             seed_generator(x.device, 1)
-            separate = [extract(forward, part) for part in rows.roll(1, 0).tensor_split(parts) if len(part)]
+            separate = []
+            for part in rows.roll(1, 0).tensor_split(parts):
+                shared.replay()
+                separate += [extract(forward, part)] if len(part) else []
         except (ValueError, RuntimeError):  # batch norm refuses a single value per channel; others, an odd number
             return True
-        own = {name for name, _ in extractor.named_buffers()}
+        own = {name for name, _ in extractor.named_buffers()} - _shared_statistics(extractor, company)
         own |= {name for name, parameter in extractor.named_parameters() if parameter.requires_grad}
         written = not own.isdisjoint(before.changed())
     apart = [torch.cat(parts) for parts in zip(*separate, strict=True)]
     alike = (close(one, other.roll(1, 0), _TOLERANCE) for one, other in zip(apart, together, strict=True))
     return written or not all(alike)
+
+
+def _shared_statistics(extractor: nn.Module, company: Company | None) -> set[str]:
+    """The names of running statistics that are the same on all ranks."""
+    norms = [] if company is None else [m for m in extractor.modules() if isinstance(m, SynchronisedBatchNorm)]
+    shared = {id(buffer) for norm in norms for buffer in norm.buffers()}
+    return {name for name, buffer in extractor.named_buffers() if id(buffer) in shared}

@@ -5,11 +5,12 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sidpar.cascade.cascade import TensorTuple, detach, is_differentiable
 from sidpar.cascade.duplicate import duplicate
 from sidpar.cascade.specs import Spec
-from sidpar.cascade.stackable import PROBE_ROWS, check_structure
+from sidpar.cascade.stackable import PROBE_ROWS, REMEDY, check_structure
 from sidpar.cascade.stacked import StackedRefiners
 from sidpar.distributed.device import preserved_generator
 from sidpar.errors import UsageError
@@ -32,6 +33,12 @@ class Stacks:
         for rank in range(stage.placement.num_ranks):
             own = stage.placement.refiners(rank)
             check_structure([stage.skeleton.refiners[i] for i in own], own[0])
+        normalised = any(isinstance(module, _BatchNorm) for module in stage.skeleton.refiners.modules())
+        if normalised and "refiners" in stage.shared_norms:
+            raise UsageError(
+                "refiners that run at once send nothing within a forward, so their batch norms cannot take the "
+                f"statistics of all replicas: {REMEDY}, or set parallel.sync_batchnorm=false"
+            )
 
     def losses(
         self, features: TensorTuple, states: Mapping[int, TensorTuple], target: Tensor

@@ -1,12 +1,14 @@
 """One rank's share of a cascade: its refiners, and the extractor if the placement puts it there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from sidpar.cascade.batch_norm.stand_ins import SameRows
+from sidpar.cascade.batch_norm.statistics import Sharing
 from sidpar.cascade.cascade import Cascade, TensorTuple, as_tuple, extract, refine
 from sidpar.cascade.inputs import Inputs
 from sidpar.cascade.module_state import undone
@@ -19,6 +21,7 @@ from sidpar.distributed.runtime import Runtime
 from sidpar.errors import UsageError
 from sidpar.schedules.placement import Holding, Placement, place_as_given, place_by_count
 from sidpar.seeding import seed_host, undisturbed
+from sidpar.stages.batch_norm import SharedNorms, share_statistics
 from sidpar.stages.kept import Kept
 
 
@@ -44,9 +47,12 @@ class Stage(nn.Module):
         placement: for engines of backpropagation, instead of `extractor` and `counts`: `Copies` of the whole cascade,
             or a `Cut`.
         compute: how the modules are executed.
+        sync_batchnorm: batch norm takes the statistics of all rows of a microbatch, also of those on other ranks; in a
+            sharded extractor, of the whole batch. Names of parameters and buffers stay as they are.
 
     Raises:
-        UsageError: there are fewer refiners than ranks, `counts` does not fit, or two parts share a parameter.
+        UsageError: there are fewer refiners than ranks, `counts` does not fit, two parts share a parameter, or a batch
+            norm cannot share its statistics.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Stage(nn.Module):
         counts: Sequence[int] | None = None,
         placement: Holding | None = None,
         compute: Compute = Compute(),
+        sync_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         self.placement: Holding = placement or _place(len(cascade.refiners), runtime.cascade_size, extractor, counts)
@@ -74,6 +81,10 @@ class Stage(nn.Module):
         self._inputs = Inputs()
         self.extractor = self._own_extractor(cascade.extractor)
         self.refiners = nn.ModuleDict({str(i): cascade.refiners[i] for i in self.own_refiners})
+        self.shared_norms: dict[str, SharedNorms] = {}
+        """The batch norms that share their statistics with other ranks, by kind of part (`stages/batch_norm.py`)."""
+        if sync_batchnorm:
+            self.shared_norms = share_statistics(self.parts(), self.placement, runtime)
         self.to(runtime.device)
         if compute.channels_last and self.extractor is not None:
             self.extractor.to(memory_format=torch.channels_last)
@@ -147,6 +158,27 @@ class Stage(nn.Module):
         refiner = self.refiners[str(i)]
         with self._execution(f"refiners.{i}", refiner, graph):
             return refine(self._inputs.of(f"refiner {i}", refiner), features, state)
+
+    def sharing(self, statistics: Mapping[str, Sharing]) -> AbstractContextManager[None]:
+        """Within, the batch norms that share their statistics do so with these, by kind of part."""
+        return self._sharing(statistics) if self.shared_norms else nullcontext()
+
+    @contextmanager
+    def _sharing(self, statistics: Mapping[str, Sharing]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for kind, shared in self.shared_norms.items():
+                stack.enter_context(shared.company.joined(statistics[kind]))
+            yield
+
+    def accompanied(self) -> AbstractContextManager[None]:
+        """Within, those batch norms have the statistics of the rows here, however few, and send nothing."""
+        return self.sharing(dict.fromkeys(self.shared_norms, SameRows(2)))
+
+    def unshared_buffers(self) -> list[Tensor]:
+        """Those that need not be equal on all ranks with the same parts."""
+        norms = [norm for shared in self.shared_norms.values() for norm in shared.norms.values()]
+        shared = {id(buffer) for norm in norms for buffer in norm.buffers()}
+        return [buffer for buffer in self.buffers() if id(buffer) not in shared]
 
     def seed(self, name: str, seed: int) -> None:
         """Seed the random numbers of the next forward in training, of the part with this global name."""

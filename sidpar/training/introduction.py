@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from sidpar.config.schema import Config
 from sidpar.config.units import human_duration
 from sidpar.data.loader import Loader
@@ -52,6 +54,8 @@ def introduction(
     counts = [len(stage.placement.refiners(rank)) for rank in range(runtime.cascade_size)]
     each = ", ".join(map(str, counts)) if len(counts) <= _MOST_RANKS else f"{min(counts)} to {max(counts)} on each"
     yield f"placement   {replicas}{stage.placement.num_refiners} refiners on {ranks}{hosts}: {each}"
+    if norms := _batch_norms(stage):
+        yield f"batch norm  statistics {norms}"
     yield f"device      {describe(runtime.device)}" + (f"; {runtime.backend}" if runtime.world_size > 1 else "")
     if choice:
         step = choice["predicted_step_seconds"]
@@ -59,6 +63,18 @@ def introduction(
     else:
         time = "told after the first steps"
     yield f"prediction  {time}"
+
+
+def _batch_norms(stage: Stage) -> str:
+    """How many take the statistics of which rows, if of any on other ranks; on rank 0."""
+    found = []
+    for kind, shared in stage.shared_norms.items():
+        extracts = kind == "extractor"  # which rank 0 holds in every placement
+        modules = shared.norms.values() if extracts else stage.skeleton.refiners.modules()
+        number = sum(isinstance(module, _BatchNorm) for module in modules)
+        rows = "the whole batch" if extracts and stage.placement.extractor == "sharded" else "a microbatch"
+        found += [f"of {rows} on {shared.group.size()} ranks in the {kind} ({number})"] if number else []
+    return ", ".join(found)
 
 
 def accuracies(by_refiner: Sequence[float]) -> Iterator[str]:

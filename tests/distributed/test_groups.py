@@ -38,7 +38,7 @@ def test_nccl_is_told_to_hold_few_sms_and_whom_to_let_pass() -> None:
 
 
 def test_what_groups_occupy_is_not_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On NCCL: a rank's groups, as many as `Groups.make` makes, of so many CTAs each."""
+    """On NCCL: a rank's groups, as many as `Groups.make` makes without those of statistics, of so many CTAs each."""
     assert nccl_bytes(1, 1) == BYTES_PER_CTA * SUMMING_CTAS
     assert nccl_bytes(2, 4) == BYTES_PER_CTA * (SUMMING_CTAS + (4 + 2) * FEW_CTAS)
     monkeypatch.setattr(runtime_module, "usable_memory", lambda device, sharers: 4e9 / sharers)

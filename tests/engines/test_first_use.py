@@ -36,6 +36,13 @@ def engines(runtime: Runtime) -> Iterator[tuple[str, Engine]]:
             yield f"{extractor} streaming", StreamingEngine(stage, Objective(), weight_prediction=True, **settings)
         else:
             yield f"{extractor} {schedule}", ParallelEngine(stage, Objective(), schedule=schedule, **settings)
+    for schedule in ("two_phase", "streaming"):
+        stage = Stage(networks.normalised(4), runtime, sync_batchnorm=True)
+        settings = {"microbatches": 3, "seed": 5}
+        if schedule == "streaming":
+            yield "statistics streaming", StreamingEngine(stage, Objective(), **settings)
+        else:
+            yield "statistics two_phase", ParallelEngine(stage, Objective(), schedule="two_phase", **settings)
     stage = Stage(networks.plain(4), runtime)
     yield "stacked", ParallelEngine(stage, Objective(), refiner_execution="stacked", microbatches=2)
 

@@ -59,7 +59,17 @@ def backpropagation(runtime: Runtime) -> None:
     assert_close_gradients("ddp", gradients(stage), expected)
 
 
+def batch_norm(runtime: Runtime) -> None:
+    """Statistics of all ranks; one of four has no rows to extract."""
+    x, y = networks.batch(5)
+    reference = oracle(lambda: networks.normalised_extractor(5), OBJECTIVE, x, y)
+    for schedule in ("fused", "two_phase"):
+        stage = Stage(networks.normalised_extractor(5), runtime, sync_batchnorm=True)
+        engine = ParallelEngine(stage, OBJECTIVE, schedule=schedule, microbatches=3, seed=5)  # type: ignore[arg-type]
+        check(schedule, stage, engine, reference, x, y)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("function", [local_learning, streams, backpropagation])
+@pytest.mark.parametrize("function", [local_learning, streams, backpropagation, batch_norm])
 def test_gradients_are_those_of_one_process(function: object, ranks: int) -> None:
     run_ranks(function, ranks, timeout=100)  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
 """Steps on a GPU: what they compute, and that the host never waits in them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidpar import BPEngine, LocalEngine, Objective, ParallelEngine, Runtime, Stage, StreamingEngine
+from sidpar.cascade.batch_norm.module import Company, synchronise
+from sidpar.cascade.batch_norm.stand_ins import SameRows
 from sidpar.cascade.cascade import Cascade
 from sidpar.config.groups.optim import OptimConfig
 from sidpar.engines.base import Engine
@@ -77,6 +79,23 @@ def on_gpu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def pinned(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.pin_memory(), y.pin_memory()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shared_statistics_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    """Two ranks with the same rows are made up; the host waits for nothing."""
+    x, found = torch.randn(16, 8, 5, 5).to(dtype), []
+    for device in ("cpu", "cuda"):
+        norm, company, given = nn.BatchNorm2d(8).to(device), Company(), x.detach().to(device).requires_grad_()
+        synchronise(norm, company)
+        with company.joined(SameRows(2)), without_waiting() if device == "cuda" else nullcontext():
+            output = norm(given)
+            output.float().sin().sum().backward()
+        assert given.grad is not None
+        found.append([output, given.grad, *(p.grad for p in norm.parameters()), *norm.buffers()])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one.float(), other.float().cpu(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("batch", [on_gpu, pinned])

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from sidpar import Cascade
+from sidpar.cascade.batch_norm.module import Company, synchronise
 from sidpar.distributed import runtime
 from sidpar.distributed.runtime import Runtime
 from sidpar.methods import auto, method_of
@@ -103,6 +104,14 @@ def test_what_would_be_refused_is_not_chosen() -> None:
     each_alone = nn.Sequential(nn.Flatten(), nn.LayerNorm(64))
     assert auto.feasible(FREE, each_alone, x, runtime).extractors == list(FREE.extractors)
     assert set(run_ranks(choose_for_batch_norm, 2, FLAGS)) <= {"replicated", "root"}
+
+
+def test_what_shares_its_statistics_may_be_sharded() -> None:
+    x, runtime, company, extractor = torch.randn(16, 1, 8, 8), Runtime.single("cpu"), Company(), normalized().extractor
+    synchronise(extractor, company)
+    assert auto.feasible(FREE, extractor, x, runtime, company).extractors == list(FREE.extractors)
+    masked = nn.Sequential(extractor, nn.Dropout(0.5))
+    assert "sharded" not in auto.feasible(FREE, masked, x, runtime, company).extractors
 
 
 def test_nothing_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

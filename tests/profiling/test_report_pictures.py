@@ -17,7 +17,7 @@ from tests.profiling.test_report import folder, row, synthetic, synthetic_timeli
 __all__ = ["folder"]  # a fixture
 
 
-@pytest.mark.parametrize("name", ["speedup", "memory", "timeline"])
+@pytest.mark.parametrize("name", ["speedup", "memory", "timeline", "overview"])
 def test_pictures_show_something(folder: Path, name: str) -> None:
     """Cut into bands: the drawing has colours, and the caption's band at the bottom has text."""
     picture = (255 * image.imread(folder / f"{name}.png")[..., :3]).astype(int)
@@ -41,7 +41,7 @@ def test_pictures_fit_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for module in ("draw", "gantt"):
         monkeypatch.setattr(f"reporting.{module}.save_picture", lambda figure, _: figures.append(figure))
     remake(write(tmp_path, synthetic(), synthetic_timelines()))
-    assert len(figures) == 3
+    assert len(figures) == 4
     for found in figures:
         check_fits_a_column(found)
 
@@ -50,7 +50,7 @@ def test_pictures_fit_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_vector_graphics(kind: PictureFormat, beginning: bytes, tmp_path: Path) -> None:
     remake(write(tmp_path, synthetic(), synthetic_timelines()), kind)
     found = {path.stem: path.read_bytes() for path in tmp_path.glob(f"*.{kind}")}
-    assert found.keys() == {"speedup", "memory", "timeline"}
+    assert found.keys() == {"speedup", "memory", "timeline", "overview"}
     assert all(content.startswith(beginning) for content in found.values())
     assert not list(tmp_path.glob("*.png"))
 

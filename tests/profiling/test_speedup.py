@@ -121,7 +121,7 @@ def test_saved_activations_are_what_the_schedules_promise(rows: dict[str, dict[s
 
 
 def test_pictures_and_trace(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
-    for name in ("speedup.png", "memory.png", "timeline.png"):
+    for name in ("speedup.png", "memory.png", "timeline.png", "overview.png"):
         picture = image.imread(folder / name)
         assert len({tuple(pixel) for row in picture[::5] for pixel in row[::5]}) > 10, f"{name} is blank"
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]

@@ -22,6 +22,8 @@ RECEIVES = {
 def test_lists(setup: Setup) -> None:
     lists = setup.lists()
     simulate(lists, Durations(1, 2, 1, 2), rendezvous=True)
+    if setup.extractor == "sharded":
+        simulate(lists, Durations(1, 2, 1, 2), rendezvous=True, shares_statistics=True)
     check_messages(lists)
     for rank, mine in enumerate(lists):
         assert len(set(mine)) == len(mine), "no action occurs twice"

@@ -51,6 +51,8 @@ SETTINGS = {
     "--parallel.extractor cut": "method=sid does not offer parallel.extractor=cut; choose one of",
     "--parallel.schedule 1f1b": "method=sid does not offer parallel.schedule=1f1b; choose one of",
     "--parallel.step_timeout 0": "parallel.step_timeout must be a positive number, got 0",
+    "--method bp --parallel.sync_batchnorm true": "method=bp divides no microbatch among ranks; method=ddp does",
+    "--method local --parallel.sync_batchnorm true": "because method=local runs in one process",
     "--method ddp --parallel.extractor root": "method=ddp has the whole cascade on every rank",
     "--bp.checkpointing true": "only method=bp and method=ddp read it",
     "--compute.channels_last true": "model.name=wide_mlp has no convolutions",

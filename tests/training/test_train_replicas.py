@@ -45,3 +45,19 @@ def test_two_replicas_of_two_ranks(tmp_path: Path) -> None:
 def test_schedules(flags: list[str], tmp_path: Path) -> None:
     placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2", "--parallel.placement", "[3,1]")
     assert_same(placed, train(1, tmp_path / "alone", *flags))
+
+
+def test_shared_statistics(tmp_path: Path) -> None:
+    """Batch norm in a sharded extractor and in the refiners of two replicas: the run of one process."""
+    network = ["--model.builder", "tests.own_networks:normalised", "--model.num_refiners", "2", "--optim.epochs", "1"]
+    flags = [*network, "--data.batch_size", "200", "--parallel.sync_batchnorm", "true"]
+    placed = train(4, tmp_path / "placed", *flags, "--parallel.replicas", "2")
+    alone = train(1, tmp_path / "alone", *flags)
+    assert_same(placed, alone)
+    extractor, refiners = (
+        "of the whole batch on 4 ranks in the extractor (1)",
+        "of a microbatch on 2 ranks in the refiners (2)",
+    )
+    said = f"batch norm  statistics {extractor}, {refiners}"
+    assert (placed / "logs" / "rank_0.log").read_text().count(said) == 1
+    assert "batch norm  statistics" not in (alone / "logs" / "rank_0.log").read_text()

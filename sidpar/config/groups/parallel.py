@@ -46,6 +46,10 @@ class ParallelConfig:
     of its layers come first."""
     extractor_cost: float | None = None
     """placement=cost with parallel.costs and extractor=root: cost of the extractor in the same unit; by default 0."""
+    sync_batchnorm: bool = False
+    """sid, ddp: batch norm takes the statistics of all rows of a microbatch, also of those on other replicas, or on
+    other ranks of ddp; in a sharded extractor, of the whole batch. Each batch norm sends a small message in its forward
+    and one in its backward."""
     auto: bool = False
     """sid: choose extractor, schedule (fused, or streaming with staleness 1), microbatches and placement by a plan,
     after a short calibration on the ranks of the job. Those that are set are kept. config.yaml in the run folder holds

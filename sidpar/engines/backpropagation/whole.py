@@ -15,8 +15,10 @@ from sidpar.config.groups.objective import Objective
 from sidpar.distributed.device import move
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
 from sidpar.engines.base import Synchronous, check_kept
+from sidpar.engines.resources import send_statistics_first, statistics_of
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
+from sidpar.messages.transport import Transport
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.memory import bytes_of
 from sidpar.profiler.traffic import Traffic
@@ -38,7 +40,8 @@ class BPEngine(Synchronous):
     """Trains by the loss of the last belief, whose gradient flows through all beliefs before it.
 
     On K > 1 ranks, each computes 1/K of every batch with a copy of the whole cascade, and DDP sums the gradients over
-    ranks while the backward runs. Batch norm then sees 1/K of a microbatch, as always with DDP.
+    ranks while the backward runs. Batch norm then sees 1/K of a microbatch, as always with DDP, or all of it with
+    `Stage(..., sync_batchnorm=True)`.
 
     Args:
         stage: placed as `Copies`.
@@ -71,7 +74,8 @@ class BPEngine(Synchronous):
         self.rule: LocalRule = backpropagated(objective)
         self.steps = 0
         self.clock: Clock | None = None
-        self.traffic = Traffic()
+        self._transport = Transport(stage.runtime) if stage.shared_norms else None
+        self.traffic = Traffic() if self._transport is None else self._transport.traffic
         self._microbatches = microbatches
         self._checkpointing = checkpointing
         self._heads = list(stage.own_refiners) if deep_supervision else [stage.placement.num_refiners - 1]
@@ -109,7 +113,8 @@ class BPEngine(Synchronous):
             for m in range(len(layout.microbatches)):
                 rows = self._rows(layout, m)
                 last = m == len(layout.microbatches) - 1
-                with self._accumulation(last), self.stage.runtime.during(f"microbatch {m}", self.steps):
+                during = self.stage.runtime.during(f"microbatch {m}", self.steps)
+                with self._accumulation(last), during, self._sharing(rows):
                     log_beliefs = self._learn(m, *self._move(x, y, rows), y.numel())
                 seen.append([log_belief.detach()[: len(rows)] for log_belief in log_beliefs])
                 labels.append(y[rows.start : rows.stop])
@@ -130,7 +135,7 @@ class BPEngine(Synchronous):
         """
         layout = self._admit(x, y, 1)
         rows = self._rows(layout, 0)
-        with self.stage.inference_mode(), torch.no_grad():
+        with self.stage.inference_mode(), torch.no_grad(), self._sharing(rows):
             # Through DDP, which first gives all ranks rank 0's running statistics, those that are saved.
             seen = [log_belief[: len(rows)] for log_belief in self._parallel(self._move(x, y, rows)[0])]
         return self._result([seen], y[rows.start : rows.stop], y)
@@ -164,7 +169,16 @@ class BPEngine(Synchronous):
         if key not in self._layouts:
             training = microbatches is None
             layout = BatchLayout(len(x), microbatches or self._microbatches, self.stage.runtime.world_size)
-            agree_on_batch(self.stage, self.rule, x, y, self.steps, training=training, parts=lambda: layout.part_sizes)
+            agree_on_batch(
+                self.stage,
+                self.rule,
+                x,
+                y,
+                self.steps,
+                training=training,
+                parts=lambda: layout.part_sizes,
+                accompanied=lambda: min(layout.sizes) > 1,
+            )
             if training:
                 check_kept(self.stage, microbatches=self._microbatches, ranks=self.stage.runtime.world_size)
             if not self._layouts:
@@ -177,6 +191,7 @@ class BPEngine(Synchronous):
         runtime = self.stage.runtime
         if runtime.groups is None or runtime.world_size == 1:
             return self._chain
+        send_statistics_first(self.stage, self._transport)
         # DDP waits for the gradients of all parameters, or looks for those without in every step, which takes time.
         unused = self.stage.skeleton.without_gradient(x, self._heads)
         if unused is None and self._checkpointing:  # where DDP would look, it sees nothing of what is computed again
@@ -208,6 +223,11 @@ class BPEngine(Synchronous):
         taken = slice(rows.start, rows.stop) if rows else slice(0, 1)
         device = self.stage.runtime.device
         return move(x[taken], device), move(y[taken], device), 1.0 if rows else 0.0
+
+    def _sharing(self, rows: range) -> AbstractContextManager[None]:
+        """Batch norms that share their statistics do so within, and these rows count, if there are any."""
+        counts = bool(rows)
+        return self.stage.sharing(statistics_of(self.stage, self._transport, extractor=counts, refiners=counts))
 
     def _accumulation(self, last: bool) -> AbstractContextManager[None]:
         """Gradients travel with the last microbatch only."""
