@@ -20,6 +20,7 @@ from sidpar.engines.parallel import ParallelEngine
 from sidpar.engines.result import StepResult
 from sidpar.engines.streaming import StreamingEngine
 from sidpar.errors import RunError, UsageError
+from sidpar.models.cutting.cut import cut_backbone
 from sidpar.rules.base import LocalRule
 from sidpar.runs.load import load, load_preprocessing
 from sidpar.runs.weights import save_weights
@@ -53,6 +54,7 @@ __all__ = [
     "StreamingEngine",
     "UsageError",
     "__version__",
+    "cut_backbone",
     "load",
     "load_preprocessing",
     "make_cut",

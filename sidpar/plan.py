@@ -140,7 +140,7 @@ def _plan(config: Config, given: PlanArguments, runtime: Runtime) -> None:
         return
     memory = given.memory or (None if given.costs else runtime.usable_memory)
     conditions = {
-        "job": f"{config.model.name or config.model.builder}, {config.model.num_refiners} refiners, "
+        "job": f"{config.model.network}, {config.model.refiners} refiners, "
         f"batch {config.data.batch_size}, on {ranks} ranks"
         + (f", {config.parallel.replicas} replicas" if config.parallel.replicas > 1 else ""),
         "costs": where,

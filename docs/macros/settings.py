@@ -15,7 +15,9 @@ from sidpar.config.schema import Config, is_free
 from sidpar.data.datasets import DATASETS
 from sidpar.methods import METHODS, ON_CPU, complete
 from sidpar.methods.base import COSTS
-from sidpar.models import MODELS, SIZES
+from sidpar.models import EXTRACTORS, MODELS
+from sidpar.models import SETTINGS as SETTINGS_OF_MODELS
+from sidpar.models.cut_networks import library_model
 from sidpar.rules import RULES
 from sidpar.rules import SETTINGS as SETTINGS_OF_RULES
 
@@ -160,13 +162,22 @@ def _refused_by_registries(key: str) -> Iterator[str]:
     }
     read_by = {
         **dict.fromkeys(("data.root", "data.download", "data.image_size", "data.workers"), "data.name"),
-        **{f"model.{size}": "model.name" for size in SIZES},
+        **{f"model.{setting}": "model.name" for setting in SETTINGS_OF_MODELS},
         **{f"objective.{setting}": "objective.rule" for setting in SETTINGS_OF_RULES},
     }
     if key in read_by:
-        yield from _unless(read_by[key], readers[read_by[key]], NAMES[read_by[key]])
+        yield from _unless(read_by[key], [*readers[read_by[key]], *_other_networks(key)], NAMES[read_by[key]])
     if key == "compute.channels_last":
         yield from _unless("model.name", [m.name for m in MODELS.values() if m.has_convolutions], MODELS)
+
+
+def _other_networks(key: str) -> Iterator[str]:
+    """The other settings by which a network is named that reads this one."""
+    group, name = key.split(".")
+    if group == "model" and name in library_model("timm:any").settings:
+        yield "model.backbone is given"
+    if group == "model" and name in {setting for model in EXTRACTORS.values() for setting in model.settings}:
+        yield "model.extractor is given"
 
 
 def _unless(setting: str, readers: list[str], all_names: Iterable[str]) -> Iterator[str]:

@@ -30,7 +30,7 @@ def resolve(
     `build` makes its network, `sample` are images [n, channels, H, W] for it. Settings that are given stay as they are.
     Raises UsageError on every rank if nothing fits.
     """
-    place_by_count(config.model.num_refiners, runtime.cascade_size)  # before anything is measured
+    place_by_count(config.model.refiners, runtime.cascade_size)  # before anything is measured
     costs = measure_pieces(config, build, sample, runtime, measure_links(runtime))
     usable = min(runtime.exchange("memory", runtime.usable_memory), key=lambda size: size or math.inf)
     job = job_of(config, costs, runtime.world_size, usable)

@@ -84,7 +84,7 @@ class SIDMethod(Method):
         return f"{config.learning}, {schedule}{late}{stacked}"
 
     def check_ranks(self, config: Config, ranks: int) -> None:
-        place_by_count(config.model.num_refiners, ranks // config.parallel.replicas)
+        place_by_count(config.model.refiners, ranks // config.parallel.replicas)
 
     def expected(self, config: Config, job: Job) -> Option:
         if not config.parallel.auto:

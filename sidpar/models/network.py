@@ -1,9 +1,8 @@
 """The configured network: one that comes with sidpar, or the user's own."""
 
 from sidpar.cascade.cascade import Cascade
-from sidpar.config.groups.checks import known
 from sidpar.config.schema import Config
-from sidpar.models import DEFAULT, MODELS, SIZES
+from sidpar.models import named_model
 from sidpar.models.user_network import build_own
 
 
@@ -12,6 +11,6 @@ def build_network(config: Config, image_shape: tuple[int, int, int], num_classes
     model, seed = config.model, config.run.seed
     if model.builder is not None:
         return build_own(model, image_shape, num_classes, seed)
-    named = known("model.name", model.name or DEFAULT, MODELS)
-    sizes = {size: getattr(model, size) for size in SIZES if getattr(model, size) is not None}
-    return named.build(image_shape, num_classes, model.num_refiners, seed=seed, **sizes, **(model.options or {}))
+    _, named = named_model(model)
+    settings = {name: getattr(model, name) for name in named.settings if getattr(model, name) is not None}
+    return named.build(image_shape, num_classes, model.refiners, seed=seed, **settings, **(model.options or {}))

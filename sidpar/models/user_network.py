@@ -31,13 +31,13 @@ def build_own(model: ModelConfig, image_shape: tuple[int, int, int], num_classes
     name = str(model.builder)
     build = _find(name)
     arguments = {
-        **dict(zip(BUILDER_KEYWORDS, (image_shape, num_classes, model.num_refiners, seed), strict=True)),
+        **dict(zip(BUILDER_KEYWORDS, (image_shape, num_classes, model.refiners, seed), strict=True)),
         **(model.options or {}),
     }
     _check_call(name, build, arguments, model.options or {})
     with seeded(seed, "builder"), _whose(f"in model.builder={name}, called with {arguments}"):
         cascade = build(**arguments)
-    _check_cascade(name, cascade, model.num_refiners, image_shape, num_classes)
+    _check_cascade(name, cascade, model.refiners, image_shape, num_classes)
     return cascade  # type: ignore[no-any-return]  # checked
 
 

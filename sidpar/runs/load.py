@@ -1,6 +1,7 @@
 """Loads a trained network from its run folder, in one process. Reads config.yaml and weights.safetensors; nothing is
 unpickled."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> Cascade:
     """
     folder = Path(run)
     config, preprocessing = read_config(folder), load_preprocessing(folder)
-    cascade = build_network(config, preprocessing.image_shape, preprocessing.num_classes)
+    trained = replace(config, model=replace(config.model, weights=None))  # not those that it started from
+    cascade = build_network(trained, preprocessing.image_shape, preprocessing.num_classes)
     path = folder / WEIGHTS
     with safe_open(path, framework="pt", device="cpu") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict

@@ -21,19 +21,28 @@ _COLUMNS = 10
 
 
 def introduction(
-    config: Config, stage: Stage, loader: Loader, *, parameters: int, choice: dict[str, Any], folder: Path
+    config: Config,
+    stage: Stage,
+    loader: Loader,
+    *,
+    parameters: int,
+    heads: str | None = None,
+    choice: dict[str, Any],
+    folder: Path,
 ) -> Iterator[str]:
     """Network, data, method, ranks and what is expected, line by line.
 
     Args:
         parameters: how many numbers the whole network learns.
+        heads: the share that heads take of a network that was cut.
         choice: what a plan has chosen and expects; empty where none was made.
     """
     runtime, optim, steps = stage.runtime, config.optim, loader.steps_per_epoch
     classes = loader.preprocessing.num_classes
     yield f"run folder  {folder}"
-    network = config.model.builder or config.model.name
-    yield f"network     {network}, {stage.placement.num_refiners} refiners, {parameters:,} parameters"
+    yield f"network     {config.model.network}, {stage.placement.num_refiners} refiners, {parameters:,} parameters"
+    if heads is not None:
+        yield f"heads       {heads}"
     images = f"{loader.num_images:,} training and {loader.num_test_images:,} test images"
     yield f"data        {config.data.name}: {images}, {classes} classes"
     yield f"training    {optim.epochs} epochs of {steps} steps, batch {config.data.batch_size}, {optim.name}"

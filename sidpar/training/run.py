@@ -14,6 +14,7 @@ from sidpar.distributed.device import describe
 from sidpar.distributed.runtime import Runtime
 from sidpar.errors import RunError, UsageError
 from sidpar.methods import method_of
+from sidpar.models.cutting.arithmetic import shares_of_heads
 from sidpar.models.network import build_network
 from sidpar.runs.checkpoint import find_newest
 from sidpar.runs.launches import ask_for_requeue
@@ -79,6 +80,7 @@ class Run:
         self._num_parameters = sum(parameter.numel() for parameter in cascade.parameters())
         loader = build_loader(config, dataset, runtime.device)
         self.preprocessing, self._loader = loader.preprocessing, loader
+        self._heads = shares_of_heads(cascade, loader.sample[:1].cpu()) if runtime.rank == 0 else None
         method = method_of(config)
         config, self.choice = method.choose(config, build, loader.sample, runtime)
         self.config, self.runtime = config, runtime
@@ -129,6 +131,7 @@ class Run:
             self.stage,
             self._loader,
             parameters=self._num_parameters,
+            heads=self._heads,
             choice=self.choice,
             folder=self.folder.path,
         )
@@ -167,6 +170,7 @@ class Run:
             "replicas": self.runtime.num_replicas,
             "refiners_per_rank": self._refiners_per_rank(),
             "plan": self.choice or None,
+            "heads": self._heads,
             "peak_memory_bytes": outcome.peak_memory,
             "backend": self.runtime.backend,
             "device": describe(self.runtime.device),

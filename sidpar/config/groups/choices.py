@@ -18,6 +18,10 @@ Backend = Literal["auto", "nccl", "gloo"]
 DeviceKind = Literal["auto", "cpu", "cuda"]
 Autocast = Literal["none", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
+HeadName = Literal["linear", "mlp", "conv", "strided"]
+BeliefEntry = Literal["concat", "residual", "none"]
+Pooling = Literal["mean", "class"]
+HiddenLayout = Literal["channels_first", "channels_last"]
 RateSchedule = Literal["cosine", "constant"]
 
 Option = bool | int | float | str | list[bool | int | float | str] | None
