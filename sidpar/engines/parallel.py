@@ -359,7 +359,11 @@ class ParallelEngine(Synchronous):
         if key not in self._rows:
             extractor = "replicated" if self.rule.makes_rows else self._view.placement.extractor
             microbatches, ranks = self._microbatches if training else 1, self._runtime.cascade_size
-            self._rows[key] = self._share_of(batch_size).extracted(extractor, microbatches, ranks)
+            share = self._share_of(batch_size)
+            extracted = share.extracted(extractor, microbatches, ranks)
+            if "extractor" in self.stage.shared_norms:  # without a shard, a rank goes through a row that does not count
+                extracted = [rows or share.taken[:1] for rows in extracted]
+            self._rows[key] = extracted
         return self._rows[key]
 
     def _take_share(self, x: Inputs, y: Tensor, step: int, *, training: bool) -> ReplicaBatch:

@@ -96,6 +96,22 @@ def test_local_learning(ranks: int, replicas: int) -> None:
     assert on_ranks(local_learning, ranks, replicas=replicas) == [12] * ranks
 
 
+def shared_statistics(runtime: Runtime) -> None:
+    """A rank without a shard still takes part in the extractor's statistics, with a row that does not count."""
+    for extractor, m in product(EXTRACTORS, (1, 3)):
+
+        def make(runtime: Runtime, extractor: Any = extractor, m: int = m) -> Engine:
+            stage = Stage(networks.normalised_extractor(5), runtime, extractor=extractor, sync_batchnorm=True)
+            return ParallelEngine(stage, Objective(0.4), microbatches=m, seed=5)
+
+        compare(f"{extractor} M={m}", make, runtime, (12, 7, 2) if m == 1 else (12, 7))
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(3, 1), (4, 2)])
+def test_shared_statistics(ranks: int, replicas: int) -> None:
+    on_ranks(shared_statistics, ranks, replicas=replicas)
+
+
 def backpropagation(runtime: Runtime) -> None:
     ranks = runtime.world_size
     for m in (1, 3):
