@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from sidpar import Cascade, Runtime, Stage, UsageError, cut_backbone
+from sidpar.cascade.specs import Skeleton
 from sidpar.models.backbones.resnet import ResNet18
 from sidpar.models.cutting.points import Points, balanced
 from tests.models.cutting import awkward
@@ -43,6 +44,13 @@ def test_the_extractor_is_taken_apart_for_pipelines() -> None:
     assert first == ["conv1.weight", *(f"layer{k}.{j}.conv1.weight" for k in (1, 2) for j in (0, 1))]
     own = of_the_network(dict(cascade.named_parameters()))
     assert list(own) == [name for name, _ in resnet().named_parameters()], "in their order, under their names"
+
+
+@pytest.mark.parametrize(("reads_features", "readers"), [(False, {0}), (True, {0, 1})])
+def test_who_reads_the_features(reads_features: bool, readers: set[int]) -> None:
+    """So those of a root extractor stay on its rank by default."""
+    cascade = cut(resnet(), "layer3", "layer4.1", sample=IMAGES, reads_features=reads_features)
+    assert Skeleton(cascade).reads(IMAGES) == (frozenset(readers),)
 
 
 @pytest.mark.parametrize(
