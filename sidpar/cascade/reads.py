@@ -4,12 +4,14 @@ A rank whose refiners do not read a feature is not sent it. They are still calle
 its shape, without its numbers.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sidpar.errors import UsageError
@@ -114,9 +116,9 @@ class Absent(_Marked):
 
     def used(self) -> None:
         raise UsageError(
-            "a refiner reads a feature that it did not read when its shapes were inferred, and that has not been sent "
-            "to this rank for that reason: let its forward read the same features in every pass, or use "
-            "extractor=replicated, where nothing is sent"
+            "a refiner of this rank, a hook on it, or the rule reads a feature that none of them read when the shapes "
+            "were inferred, so it has not been sent to this rank: let each forward read the same features, set "
+            "loss_reads_features of a rule of your own, or use extractor=replicated, where nothing is sent"
         )
 
 
@@ -125,11 +127,29 @@ def rows_of(feature: Tensor, rows: slice) -> Tensor:
     return Absent.of(feature.as_subclass(Tensor)[rows]) if isinstance(feature, Absent) else feature[rows]
 
 
-def watch(features: Sequence[Tensor], call: Callable[[TensorTuple], TensorTuple]) -> list[bool]:
-    """Of each feature, whether `call` reads it, or returns it."""
+class _Transforms(TorchFunctionMode):
+    """Tells whether a transform of torch.func was under way: it wraps tensors, and then their uses are not seen."""
+
+    seen = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen |= torch._C._functorch.maybe_current_level() is not None
+        return func(*args, **(kwargs or {}))
+
+
+def watch(features: Sequence[Tensor], call: Callable[[TensorTuple], TensorTuple]) -> list[bool] | None:
+    """Of each feature, whether `call` reads it, returns it, or keeps it; None if that cannot be seen."""
     watched = tuple(map(_Watched.of, features))
-    returned = list(map(id, call(watched)))
-    return [feature.was_read or id(feature) in returned for feature in watched]
+    with _Transforms() as transforms:
+        returned = set(map(id, call(watched)))
+    if transforms.seen:
+        return None
+    found = [feature.was_read or id(feature) in returned for feature in watched]
+    alive = [weakref.ref(feature) for feature in watched]
+    del watched
+    return [read or feature() is not None for read, feature in zip(found, alive, strict=True)]
 
 
 @torch.no_grad()
@@ -148,6 +168,8 @@ def find_reads(
             for training in (True, False):
                 refiner.train(training)
                 read = watch(features, partial(refine, refiner, state=state))
+                if read is None:
+                    return None
                 for feature in range(len(features)):
                     readers[feature] |= {i} if read[feature] else set()
         except Exception:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sidpar.cascade.cascade import Sample, Shaped
+from sidpar.cascade.cascade import Sample, Shaped, is_differentiable
 from sidpar.cascade.specs import CascadeSpecs
 from sidpar.data.input_rows import Inputs
 from sidpar.engines.result import StepResult
@@ -15,6 +15,7 @@ from sidpar.errors import UsageError
 from sidpar.profiler.clock import Clock, span
 from sidpar.profiler.traffic import Traffic
 from sidpar.rules.base import LocalRule
+from sidpar.schedules.rank_view import Reads
 from sidpar.stages.check import check
 from sidpar.stages.stage import Stage
 
@@ -175,6 +176,22 @@ def _spoken(name: str) -> str:
 
 def _advice(cause: str) -> str:
     return "train it on one rank" if cause == "ranks" else f"set parallel.{cause}=1"
+
+
+def check_extractor_learns(stage: Stage, rule: LocalRule, x: Tensor, reads: Reads | None) -> None:
+    """Raises UsageError if no refiner whose loss trains the extractor reads a feature that has a gradient, for inputs
+    like x. `reads` says of each feature which refiners read it, None that this is not known."""
+    if reads is None or not rule.trains_extractor or not stage.skeleton.extractor_is_trainable:
+        return
+    features, count = stage.skeleton.specs(x).features, stage.placement.num_refiners
+    readers = {i for spec, own in zip(features, reads, strict=True) if is_differentiable(spec.dtype) for i in own}
+    if not any(rule.trains_extractor_through(i, count) for i in readers):
+        who = f"of {sorted(readers)}" if readers else "of no refiner"
+        raise UsageError(
+            f"the extractor would get no gradient: its features enter the forward {who}, and with "
+            f"extractor_update={rule.objective.extractor_update} none of their losses trains it: set "
+            "objective.extractor_update=all, or frozen, or let other refiners read the features"
+        )
 
 
 def check_seams(

@@ -10,7 +10,7 @@ from sidpar.cascade.cascade import TensorTuple, detach, initial_state
 from sidpar.cascade.specs import check_alike, specs_of
 from sidpar.config.groups.objective import Objective
 from sidpar.data.input_rows import Inputs
-from sidpar.engines.base import Synchronous, check_batch, check_seams, chosen, clip_each
+from sidpar.engines.base import Synchronous, check_batch, check_extractor_learns, check_seams, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.result import StepResult
 from sidpar.errors import UsageError
@@ -131,6 +131,8 @@ class LocalEngine(Synchronous):
         )
         if shapes not in self._admitted:
             check_seams(self.stage, self.rule, batch.x, batch.y, training=training, parts=[len(batch.x)])
+            if training and not self.rule.loss_reads_features:
+                check_extractor_learns(self.stage, self.rule, batch.x, self.stage.skeleton.reads(batch.x))
             self._admitted.add(shapes)
         return batch
 

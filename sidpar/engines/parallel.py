@@ -14,7 +14,7 @@ from sidpar.config.groups.objective import Objective
 from sidpar.data.input_rows import Inputs
 from sidpar.distributed.device import synchronize
 from sidpar.engines.agreement import agree_on_batch, agree_on_engine
-from sidpar.engines.base import Synchronous, check_kept, chosen, clip_each
+from sidpar.engines.base import Synchronous, check_extractor_learns, check_kept, chosen, clip_each
 from sidpar.engines.batch import ReplicaBatch
 from sidpar.engines.execution import Execution
 from sidpar.engines.resources import Resources, send_statistics_first
@@ -115,6 +115,7 @@ class ParallelEngine(Synchronous):
         agree_on_engine(stage, self.rule, **settings, seed=seed)
         self._trainable = stage.trainable_flags()
         self._layouts: dict[tuple[object, ...], BatchLayout] = {}
+        self._readers: dict[tuple[object, ...], Reads | None] = {}
         self._rows: dict[tuple[int, bool], list[Sequence[int]]] = {}
         self._actions: dict[tuple[str, RankView], list[Action]] = {}
 
@@ -238,8 +239,9 @@ class ParallelEngine(Synchronous):
 
     @property
     def _views(self) -> list[RankView]:
-        """The inputs of the schedules of all ranks."""
-        return [replace(self._view, rank=rank) for rank in range(self._view.placement.num_ranks)]
+        """The inputs of the schedules of all ranks; before the first batch, of features that go everywhere."""
+        reads = next(iter(self._readers.values()), None)
+        return [replace(self._view, rank=rank, reads=reads) for rank in range(self._view.placement.num_ranks)]
 
     def _list(self, schedule: Callable[[RankView], Iterator[Action]], view: RankView) -> list[Action]:
         key = (schedule.__name__, view)
@@ -252,10 +254,22 @@ class ParallelEngine(Synchronous):
         return replace(self._view, microbatches=len(layout.microbatches), reads=self._reads(x))
 
     def _reads(self, x: Tensor) -> Reads | None:
-        """Which refiners read which features. A rule may read all; stacked refiners run in a transform that features
-        must be passed through."""
-        whole = self.rule.loss_reads_features or self._view.refiner_execution == "stacked"
-        return None if whole else self.stage.skeleton.reads(x)
+        """Which refiners read which features, as the ranks have agreed; None: each may read all."""
+        return self._readers.get((tuple(x.shape[1:]), x.dtype))
+
+    def _agree_on_reads(self, x: Tensor) -> None:
+        """Find which refiners read which features, for inputs like x. All ranks call it: what one of them has found,
+        by a hook of its own for one, holds for all. A rule may read all features; stacked refiners run in a transform
+        that features must be passed through, and compiled ones cannot be watched."""
+        key = (tuple(x.shape[1:]), x.dtype)
+        if key in self._readers:
+            return
+        stacked = self._view.refiner_execution == "stacked"
+        whole = self.rule.loss_reads_features or stacked or self.stage.compute.compile
+        mine = None if whole else self.stage.skeleton.reads(x)
+        everyone = self._runtime.exchange("readers", None if mine is None else [sorted(refiners) for refiners in mine])
+        each = None if None in everyone else zip(*everyone, strict=True)
+        self._readers[key] = None if each is None else tuple(frozenset().union(*found) for found in each)
 
     def _in_order(self, schedule: Callable[[RankView], Iterable[Action]], view: RankView) -> list[Action]:
         """A schedule's actions, in the order for this backend."""
@@ -285,6 +299,9 @@ class ParallelEngine(Synchronous):
                 accompanied=lambda: len(x) * share().copies > 1,
                 share=cut.taken,
             )
+            self._agree_on_reads(share().x)
+            if training:
+                check_extractor_learns(self.stage, self.rule, share().x, self._reads(share().x))
             if not self._layouts and self._resources.stacks is not None:
                 agree_on_stacks(self.stage, share().x)
             if training:
@@ -361,7 +378,8 @@ class ParallelEngine(Synchronous):
             microbatches, ranks = self._microbatches if training else 1, self._runtime.cascade_size
             share = self._share_of(batch_size)
             extracted = share.extracted(extractor, microbatches, ranks)
-            if "extractor" in self.stage.shared_norms:  # without a shard, a rank goes through a row that does not count
+            # Without a shard, a rank goes through a row that does not count, where others wait for its statistics.
+            if extractor == "sharded" and "extractor" in self.stage.shared_norms:
                 extracted = [rows or share.taken[:1] for rows in extracted]
             self._rows[key] = extracted
         return self._rows[key]

@@ -36,6 +36,10 @@ def in_place(refiner: Refiner, one: Tensor, other: Tensor) -> None:
     one.add_(1.0)
 
 
+def keep(refiner: Refiner, one: Tensor, other: Tensor) -> None:
+    refiner.kept = {"last": other}  # type: ignore[assignment]
+
+
 def only_when_evaluated(refiner: Refiner, one: Tensor, other: Tensor) -> Tensor | None:
     return None if refiner.training else other
 
@@ -51,6 +55,7 @@ def only_when_evaluated(refiner: Refiner, one: Tensor, other: Tensor) -> Tensor 
         (lambda refiner, one, other: torch.zeros_like(one), [False, False]),
         (in_place, [True, False]),
         (only_when_evaluated, [False, True]),
+        (keep, [False, True]),
     ],
 )
 def test_what_is_read(use: Any, expected: list[bool]) -> None:
@@ -61,6 +66,12 @@ def test_what_is_read(use: Any, expected: list[bool]) -> None:
     assert [1 in refiners for refiners in found] == expected
     assert not any(0 in refiners for refiners in found)
     assert [module.training for module in cascade.modules()] == modes
+
+
+def test_what_a_transform_hides_is_not_known() -> None:
+    """torch.func wraps tensors, and reads them unseen: then every refiner may read all."""
+    used = Refiner(lambda refiner, one, other: torch.vmap(lambda row: 2 * row)(other))
+    assert Skeleton(Cascade(Extractor(), [used], 3)).reads(torch.zeros(4, 6)) is None
 
 
 class Handed(nn.Module):
@@ -80,5 +91,5 @@ def test_a_feature_that_was_not_sent_has_a_shape_and_no_numbers() -> None:
     assert rows_of(absent, slice(1, 3)).shape == (2, 3)
     assert repr(absent) == "Absent([4, 3], torch.float64)"
     for read in (lambda: absent + 1, lambda: absent.sum(), lambda: torch.cat([absent]), absent.tolist, absent.numpy):
-        with pytest.raises(UsageError, match="reads a feature that it did not read when its shapes were inferred"):
+        with pytest.raises(UsageError, match="reads a feature that none of them read when the shapes were inferred"):
             read()

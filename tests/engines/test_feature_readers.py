@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sidpar import Objective, ParallelEngine, Runtime, Stage, StreamingEngine
+from sidpar import LocalEngine, Objective, ParallelEngine, Runtime, Stage, StreamingEngine
 from sidpar.cascade.cascade import Cascade
 from tests import networks
-from tests.harness import run_ranks
+from tests.harness import RankError, run_ranks
 from tests.oracle import check, oracle
 
 pytestmark = pytest.mark.processes
@@ -60,7 +60,6 @@ def networks_of(num_refiners: int) -> dict[str, list[tuple[int, ...]]]:
         "the first one, the last another, all the integers": [(0, 2), *[(2,)] * (num_refiners - 2), (1, 2)],
         "the last all": [*none[1:], (0, 1, 2)],
         "half of them one, nobody another": [*[(0,)] * (num_refiners // 2), *none[num_refiners // 2 :]],
-        "nobody any": none,
         "all all": [(0, 1, 2)] * num_refiners,
     }
 
@@ -119,6 +118,46 @@ def after_a_stream(
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_streams(ranks: int) -> None:
     run_ranks(streams, ranks, timeout=300)
+
+
+def look(module: nn.Module, given: tuple[Any, ...]) -> None:
+    assert given[0][1].mean().isfinite()
+
+
+def a_hook_on_one_rank(runtime: Runtime) -> None:
+    """What one rank has found holds for all."""
+    x, y = networks.batch(7)
+    reads = networks_of(4)["the first all"]
+    reference = oracle(lambda: cascade(reads), Objective(0.4), x, y)
+    for extractor in ("root", "sharded"):
+        network = cascade(reads)
+        if runtime.rank == runtime.world_size - 1:
+            network.refiners[-1].register_forward_pre_hook(look)
+        engine = ParallelEngine(stage := Stage(network, runtime, extractor=extractor), Objective(0.4), seed=5)  # type: ignore[arg-type]
+        check(extractor, stage, engine, reference, x, y)
+
+
+def test_a_hook_on_one_rank() -> None:
+    run_ranks(a_hook_on_one_rank, 2)
+
+
+def without_a_gradient(runtime: Runtime, schedule: str) -> None:
+    reads = networks_of(4)["the first all"]
+    objective = Objective(0.4, extractor_update="final")
+    stage = Stage(cascade(reads), runtime, extractor="root")
+    engine = LocalEngine(stage, objective) if schedule == "local" else ParallelEngine(stage, objective)
+    engine.step(*networks.batch(7))
+
+
+@pytest.mark.parametrize(("schedule", "ranks"), [("local", 1), ("fused", 1), ("fused", 2)])
+def test_an_extractor_that_would_not_learn_is_refused(schedule: str, ranks: int) -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(without_a_gradient, ranks, schedule)
+    for rank in range(ranks):
+        assert (
+            "the extractor would get no gradient: its features enter the forward of [0], and with "
+            "extractor_update=final none of their losses trains it"
+        ) in caught.value.errors[rank]
 
 
 def traffic(runtime: Runtime, reads: Sequence[Sequence[int]], extractor: Any, objective: Any = None) -> dict[str, Any]:

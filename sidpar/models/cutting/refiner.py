@@ -29,16 +29,18 @@ class LayersRefiner(nn.Module):
         self._lifted, self._is_last = lifted, is_last
 
     def forward(self, features: Tensors, state: Tensors) -> Tensors:
-        first, *others = as_tuple(features)
-        first = first.squeeze(1) if self._lifted else first
+        first, *others = as_tuple(features)  # not touched by a refiner that does not read them: then they are not sent
         log_belief, *hidden = as_tuple(state)
         if not hidden:  # of the first refiner
-            hidden = [first, *others]
+            hidden = [self._as_tokens(first), *others]
         elif self.reader is not None:
-            hidden[0] = hidden[0] + self.reader(first)
+            hidden[0] = hidden[0] + self.reader(self._as_tokens(first))
         outputs = as_tuple(self.layers(*hidden))
         logits: Tensor = self.head(outputs[0], log_belief)
         return logits if self._is_last else (logits, *outputs)
+
+    def _as_tokens(self, first: Tensor) -> Tensor:
+        return first.squeeze(1) if self._lifted else first
 
 
 def make_reader(features: Hidden, hidden: Hidden) -> nn.Module:

@@ -11,6 +11,7 @@ from torchvision.models import DenseNet
 from sidpar import Cascade, Runtime, Stage, UsageError, cut_backbone
 from sidpar.cascade.specs import Skeleton
 from sidpar.models.backbones.resnet import ResNet18
+from sidpar.models.backbones.vit import vit_tiny
 from sidpar.models.cutting.points import Points, balanced
 from tests.models.cutting import awkward
 from tests.models.cutting.awkward import CLASSES
@@ -51,6 +52,12 @@ def test_who_reads_the_features(reads_features: bool, readers: set[int]) -> None
     """So those of a root extractor stay on its rank by default."""
     cascade = cut(resnet(), "layer3", "layer4.1", sample=IMAGES, reads_features=reads_features)
     assert Skeleton(cascade).reads(IMAGES) == (frozenset(readers),)
+
+
+def test_tokens_are_read_by_the_first_refiner_alone() -> None:
+    network = vit_tiny((3, 16, 16), CLASSES, width=64, depth=3)
+    cascade = cut_backbone(network, num_refiners=2, num_classes=CLASSES, sample=IMAGES)
+    assert Skeleton(cascade).reads(IMAGES) == (frozenset({0}),)
 
 
 @pytest.mark.parametrize(
