@@ -121,7 +121,8 @@ def test_streams(ranks: int) -> None:
 
 
 def look(module: nn.Module, given: tuple[Any, ...]) -> None:
-    assert given[0][1].mean().isfinite()
+    """As a log would."""
+    given[0][1].mean()
 
 
 def a_hook_on_one_rank(runtime: Runtime) -> None:
