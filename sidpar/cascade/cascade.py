@@ -91,7 +91,7 @@ def initial_state(features: TensorTuple, num_classes: int) -> TensorTuple:
     """log p_0, the uniform belief: [B, T, C] where the first feature is [B, T, D], else [B, C]."""
     first = features[0]
     lead = first.shape[:2] if first.dim() == 3 else first.shape[:1]
-    dtype = first.dtype.to_real() if is_differentiable(first.dtype) else torch.get_default_dtype()
+    dtype = first.new_zeros(()).real.dtype if is_differentiable(first.dtype) else torch.get_default_dtype()
     return (torch.full((*lead, num_classes), -math.log(num_classes), dtype=dtype, device=first.device),)
 
 

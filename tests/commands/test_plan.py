@@ -135,7 +135,7 @@ def test_measured_messages() -> None:
             "bp.checkpointing and bp.deep_supervision are for one process",
         ),
         (["--objective.alpha", "[0.5,0.5]"], "objective.alpha lists 2 numbers, but the cascade has 4 refiners"),
-        (["--out", "/dev/null/out"], "--out /dev/null/out cannot be made"),
+        (["--out", "/dev/null/out"], "--out /dev/null/out cannot be created"),
         (["--optim.lr", "-1"], "optim.lr must be a positive number, got -1.0"),
         (["--data.name", "cifar10", "--data.root", "/nowhere", "--ranks", "2"], "is not in torchvision's layout"),
     ],

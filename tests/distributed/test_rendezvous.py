@@ -33,7 +33,7 @@ def test_what_a_dead_rank_has_asked_misleads_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "message"), [(0, "rank 0 waited for ranks .1, 2. for 0.3 s"), (1, "rank 1 waited for")]
+    ("rank", "message"), [(0, "rank 0 waited for ranks .1, 2. to start for 0.3 s"), (1, "rank 1 waited for")]
 )
 def test_who_waits_in_vain_says_so(rank: int, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
