@@ -114,7 +114,7 @@ MISTAKES = {
     "tests.own_networks:lazy": "images [1, 8, 8]: extractor.1.weight has no shape before the first batch (it belongs "
     "to a lazy layer, such as nn.LazyLinear): give the layer its sizes",
     "tests.own_networks:with_extra_state": "refiners.1._extra_state is in the cascade's state_dict, but it is "
-    "neither a parameter nor a buffer, and checkpoints hold only these: keep it in a buffer, and use no get_extra_state",
+    "neither a parameter nor a buffer, and checkpoints hold only these: keep it in a buffer, and use no get_",
     "tests.own_networks:unseeded": "UsageError: the ranks have built different networks: rank 0 has initial weights",
 }
 
